@@ -1,0 +1,225 @@
+//! The log record of a tablet.
+//!
+//! An entry names its predecessor and carries a chained hash over the log up to itself, so
+//! that the same position means the same prefix on every replica (log matching). The bytes
+//! are borsh (a published canonical encoding); the layout with worked bytes is in
+//! `docs/formats.md`. The hash is a fast one: integrity on disk is the log's own checksum.
+
+use crate::hlc::Hlc;
+use crate::ids::{Epoch, Incarnation, Pos, ReplicaId, Seq};
+use crate::op::{AckLevel, Change, OpResult, Token};
+use borsh::{BorshDeserialize, BorshSerialize};
+use std::fmt;
+
+/// Version of the record layout, the first byte of every record.
+pub const ENTRY_FORMAT: u8 = 1;
+
+/// One record of a tablet's log.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Entry {
+    /// Where it stands.
+    pub pos: Pos,
+    /// What stands before it.
+    pub prev: Pos,
+    /// Chained hash over the whole log up to and with this entry.
+    pub hash: u64,
+    /// Timestamp of its changes; strictly above that of every entry before it.
+    pub ts: Hlc,
+    /// What it says.
+    pub payload: Payload,
+}
+
+/// What a log entry says.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum Payload {
+    /// First entry of an epoch.
+    EpochStart {
+        /// The replica that leads.
+        replica: ReplicaId,
+        /// The process that leads.
+        incarnation: Incarnation,
+    },
+    /// One atomic batch of one client.
+    Write(WriteRecord),
+    /// From here on a write with this token is refused.
+    TokenFence {
+        /// The token that was asked for and not found.
+        token: Token,
+    },
+}
+
+/// One atomic batch as the log keeps it: effects, never conditions.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct WriteRecord {
+    /// Names the write for retries.
+    pub token: Option<Token>,
+    /// The level that its client waits for.
+    pub level: AckLevel,
+    /// What to put, all at the entry's timestamp.
+    pub changes: Vec<Change>,
+    /// What each operation gave, for the answer to a retry.
+    pub results: Vec<OpResult>,
+}
+
+/// A record that this version cannot read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EntryError {
+    /// No bytes.
+    Empty,
+    /// Written by a newer version.
+    UnknownFormat(u8),
+    /// Not a record.
+    Malformed(String),
+}
+
+impl fmt::Display for EntryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the log record is empty"),
+            Self::UnknownFormat(format) => {
+                write!(f, "log record format {format} is newer than {ENTRY_FORMAT}: use a newer ebla")
+            }
+            Self::Malformed(reason) => write!(f, "the log record is malformed: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for EntryError {}
+
+/// The end of a log: where the next entry goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
+pub struct LogEnd {
+    /// Position of the last entry.
+    pub pos: Pos,
+    /// Its chained hash.
+    pub hash: u64,
+    /// Its timestamp, the greatest of the log.
+    pub ts: Hlc,
+}
+
+impl LogEnd {
+    /// The entry that follows this end in `epoch`.
+    #[must_use]
+    pub fn follow(self, epoch: Epoch, ts: Hlc, payload: Payload) -> Entry {
+        assert!(ts > self.ts, "timestamps rise with positions");
+        let pos = Pos::new(epoch, self.pos.seq.next());
+        let mut entry = Entry { pos, prev: self.pos, hash: 0, ts, payload };
+        entry.hash = entry.chain(self.hash);
+        entry
+    }
+
+    /// Whether `entry` may stand right after this end.
+    #[must_use]
+    pub fn is_followed_by(&self, entry: &Entry) -> bool {
+        entry.prev == self.pos
+            && entry.pos.seq == self.pos.seq.next()
+            && entry.pos.epoch >= self.pos.epoch
+            && entry.hash == entry.chain(self.hash)
+    }
+}
+
+impl Entry {
+    /// The end of a log whose last entry is this.
+    #[must_use]
+    pub fn end(&self) -> LogEnd {
+        LogEnd { pos: self.pos, hash: self.hash, ts: self.ts }
+    }
+
+    /// Index in the log.
+    #[must_use]
+    pub fn seq(&self) -> Seq {
+        self.pos.seq
+    }
+
+    /// The record's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![ENTRY_FORMAT];
+        self.serialize(&mut out).expect("writing to a vector does not fail");
+        out
+    }
+
+    /// Reads a record back.
+    ///
+    /// # Errors
+    /// `EntryError` for bytes that no version up to this one has written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, EntryError> {
+        match bytes.split_first() {
+            None => Err(EntryError::Empty),
+            Some((&ENTRY_FORMAT, body)) => {
+                borsh::from_slice(body).map_err(|error| EntryError::Malformed(error.to_string()))
+            }
+            Some((&format, _)) => Err(EntryError::UnknownFormat(format)),
+        }
+    }
+
+    /// Hash over the previous hash and everything else that this entry says.
+    fn chain(&self, previous: u64) -> u64 {
+        let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(previous);
+        let body = (&self.pos, &self.prev, &self.ts, &self.payload);
+        body.serialize(&mut HashWriter(&mut hasher)).expect("hashing does not fail");
+        hasher.digest()
+    }
+}
+
+struct HashWriter<'a>(&'a mut xxhash_rust::xxh3::Xxh3);
+
+impl borsh::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> borsh::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> borsh::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::Body;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    fn write(value: &'static [u8]) -> Payload {
+        let body = Body::Value(Bytes::from_static(value));
+        let change = Change::Put { key: Bytes::from_static(b"k"), body, expires_ms: None };
+        Payload::Write(WriteRecord {
+            token: None,
+            level: AckLevel::Leader,
+            changes: vec![change],
+            results: vec![OpResult::Done],
+        })
+    }
+
+    #[test]
+    fn entries_survive_encoding() {
+        let entry = LogEnd::default().follow(Epoch(1), Hlc(5), write(b"v"));
+        assert_eq!(Entry::decode(&entry.encode()), Ok(entry));
+    }
+
+    #[test]
+    fn the_chain_tells_two_histories_apart() {
+        let a = LogEnd::default().follow(Epoch(1), Hlc(5), write(b"a"));
+        let b = LogEnd::default().follow(Epoch(1), Hlc(5), write(b"b"));
+        let after_a = a.end().follow(Epoch(1), Hlc(6), write(b"c"));
+        assert!(a.end().is_followed_by(&after_a));
+        assert!(!b.end().is_followed_by(&after_a));
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        assert_eq!(Entry::decode(&[9, 0]), Err(EntryError::UnknownFormat(9)));
+        assert_eq!(Entry::decode(&[]), Err(EntryError::Empty));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut record = vec![ENTRY_FORMAT];
+            record.extend(bytes);
+            let _ = Entry::decode(&record);
+        }
+    }
+}

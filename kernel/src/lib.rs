@@ -1,0 +1,19 @@
+//! Every decision of Ebla, as pure state machines.
+//!
+//! Nothing here knows a clock, a file, a socket, a thread or a random number: time is a
+//! [`ids::Tick`] argument, ids are inputs, effects are values that a shell carries out. The
+//! code that decides in production is thus the code that the simulator runs.
+//!
+//! Every core is called the same way: `step(now, input, &mut effects)`. Inputs and effects
+//! are closed enums of plain data; a completed effect comes back as an input, and a core
+//! never assumes that an effect has happened.
+
+pub mod entry;
+pub mod hlc;
+pub mod ids;
+pub mod key;
+pub mod limits;
+pub mod meta;
+pub mod op;
+pub mod range;
+pub mod tablet;
