@@ -34,7 +34,7 @@ use crate::range::KeyRange;
 use crate::sequence::{Evidence, Recent, Reject};
 use leader::Leader;
 use std::collections::{BTreeSet, VecDeque};
-use token::{TokenRecord, TokenTable};
+use token::TokenTable;
 
 /// What happened to a replica.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -259,13 +259,15 @@ pub struct Recovered {
     pub epochs: Vec<(Epoch, Seq)>,
     /// Durable end of the log; everything up to it is applied.
     pub end: LogEnd,
+    /// The tokens of the log.
+    pub tokens: TokenTable,
 }
 
 impl Tablet {
     /// A replica as it was found on disk.
     #[must_use]
     pub fn new(recovered: Recovered) -> Self {
-        let Recovered { id, replica, incarnation, range, promised, epochs, end } = recovered;
+        let Recovered { id, replica, incarnation, range, promised, epochs, end, tokens } = recovered;
         Self {
             id,
             replica,
@@ -279,18 +281,13 @@ impl Tablet {
             durable: end,
             queued: VecDeque::new(),
             applied: end.pos.seq,
-            tokens: TokenTable::default(),
+            tokens,
             recent: Recent::new(end.pos.seq),
             fence: None,
             appointment: None,
             leader: None,
             led: Epoch(0),
         }
-    }
-
-    /// Takes the tokens of an entry that was found in the log at start.
-    pub fn recover_tokens(&mut self, entry: &Entry) {
-        self.note_tokens(entry);
     }
 
     /// Lets one thing happen.
@@ -388,22 +385,8 @@ impl Tablet {
         if let Payload::EpochStart { .. } = entry.payload {
             self.epochs.push((entry.pos.epoch, entry.seq()));
         }
-        self.note_tokens(&entry);
+        self.tokens.note_entry(&entry);
         effects.push(Effect::Append(entry));
-    }
-
-    fn note_tokens(&mut self, entry: &Entry) {
-        match &entry.payload {
-            Payload::EpochStart { .. } => {}
-            Payload::Write(write) => {
-                let Some(token) = write.token else { return };
-                let (level, results) = (write.level, write.results.clone());
-                self.tokens.note(token, TokenRecord::Write { pos: entry.pos, ts: entry.ts, level, results });
-            }
-            Payload::TokenFence { token } => {
-                self.tokens.note(*token, TokenRecord::Fenced { pos: entry.pos });
-            }
-        }
     }
 
     fn persisted(&mut self, upto: Seq, effects: &mut Vec<Effect>) {
