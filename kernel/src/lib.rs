@@ -16,4 +16,5 @@ pub mod limits;
 pub mod meta;
 pub mod op;
 pub mod range;
+pub mod range_tombstones;
 pub mod tablet;
