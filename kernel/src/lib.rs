@@ -17,4 +17,5 @@ pub mod meta;
 pub mod op;
 pub mod range;
 pub mod sequence;
+pub mod range_tombstones;
 pub mod tablet;

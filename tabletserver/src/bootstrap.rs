@@ -6,7 +6,7 @@
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::identity::{DataDir, Identity};
+use crate::identity::DataDir;
 use crate::limits;
 use crate::oplog::{Oplog, OplogConfig};
 use crate::pipeline::entry_changes;
@@ -16,7 +16,7 @@ use crate::store::rocks::{RocksConfig, RocksStore};
 use crate::store::{Applied, Store};
 use ebla_kernel::entry::{Entry, LogEnd, Payload};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{DiskGeneration, Seq, TabletId};
+use ebla_kernel::ids::{Seq, TabletId};
 use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
@@ -28,8 +28,6 @@ use tracing::info;
 pub struct Opened {
     /// Holds the lock on the directory.
     pub dir: DataDir,
-    /// Whose directory it is.
-    pub identity: Identity,
     /// The synced records.
     pub registry: Arc<Registry>,
     /// All records of replicas, tombstoned ones too.
@@ -65,16 +63,7 @@ pub struct RecoveredReplica {
 /// # Errors
 /// When the directory is in use, of a newer format, or damaged.
 pub fn open(config: &Config) -> Result<Opened, Error> {
-    let dir = DataDir::lock(&config.data_dir)?;
-    let identity = match dir.load()? {
-        Some(identity) => identity,
-        None => {
-            let disk_generation = DiskGeneration(uuid::Uuid::now_v7().as_u64_pair().1);
-            let identity = Identity { cluster_id: None, server_id: None, disk_generation };
-            dir.store(&identity)?;
-            identity
-        }
-    };
+    let dir = DataDir::open(&config.data_dir)?;
     let (registry, content) = Registry::open(&config.data_dir.join("registry"))?;
     let floors = Arc::new(Floors::new());
     let rocks = RocksConfig {
@@ -91,7 +80,6 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
     info!(replicas = replicas.len(), "the data directory is open and its log replayed");
     Ok(Opened {
         dir,
-        identity,
         registry: Arc::new(registry),
         records: content.replicas,
         hlc_bound: content.hlc_bound,

@@ -20,10 +20,10 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that starts above everything that the registry says may have been issued.
+    /// A clock that starts above `bound`, below which everything may have been issued.
     #[must_use]
-    pub fn new(registry: Arc<Registry>) -> Self {
-        let hlc = HlcClock::new(registry.hlc_bound());
+    pub fn new(registry: Arc<Registry>, bound: Hlc) -> Self {
+        let hlc = HlcClock::new(bound);
         Self { hlc: Mutex::new(hlc), registry, extending: Mutex::new(()), started: Instant::now() }
     }
 

@@ -4,6 +4,7 @@
 //! has returned, and only what is recorded is purged from the log. RocksDB's own flushes
 //! need no notice: replaying exact versions is idempotent.
 
+use crate::error::Error;
 use crate::limits;
 use crate::node::Node;
 use crate::oplog::Oplog;
@@ -53,7 +54,7 @@ impl Flusher {
     ///
     /// # Errors
     /// When the store or the registry fails: the server must end.
-    pub fn run(self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    pub fn run(self) -> Result<(), Error> {
         let mut progress = HashMap::new();
         let mut last_flush = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
@@ -77,7 +78,7 @@ impl Flusher {
     fn flush(
         &self,
         progress: &mut HashMap<TabletId, Progress>,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(), Error> {
         let directory = self.node.directory.load_full();
         progress.retain(|id, _| directory.tablet(*id).is_some());
         let unflushed: Vec<Flushed> = directory

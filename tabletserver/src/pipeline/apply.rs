@@ -94,19 +94,22 @@ fn each_put(part: &TabletEntries, mut visit: impl FnMut(&TabletHandle, &[u8], &V
 
 /// Publishes the range tombstones of `entries`, all at once.
 pub fn add_range_tombstones(handle: &TabletHandle, entries: &[Entry]) {
-    let mut known: Option<RangeTombstones> = None;
-    for entry in entries {
-        for change in changes(entry) {
-            if let Change::RangeTombstone { from, to } = change {
-                let known = known.get_or_insert_with(|| (**handle.tombstones.load()).clone());
-                known.insert(from.clone(), to.clone(), entry.ts);
+    let is_range = |change: &&Change| matches!(change, Change::RangeTombstone { .. });
+    if !entries.iter().flat_map(changes).any(|change| is_range(&change)) {
+        return;
+    }
+    handle.size.is_stale.store(true, std::sync::atomic::Ordering::Relaxed);
+    handle.tombstones.rcu(|known| {
+        let mut known = RangeTombstones::clone(known);
+        for entry in entries {
+            for change in changes(entry).iter().filter(is_range) {
+                if let Change::RangeTombstone { from, to } = change {
+                    known.insert(from.clone(), to.clone(), entry.ts);
+                }
             }
         }
-    }
-    if let Some(known) = known {
-        handle.size.is_stale.store(true, std::sync::atomic::Ordering::Relaxed);
-        handle.tombstones.store(Arc::new(known));
-    }
+        known
+    });
 }
 
 fn body_bytes(body: &Body) -> usize {

@@ -100,6 +100,8 @@ pub enum Control {
     AppendFailed(Vec<(TabletId, Seq)>),
     /// Give up every epoch; tell when nothing is in flight.
     StepDown(oneshot::Sender<()>),
+    /// End the thread.
+    Stop,
 }
 
 /// An appointment before it has its timestamp.
@@ -124,8 +126,8 @@ pub enum Outward {
     PersistPromises(Vec<(TabletId, Epoch)>),
     /// Answer metadata's fences.
     FenceAnswers(Vec<(TabletId, ReplicaId, FenceAnswer)>),
-    /// Tablets began or ceased to serve.
-    ServingChanged(Vec<TabletId>),
+    /// Some tablet began or ceased to serve.
+    ServingChanged,
 }
 
 /// The request cannot be taken.
@@ -186,10 +188,11 @@ pub struct Sequencer {
     with_tokens: HashSet<TabletId>,
     tokens: usize,
     tokens_checked: Tick,
+    stopped: bool,
     effects: Vec<Effect>,
     promises: Vec<(TabletId, Epoch)>,
     fence_answers: Vec<(TabletId, ReplicaId, FenceAnswer)>,
-    serving_changed: Vec<TabletId>,
+    serving_changed: bool,
 }
 
 enum Wake {
@@ -227,10 +230,11 @@ impl Sequencer {
             with_tokens: HashSet::new(),
             tokens: 0,
             tokens_checked: Tick(0),
+            stopped: false,
             effects: Vec::new(),
             promises: Vec::new(),
             fence_answers: Vec::new(),
-            serving_changed: Vec::new(),
+            serving_changed: false,
         }
     }
 
@@ -247,6 +251,9 @@ impl Sequencer {
             self.tick();
             self.hand_on();
             self.send_outward();
+            if self.stopped {
+                return;
+            }
         }
     }
 
@@ -315,6 +322,7 @@ impl Sequencer {
 
     fn control(&mut self, control: Control) {
         match control {
+            Control::Stop => self.stopped = true,
             Control::Install(tablet, handle) => self.install(*tablet, handle),
             Control::Remove(tablet, done) => self.remove(tablet, done),
             Control::Fence(fences) => self.fence(fences),
@@ -465,12 +473,12 @@ impl Sequencer {
             }
             Effect::Serve { epoch } => {
                 slot.handle.set_serving(Some(epoch));
-                self.serving_changed.push(id);
+                self.serving_changed = true;
             }
             Effect::StopServing { epoch } => {
                 info!(tablet = %id, %epoch, "gave up an epoch");
                 slot.handle.set_serving(None);
-                self.serving_changed.push(id);
+                self.serving_changed = true;
             }
             Effect::Reply { request, answer } => {
                 if let Some(reply) = self.waiting.remove(&request) {
@@ -530,6 +538,6 @@ impl Sequencer {
         };
         tell(promises.is_empty(), Outward::PersistPromises(promises));
         tell(answers.is_empty(), Outward::FenceAnswers(answers));
-        tell(serving.is_empty(), Outward::ServingChanged(serving));
+        tell(!serving, Outward::ServingChanged);
     }
 }
