@@ -3,6 +3,8 @@
 //! Three stores per server, not per tablet: the data ([`store`]), one log shared by all
 //! tablets ([`oplog`]) and a small synced [`registry`]. Decisions are the kernel's.
 
+#[cfg(test)]
+mod documented;
 mod durable_file;
 pub mod identity;
 pub mod limits;
