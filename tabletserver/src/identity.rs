@@ -270,3 +270,79 @@ fn parse(dir: &Path, text: &str) -> Result<Identity, IdentityError> {
     };
     Ok(Identity { disk_generation: DiskGeneration(generation), registered })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registered() -> Registered {
+        Registered { cluster_id: "0198-aa".into(), server_id: ServerId(3) }
+    }
+
+    #[test]
+    fn a_directory_keeps_who_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = DataDir::open(&dir.path().join("new/deep")).unwrap();
+        assert_eq!(first.identity().registered, None);
+        first.register(registered()).unwrap();
+        first.register(registered()).unwrap();
+        let other = Registered { server_id: ServerId(4), ..registered() };
+        assert!(matches!(first.register(other), Err(IdentityError::Belongs { .. })));
+        let generation = first.renew_disk_generation().unwrap();
+        let (path, identity) = (first.path().to_owned(), first.identity().clone());
+        drop(first);
+        let again = DataDir::open(&path).unwrap();
+        assert_eq!(*again.identity(), identity);
+        assert_eq!(again.identity().disk_generation, generation);
+        assert_eq!(again.identity().registered, Some(registered()));
+    }
+
+    #[test]
+    fn a_directory_is_held_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::open(dir.path()).unwrap();
+        let Err(IdentityError::InUse { holder, .. }) = DataDir::open(dir.path()).map(drop) else {
+            panic!("two have it")
+        };
+        assert!(holder.contains(&std::process::id().to_string()), "{holder}");
+        drop(first);
+        DataDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_refused_and_kept() {
+        for (text, is_newer) in [
+            ("", false),
+            ("\u{0}\u{1}garbage", false),
+            ("format = 1\n", false),
+            ("format = 1\ndisk_generation = x\n", false),
+            ("format = 1\ndisk_generation = 5\nserver_id = 1\n", false),
+            ("format = 1\ndisk_generation = 5\ncluster_id = c\n", false),
+            ("format = 2\nsomething = new\n", true),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join(IDENTITY), text).unwrap();
+            match DataDir::open(dir.path()).map(drop) {
+                Err(IdentityError::NewerFormat { found: 2, .. }) => assert!(is_newer, "{text:?}"),
+                Err(IdentityError::Garbage { .. }) => assert!(!is_newer, "{text:?}"),
+                other => panic!("{text:?} gave {other:?}"),
+            }
+            assert_eq!(fs::read_to_string(dir.path().join(IDENTITY)).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn data_without_an_identity_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("oplog")).unwrap();
+        assert!(matches!(DataDir::open(dir.path()).map(drop), Err(IdentityError::Missing { .. })));
+        assert!(!dir.path().join(IDENTITY).exists());
+    }
+
+    #[test]
+    fn the_documented_file_is_what_is_written() {
+        let identity =
+            Identity { disk_generation: DiskGeneration(9_302_938_402_938), registered: Some(registered()) };
+        assert!(include_str!("../../docs/formats.md").contains(&render(&identity)));
+    }
+}

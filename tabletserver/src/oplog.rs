@@ -397,3 +397,6 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "the log engine panicked".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -311,3 +311,114 @@ fn failed(tried: &'static str, source: rocksdb::Error) -> RegistryError {
         _ => RegistryError::Io { tried, source: source.into() },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use ebla_kernel::ids::Pos;
+
+    fn replica(tablet: u64) -> ReplicaRecord {
+        ReplicaRecord {
+            tablet: TabletId(tablet),
+            table: TableId(2),
+            replica: ReplicaId(tablet + 1),
+            range: KeyRange::new(Bytes::from_static(b"a"), Some(Bytes::from_static(b"m"))).unwrap(),
+            state: ReplicaState::Active,
+            promised_epoch: Epoch(3),
+            epochs: vec![EpochSpan { epoch: Epoch(3), first: Seq(9) }],
+            flushed: LogEnd { pos: Pos::new(Epoch(3), Seq(12)), hash: 0xABCD, ts: Hlc(77) },
+            log_first: Seq(9),
+            log_end_cut: None,
+            lineage: Lineage(1),
+            config_version: ConfigVersion(4),
+            rows_estimate: 10,
+            bytes_estimate: 1_000,
+        }
+    }
+
+    #[test]
+    fn a_reopened_registry_holds_what_was_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, content) = Registry::open(dir.path()).unwrap();
+        assert_eq!(content, RegistryContent::default());
+        let mut batch = RegistryBatch::new();
+        batch.put_replica(&replica(5)).put_replica(&replica(6)).set_hlc_bound(Hlc(99));
+        batch.set_lease_ms_max(1_000).set_gc_floor(TableId(2), Hlc(4)).set_gc_floor(TableId(3), Hlc(5));
+        registry.commit(batch).unwrap();
+        let mut batch = RegistryBatch::new();
+        batch.remove_replica(TabletId(6)).remove_gc_floor(TableId(3));
+        registry.commit(batch).unwrap();
+        drop(registry);
+        let (_, content) = Registry::open(dir.path()).unwrap();
+        let wanted = RegistryContent {
+            replicas: BTreeMap::from([(TabletId(5), replica(5))]),
+            hlc_bound: Hlc(99),
+            lease_ms_max: 1_000,
+            gc_floors: BTreeMap::from([(TableId(2), Hlc(4))]),
+        };
+        assert_eq!(content, wanted);
+    }
+
+    #[test]
+    fn a_refused_batch_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, _) = Registry::open(dir.path()).unwrap();
+        let mut swollen = replica(5);
+        swollen.epochs = vec![swollen.epochs[0]; EPOCHS_PER_REPLICA_MAX + 1];
+        let mut batch = RegistryBatch::new();
+        batch.put_replica(&replica(4)).put_replica(&swollen);
+        assert!(matches!(registry.commit(batch), Err(RegistryError::TooManyEpochs { .. })));
+        assert_eq!(registry.read_all().unwrap(), RegistryContent::default());
+    }
+
+    #[test]
+    fn garbage_records_are_typed_errors() {
+        let wrong_key = encode(&replica(6));
+        let cases: [(&[u8], &[u8], bool); 8] = [
+            (b"r\0\0\0\0\0\0\0\x05", b"", false),
+            (b"r\0\0\0\0\0\0\0\x05", &[REGISTRY_FORMAT, 1, 2, 3], false),
+            (b"r\0\0\0\0\0\0\0\x05", &wrong_key, false),
+            (b"r\x05", &wrong_key, false),
+            (b"z", &[REGISTRY_FORMAT], false),
+            (b"g\x05", &encode(&Hlc(1)), false),
+            (b"h", &[0, 0], false),
+            (b"h", &[REGISTRY_FORMAT + 1, 0], true),
+        ];
+        for (key, value, is_newer) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let (registry, _) = Registry::open(dir.path()).unwrap();
+            registry.db.put(key, value).unwrap();
+            drop(registry);
+            match Registry::open(dir.path()).map(drop) {
+                Err(RegistryError::NewerFormat { .. }) => assert!(is_newer, "{key:?}"),
+                Err(RegistryError::Damaged { .. }) => assert!(!is_newer, "{key:?}"),
+                other => panic!("{key:?} gave {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn ten_thousand_replicas_load_fast() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, _) = Registry::open(dir.path()).unwrap();
+        let mut batch = RegistryBatch::new();
+        for tablet in 1..=10_000 {
+            batch.put_replica(&replica(tablet));
+        }
+        registry.commit(batch).unwrap();
+        drop(registry);
+        let started = std::time::Instant::now();
+        let (_, content) = Registry::open(dir.path()).unwrap();
+        assert_eq!(content.replicas.len(), 10_000);
+        assert!(started.elapsed().as_millis() < 1_000, "took {:?}", started.elapsed());
+    }
+
+    #[test]
+    fn worked_bytes_of_the_documentation() {
+        let text = include_str!("../../docs/formats.md");
+        crate::documented::check(text, "registry-replica-key", &replica_key(TabletId(5)));
+        crate::documented::check(text, "registry-replica", &encode(&replica(5)));
+        crate::documented::check(text, "registry-hlc-bound", &encode(&Hlc::new(1, 2)));
+    }
+}

@@ -14,8 +14,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-const HEADER_BYTES: usize = 53 + 8 + 8;
-const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-";
+/// What every file begins with: magic, version 2, no alignment.
+const HEADER: &[u8] =
+    b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0";
 const BATCH_HEADER_BYTES: usize = 16;
 const CRC_BYTES: usize = 4;
 const COMPRESSION_MAX: u8 = 1;
@@ -63,7 +64,7 @@ fn files_of(dir: &Path, queue: &str) -> io::Result<Vec<(u64, PathBuf)>> {
 
 /// Where the last file is broken although readable batches follow.
 fn damage_in(bytes: &[u8], number: u64) -> Option<usize> {
-    let mut offset = if bytes.starts_with(MAGIC) { HEADER_BYTES } else { 0 };
+    let mut offset = if bytes.starts_with(HEADER) { HEADER.len() } else { 0 };
     while let Some(len) = read_batch(bytes.get(offset..)?, number) {
         offset += len;
     }

@@ -210,7 +210,11 @@ impl Equivalent<CacheKey> for CacheKeyRef<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{Applied, Store};
     use ebla_kernel::hlc::Hlc;
+    use ebla_kernel::ids::TableId;
+    use ebla_kernel::op::Change;
 
     fn version(ts: u64) -> Version {
         Version { ts: Hlc(ts), body: Body::Value(Bytes::from_static(b"v")), expires_ms: None }
@@ -269,5 +273,40 @@ mod tests {
         let large = Version { body: Body::Value(Bytes::from(vec![0; 32 * 1024])), ..version(5) };
         let stamp = cache.begin_fill(1, b"k");
         assert!(!cache.fill(stamp, 1, b"k", &large));
+    }
+
+    /// Readers fill while a writer writes; whatever stays cached at the end is the newest.
+    #[test]
+    fn no_fill_outlives_the_write_that_overtook_it() {
+        let store = MemoryStore::new();
+        let cache = RowCache::default();
+        let table = TableId(1);
+        let newest = || store.get(table, b"k", Hlc::MAX).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..30_000 {
+                        let stamp = cache.begin_fill(1, b"k");
+                        if let Some(version) = newest() {
+                            cache.fill(stamp, 1, b"k", &version);
+                        }
+                    }
+                });
+            }
+            for ts in 1..=3_000 {
+                let change = Change::Put {
+                    key: Bytes::from_static(b"k"),
+                    body: Body::Counter(ts as i64),
+                    expires_ms: None,
+                };
+                cache.before_apply(1, [&b"k"[..]]);
+                store.apply(&[Applied { table, ts: Hlc(ts), change: &change }]).unwrap();
+                cache.after_apply(1, b"k", &newest().unwrap());
+                if let Some(cached) = cache.get(1, b"k") {
+                    assert_eq!(cached.ts, Hlc(ts), "a version that was overtaken stayed cached");
+                }
+            }
+        });
+        assert_eq!(cache.get(1, b"k"), newest());
     }
 }

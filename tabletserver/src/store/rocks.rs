@@ -301,3 +301,71 @@ fn read_error(tried: &'static str, source: rocksdb::Error) -> StoreError {
         _ => engine(tried, source),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ebla_kernel::op::Body;
+
+    fn open(dir: &Path) -> Result<RocksStore, StoreError> {
+        RocksStore::open(dir, &RocksConfig::default(), Arc::new(Floors::new()))
+    }
+
+    #[test]
+    fn garbage_values_are_corrupt_and_do_not_stop_other_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).unwrap();
+        let table = TableId(3);
+        for (key, garbage) in
+            [(b"a", &b""[..]), (b"b", &[9][..]), (b"c", &[2, 1][..]), (b"d", &[0x81, 1][..])]
+        {
+            store.db.put(key::encode_row(table, key, Hlc(5)), garbage).unwrap();
+            let read = store.get(table, key, Hlc(9));
+            assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{key:?} gave {read:?}");
+        }
+        let change = Change::Put { key: Bytes::from_static(b"e"), body: Body::Counter(4), expires_ms: None };
+        store.apply(&[Applied { table, ts: Hlc(5), change: &change }]).unwrap();
+        assert_eq!(store.get(table, b"e", Hlc(9)).unwrap().unwrap().body, Body::Counter(4));
+    }
+
+    #[test]
+    fn a_malformed_range_tombstone_is_corrupt() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).unwrap();
+        let stored_key = key::encode_range_tombstone(TableId(3), b"m", Hlc(5));
+        for garbage in [&[7][..], &[1, b'a'][..], &[]] {
+            store.db.put(&stored_key, garbage).unwrap();
+            let loaded = store.load_range_tombstones(TableId(3), &KeyRange::all());
+            assert!(matches!(loaded, Err(StoreError::Corrupt { .. })), "{garbage:?} gave {loaded:?}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path()).unwrap());
+        std::fs::write(dir.path().join("FORMAT"), "2\n").unwrap();
+        assert!(matches!(open(dir.path()), Err(StoreError::NewerFormat { .. })));
+        std::fs::write(dir.path().join("FORMAT"), "two\n").unwrap();
+        assert!(matches!(open(dir.path()), Err(StoreError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_flipped_byte_in_a_data_file_is_corrupt() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).unwrap();
+        let value = Body::Value(vec![7; 1_000].into());
+        let change = Change::Put { key: Bytes::from_static(b"k"), body: value, expires_ms: None };
+        store.apply(&[Applied { table: TableId(3), ts: Hlc(5), change: &change }]).unwrap();
+        store.flush().unwrap();
+        drop(store);
+        let is_data = |path: &std::path::PathBuf| path.extension().is_some_and(|e| e == "sst");
+        let mut files = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path());
+        let path = files.find(is_data).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[10] ^= 0x40;
+        std::fs::write(&path, bytes).unwrap();
+        let read = open(dir.path()).and_then(|store| store.get(TableId(3), b"k", Hlc(9)));
+        assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+    }
+}

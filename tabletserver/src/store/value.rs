@@ -124,6 +124,8 @@ pub(super) fn decode_upper_end(stored: &[u8]) -> Result<Option<Bytes>, StoreErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ebla_kernel::ids::TableId;
+    use ebla_kernel::key;
     use proptest::prelude::*;
 
     fn body() -> impl Strategy<Value = Body> {
@@ -156,12 +158,17 @@ mod tests {
 
     #[test]
     fn worked_bytes_of_the_documentation() {
-        assert_eq!(encode(&Body::Tombstone, None), [0]);
-        assert_eq!(encode(&Body::Value(Bytes::from_static(b"hi")), None), [1, b'h', b'i']);
-        assert_eq!(encode(&Body::Counter(-2), None), [2, 255, 255, 255, 255, 255, 255, 255, 254]);
-        let expiring = encode(&Body::Value(Bytes::from_static(b"x")), Some(1_000));
-        assert_eq!(expiring, [0x81, 0, 0, 0, 0, 0, 0, 0x03, 0xE8, b'x']);
+        let check = |name, bytes: Vec<u8>| {
+            crate::documented::check(include_str!("../../../docs/formats.md"), name, &bytes);
+        };
+        check("row-key", key::encode_row(TableId(1), b"a\0b", Hlc(2)));
+        check("range-tombstone-key", key::encode_range_tombstone(TableId(1), b"m", Hlc(2)));
+        check("value-tombstone", encode(&Body::Tombstone, None));
+        check("value-plain", encode(&Body::Value(Bytes::from_static(b"hi")), None));
+        check("value-counter", encode(&Body::Counter(-2), None));
+        check("value-expiring", encode(&Body::Value(Bytes::from_static(b"x")), Some(1_000)));
+        check("range-tombstone-value", encode_upper_end(Some(&Bytes::from_static(b"z"))));
         assert_eq!(encode_upper_end(None), [0]);
-        assert_eq!(encode_upper_end(Some(&Bytes::from_static(b"m"))), [1, b'm']);
+        assert_eq!(encode(&Body::Tombstone, None), TOMBSTONE_VALUE);
     }
 }

@@ -1,1 +1,0 @@
-//! Tests of the stores against each other and against a plain model.
