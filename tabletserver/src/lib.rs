@@ -7,6 +7,8 @@ mod bootstrap;
 mod clock;
 mod config;
 mod disk;
+#[cfg(test)]
+mod documented;
 mod durable_file;
 mod error;
 mod flusher;
