@@ -39,7 +39,7 @@ pub use ebla_kernel::op::{AckLevel, Token};
 pub use ebla_proto::error::Reason;
 pub use ebla_proto::v1;
 pub use error::Error;
-pub use outcome::{Committed, Outcome, Ticket};
+pub use outcome::{Committed, MalformedTicket, Outcome, Ticket};
 pub use route::TabletRoute;
 pub use row::{Cell, Row, Value};
 pub use scan::{Scan, ScanCount, ScanStream};
