@@ -25,7 +25,7 @@ for visits in 42 84; do
     }
     expect '^ready endpoints='
     expect 'hello again'
-    expect 'libc6'
+    expect 'lib32gphobos3'
     expect "\b$visits\b"
 done
 echo "demo-check: ok"
