@@ -16,4 +16,6 @@ pub mod limits;
 pub mod meta;
 pub mod op;
 pub mod range;
+pub mod sequence;
+pub mod range_tombstones;
 pub mod tablet;

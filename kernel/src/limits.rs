@@ -55,3 +55,10 @@ pub const REQUEST_TIMEOUT_MS_DEFAULT: u64 = 10_000;
 /// How long keys already applied stay known to the sequencer, so that what a request task
 /// read before sequencing can be judged. A request that took longer reads again.
 pub const RECENT_WRITES_MS: u64 = 200;
+
+/// Most bytes of rows already applied that one tablet keeps known to its sequencer.
+pub const RECENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How far a client's clock may be ahead of a server's when it issues write tokens. After a
+/// restart that much more of the past counts as forgotten.
+pub const TOKEN_CLOCK_SLACK_MS: u64 = 5_000;

@@ -1,0 +1,1 @@
+//! Tests of the stores against each other and against a plain model.
