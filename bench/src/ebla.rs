@@ -50,8 +50,7 @@ impl Ebla {
 
         let client = Client::builder().endpoints([listen]).timeout(Duration::from_secs(60)).connect().await?;
         let split_keys = rows.split_keys(TABLETS);
-        let request =
-            ebla_client::v1::CreateTableRequest { name: TABLE.to_owned(), spec: None, split_keys };
+        let request = ebla_client::v1::CreateTableRequest { name: TABLE.to_owned(), spec: None, split_keys };
         client.admin().create_table(request).await?;
         Ok(Self { process, client, rows })
     }

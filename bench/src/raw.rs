@@ -5,7 +5,9 @@ use crate::closed_loop::{Measured, run_threads};
 use crate::ebla::{LOAD_BATCH_ROWS, LOAD_BATCHES};
 use crate::rows::Rows;
 use anyhow::{Context as _, Result, ensure};
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, IteratorMode, Options, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, IteratorMode, Options, WriteBatch, WriteOptions,
+};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,7 +62,7 @@ impl Raw {
                 for number in first..(first + LOAD_BATCH_ROWS).min(self.rows.count) {
                     batch.put(Rows::key(number), self.rows.value(number));
                 }
-                self.db.write_opt(&batch, &synced())?;
+                self.db.write_opt(batch, &synced())?;
             }
         };
         thread::scope(|scope| {
