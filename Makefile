@@ -46,6 +46,7 @@ test: build ## all tests, those with real processes included
 	cargo test --locked --workspace --doc
 
 check: test ## what CI runs; never writes into the tree
+	@sh scripts/deps.sh check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items

@@ -3,6 +3,7 @@
 #
 # clang and libclang: bindings of RocksDB. g++: RocksDB itself. protobuf-compiler: the
 # masters' Raft library. ccache: RocksDB is compiled once, not once per profile.
+# `deps.sh check` adds what only `make check` needs.
 set -eu
 
 needed="clang libclang-dev protobuf-compiler ccache g++"
@@ -25,6 +26,10 @@ for package in $needed; do
         *) missing="$missing $package" ;;
     esac
 done
+
+if [ "${1:-}" = check ] && command -v python3 >/dev/null 2>&1; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+fi
 
 if [ -n "$missing" ]; then
     echo "deps: installing$missing" >&2
