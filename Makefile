@@ -18,7 +18,7 @@ ifneq ($(filter default undefined,$(origin CXX)),)
 export CXX = $(ccache)g++
 endif
 
-# Seeds of the simulator and rounds of the process tests, in `make sim` and `make chaos`.
+# Seeds of the simulator and rounds of the tests with real processes, in `make sim` and `make chaos`.
 SEEDS ?= 2000
 ROUNDS ?= 20
 
@@ -65,8 +65,11 @@ bench: deps ## measure the cluster beside raw RocksDB, as a markdown table; ARGS
 sim: deps ## many seeds of the simulator; SEEDS=2000
 	EBLA_SIM_SEEDS=$(SEEDS) cargo test --locked --workspace --test sim -- --nocapture
 
-chaos: build ## the process tests again and again; ROUNDS=20
-	EBLA_CHAOS_ROUNDS=$(ROUNDS) cargo test --locked --workspace --test chaos -- --nocapture --test-threads=1
+chaos: build ## kill real processes again and again; ROUNDS=20
+	@for round in $$(seq $(ROUNDS)); do \
+		echo "== round $$round of $(ROUNDS)"; \
+		cargo test --locked --workspace --test restarts --test faults -- --test-threads=1 || exit 1; \
+	done
 
 doc: ## the documentation of all crates
 	cargo doc --workspace --no-deps
