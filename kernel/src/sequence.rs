@@ -121,8 +121,10 @@ impl Recent {
 
     /// Tells that everything up to `applied` is in the store, and forgets what is old.
     pub fn applied(&mut self, now: Tick, applied: Seq) {
-        if self.marks.back().is_none_or(|(at, _)| now.ms_since(*at) >= RECENT_WRITES_MS / 4) {
-            self.marks.push_back((now, applied));
+        // A mark stands for a quarter of the time, so that there are few of them.
+        match self.marks.back_mut() {
+            Some((at, seq)) if now.ms_since(*at) < RECENT_WRITES_MS / 4 => *seq = applied,
+            Some(_) | None => self.marks.push_back((now, applied)),
         }
         if self.bytes > RECENT_BYTES_MAX {
             self.forget(applied);

@@ -9,6 +9,9 @@ impl Tablet {
         if epoch < self.promised.max(self.promising.unwrap_or_default()) || epoch <= self.led {
             return;
         }
+        if self.appointment.as_ref().is_some_and(|appointment| appointment.epoch == epoch) {
+            return; // an earlier answer has already led to an appointment
+        }
         self.step_down(effects);
         self.fence = Some(epoch);
         self.promise(epoch, effects);

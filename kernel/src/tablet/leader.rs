@@ -8,7 +8,7 @@ use crate::hlc::Hlc;
 use crate::ids::{Epoch, Pos, ReplicaId, RequestId, Seq, Tick};
 use crate::op::{Action, Committed, Op, Token};
 use crate::range::KeyRange;
-use crate::sequence::{Recent, sequence};
+use crate::sequence::{Recent, Reject, sequence};
 use std::collections::BTreeMap;
 
 /// A question for the outcome of a write.
@@ -28,8 +28,8 @@ enum Wait {
     Level(Committed),
     /// An older write of the same token, or a question for it: Q decides (m37).
     Decided(Answer),
-    /// Everything up to a position in the store.
-    Applied,
+    /// Everything up to a position in the store, then this.
+    Applied(Answer),
 }
 
 #[derive(Clone, Debug)]
@@ -95,7 +95,7 @@ impl Leader {
                 let done = match &waiter.wait {
                     Wait::Level(committed) => self.progress.reached(committed.level, own, seq),
                     Wait::Decided(_) => seq <= q,
-                    Wait::Applied => true,
+                    Wait::Applied(_) => true,
                 };
                 if done {
                     ready.push((waiter.request, waiter.wait.into_answer()));
@@ -128,8 +128,7 @@ impl Wait {
     fn into_answer(self) -> Answer {
         match self {
             Self::Level(committed) => Answer::Committed(committed),
-            Self::Decided(answer) => answer,
-            Self::Applied => Answer::Reached,
+            Self::Decided(answer) | Self::Applied(answer) => answer,
         }
     }
 }
@@ -137,14 +136,21 @@ impl Wait {
 impl Tablet {
     pub(super) fn appoint(&mut self, appointment: Appointment, effects: &mut Vec<Effect>) {
         let mine = appointment.replica == self.replica && appointment.incarnation == self.incarnation;
-        let stale = appointment.epoch < self.promised || appointment.epoch <= self.led;
-        if !mine || stale {
+        if !mine || self.is_stale(appointment.epoch) {
             return;
         }
         self.step_down(effects);
         self.promise(appointment.epoch, effects);
         self.appointment = Some(appointment);
         self.proceed_appointment(effects);
+    }
+
+    /// Whether `epoch` must not begin here: a later one is promised, even if that promise is
+    /// still on its way to the registry (m5, m32), or it began already, in this process or,
+    /// as the log says, in an earlier one (m7).
+    fn is_stale(&self, epoch: Epoch) -> bool {
+        epoch < self.promised.max(self.promising.unwrap_or_default())
+            || epoch <= self.led.max(self.end.pos.epoch)
     }
 
     /// Begins the epoch once the promise is durable and the whole old tail is applied.
@@ -204,8 +210,10 @@ impl Tablet {
             return Ok(());
         }
         let ts = write.ts.max(self.end.ts.next());
-        let sequenced = sequence(&write.ops, ts, &self.range, &self.recent, &write.evidence)
-            .map_err(|reject| Answer::Refused(Refusal::Rejected(reject)))?;
+        let sequenced = match sequence(&write.ops, ts, &self.range, &self.recent, &write.evidence) {
+            Ok(sequenced) => sequenced,
+            Err(reject) => return self.reject(&write, reject),
+        };
         let record = WriteRecord {
             token: write.token,
             level: write.level,
@@ -218,6 +226,18 @@ impl Tablet {
         let committed = Committed { pos: entry.pos, ts, level: write.level, results: sequenced.results };
         self.append(entry, effects);
         self.wait(seq, write.request, Wait::Level(committed), write.deadline);
+        Ok(())
+    }
+
+    /// A refusal may rest on a write in flight, which may still be lost: it is told when
+    /// everything sequenced so far is applied, so that nobody sees what never was.
+    fn reject(&mut self, write: &WriteRequest, reject: Reject) -> Result<(), Answer> {
+        let answer = Answer::Refused(Refusal::Rejected(reject));
+        let waits = answer != Answer::Refused(Refusal::Rejected(Reject::ReadAgain));
+        if !waits || self.applied == self.end.pos.seq {
+            return Err(answer);
+        }
+        self.wait(self.end.pos.seq, write.request, Wait::Applied(answer), write.deadline);
         Ok(())
     }
 
@@ -235,21 +255,20 @@ impl Tablet {
 
     /// Whether the write is a retry of one that the log holds; then its client waits for that.
     fn is_retry(&mut self, token: Token, write: &WriteRequest) -> Result<bool, Answer> {
-        let (seq, committed) = match self.tokens.look_up(token, write.wall_ms) {
+        let (pos, committed) = match self.tokens.look_up(token, write.wall_ms) {
             TokenLookup::New => return Ok(false),
             TokenLookup::TooOld => return Err(Answer::Refused(Refusal::TokenTooOld)),
-            TokenLookup::Known(record) => match record.committed() {
-                None => return Err(Answer::Refused(Refusal::TokenFenced)),
-                Some(committed) => (record.pos().seq, committed),
-            },
+            TokenLookup::Known(record) => (record.pos(), record.committed()),
         };
-        // An entry of an older epoch counts only through one of this epoch (m13, m37).
-        let own_epoch = self.leader.as_ref().map(|leader| leader.epoch) == Some(committed.pos.epoch);
-        let wait = match own_epoch {
-            true => Wait::Level(committed),
-            false => Wait::Decided(Answer::Committed(committed)),
+        // An entry of an older epoch counts only through one of this epoch (m13, m37), and a
+        // fence may be lost like any entry until it is <= Q.
+        let own_epoch = self.leader.as_ref().map(|leader| leader.epoch) == Some(pos.epoch);
+        let wait = match committed {
+            None => Wait::Decided(Answer::Refused(Refusal::TokenFenced)),
+            Some(committed) if own_epoch => Wait::Level(committed),
+            Some(committed) => Wait::Decided(Answer::Committed(committed)),
         };
-        self.wait(seq, write.request, wait, write.deadline);
+        self.wait(pos.seq, write.request, wait, write.deadline);
         Ok(true)
     }
 
@@ -260,7 +279,7 @@ impl Tablet {
         } else if self.applied == self.end.pos.seq {
             effects.push(Effect::Reply { request, answer: Answer::Reached });
         } else {
-            self.wait(self.end.pos.seq, request, Wait::Applied, deadline);
+            self.wait(self.end.pos.seq, request, Wait::Applied(Answer::Reached), deadline);
         }
     }
 

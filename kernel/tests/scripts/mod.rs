@@ -1,0 +1,3 @@
+//! What the golden scripts share: one command language per core.
+
+pub mod tablet;
