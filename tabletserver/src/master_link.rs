@@ -11,7 +11,7 @@ use crate::node::Node;
 use crate::pipeline::{Control, Outward, SequencerHandle};
 use crate::replica_set::{ReplicaSet, clock_floor};
 use crate::replicas::Replicas;
-use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId};
+use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, ReplicaId, ServerId, TabletId};
 use ebla_kernel::tablet::FenceAnswer;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
@@ -239,7 +239,9 @@ impl Link {
                     Err(status) => return self.ended(&status),
                 },
                 Some(report) = self.reports.recv() => match report {
-                    Report::Fences(answers) => Up::FenceAnswers(fence_answers(answers)),
+                    Report::Fences(answers) => {
+                        Up::FenceAnswers(fence_answers(answers, self.disk_generation()))
+                    }
                     Report::Serving => Up::Heartbeat(self.heartbeat()),
                 },
                 _ = heartbeat.tick() => Up::Heartbeat(self.heartbeat()),
@@ -281,6 +283,10 @@ impl Link {
         }
     }
 
+    fn disk_generation(&self) -> DiskGeneration {
+        self.dir.lock().expect("no holder of this lock panics").identity().disk_generation
+    }
+
     /// What changed since the last one.
     fn heartbeat(&mut self) -> v1::Heartbeat {
         let (disk_bytes, disk_bytes_free) = self.node.disk.get();
@@ -299,7 +305,10 @@ impl Link {
     }
 }
 
-fn fence_answers(answers: Vec<(TabletId, ReplicaId, FenceAnswer)>) -> v1::FenceAnswers {
+fn fence_answers(
+    answers: Vec<(TabletId, ReplicaId, FenceAnswer)>,
+    disk_generation: DiskGeneration,
+) -> v1::FenceAnswers {
     let wire = |(tablet, replica, answer): (TabletId, ReplicaId, FenceAnswer)| v1::FenceAnswer {
         tablet_id: tablet.0,
         replica_id: replica.0,
@@ -308,7 +317,7 @@ fn fence_answers(answers: Vec<(TabletId, ReplicaId, FenceAnswer)>) -> v1::FenceA
         end_seq: answer.end.pos.seq.0,
         end_hash: answer.end.hash,
         ts_max: answer.end.ts.0,
-        disk_generation: 0,
+        disk_generation: disk_generation.0,
     };
     v1::FenceAnswers { answers: answers.into_iter().map(wire).collect() }
 }

@@ -79,20 +79,19 @@ impl Cluster {
         let peers: BTreeMap<u64, String> = (1..).zip(plan.masters.iter().cloned()).collect();
         let masters = peers.keys().map(|id| {
             let data_dir = data_dir.join(format!("master-{id}"));
-            Master::start(ebla_master::Config { id: *id, peers: peers.clone(), data_dir })
+            Master::start(ebla_master::Config::new(*id, peers.clone(), data_dir))
         });
         let started = keep_started("master", join_all(masters).await, &mut cluster.masters);
         if let Err(error) = started {
             return cluster.give_up(error).await;
         }
         let servers = (1..).zip(&plan.servers).map(|(number, listen): (u64, _)| {
-            TabletServer::start(ebla_tabletserver::Config {
-                masters: plan.masters.clone(),
-                listen: listen.clone(),
-                data_dir: data_dir.join(format!("server-{number}")),
-                zone: String::new(),
-                ..Default::default()
-            })
+            let data_dir = data_dir.join(format!("server-{number}"));
+            TabletServer::start(ebla_tabletserver::Config::new(
+                plan.masters.clone(),
+                listen.clone(),
+                data_dir,
+            ))
         });
         let started = keep_started("tablet server", join_all(servers).await, &mut cluster.servers);
         match started {

@@ -105,18 +105,15 @@ pub async fn run_master(args: MasterArgs) -> anyhow::Result<ExitCode> {
         );
         return Err(Failure::usage(hint).into());
     }
-    let config = ebla_master::Config { id: args.id, peers, data_dir: args.data_dir };
+    let config = ebla_master::Config::new(args.id, peers, args.data_dir);
     run(async { Ok(Master::start(config).await?) }, args.http.as_deref()).await
 }
 
 /// Runs a tablet server.
 pub async fn run_tabletserver(args: Tabletserver) -> anyhow::Result<ExitCode> {
     let config = ebla_tabletserver::Config {
-        masters: args.masters,
-        listen: args.listen,
-        data_dir: args.data_dir,
         zone: args.zone,
-        ..Default::default()
+        ..ebla_tabletserver::Config::new(args.masters, args.listen, args.data_dir)
     };
     run(async { Ok(TabletServer::start(config).await?) }, args.http.as_deref()).await
 }

@@ -2,7 +2,7 @@
 
 use super::sequencer::Control;
 use super::{Group, TabletEntries};
-use crate::oplog::{Append, Oplog, OplogError, Sync, Tail};
+use crate::oplog::{Append, Fsync, Oplog, OplogError, Tail};
 use crossbeam::channel::{Receiver, Sender};
 use ebla_kernel::entry::Payload;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Log {
     pub fn run(self) -> Result<(), OplogError> {
         while let Ok(group) = self.groups.recv() {
             let parts: Vec<_> = group.parts.iter().map(append).collect();
-            match self.oplog.append_group(&parts, Sync::Fsync) {
+            match self.oplog.append_group(&parts, Fsync::Now) {
                 Ok(_) => {
                     // m38: said before the rows of the group can be applied.
                     let told = self.control.send(Control::Persisted(group.ends()));

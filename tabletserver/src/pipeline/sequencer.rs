@@ -272,7 +272,7 @@ impl Sequencer {
             return ready.recv(&self.requests).map_or(Wake::Stopped, Wake::Request);
         }
         debug_assert_eq!(Some(index), log);
-        let group = self.take_group();
+        let group = take_group(&mut self.group, &mut self.parts, &mut self.in_flight);
         match ready.send(&self.log, group) {
             Ok(()) => Wake::Handed,
             Err(_) => Wake::Stopped,
@@ -306,18 +306,12 @@ impl Sequencer {
         if self.group.parts.is_empty() {
             return;
         }
-        let group = self.take_group();
+        let group = take_group(&mut self.group, &mut self.parts, &mut self.in_flight);
         if let Err(TrySendError::Full(group) | TrySendError::Disconnected(group)) = self.log.try_send(group) {
             self.in_flight -= 1;
             self.parts = group.parts.iter().enumerate().map(|(at, part)| (part.handle.id, at)).collect();
             self.group = group;
         }
-    }
-
-    fn take_group(&mut self) -> Group {
-        self.in_flight += 1;
-        self.parts.clear();
-        std::mem::take(&mut self.group)
     }
 
     fn control(&mut self, control: Control) {
@@ -540,4 +534,11 @@ impl Sequencer {
         tell(answers.is_empty(), Outward::FenceAnswers(answers));
         tell(!serving, Outward::ServingChanged);
     }
+}
+
+/// The pending group, counted as in flight.
+fn take_group(pending: &mut Group, parts: &mut HashMap<TabletId, usize>, in_flight: &mut usize) -> Group {
+    *in_flight += 1;
+    parts.clear();
+    std::mem::take(pending)
 }
