@@ -173,7 +173,7 @@ pub trait Store: Send + Sync {
     /// `Engine`.
     fn cursor(&self, table: TableId, range: &KeyRange) -> Result<Box<dyn Cursor + '_>, StoreError>;
 
-    /// The range tombstones of `table` that overlap `range`, whole, not clamped.
+    /// The range tombstones of `table` that overlap `range`, whole, not clamped, in any order.
     ///
     /// # Errors
     /// `Corrupt` or `Engine`.
