@@ -196,7 +196,9 @@ pub trait Store: Send + Sync {
     /// `Engine`: the range holds garbage; call again.
     fn clear_range(&self, table: TableId, range: &KeyRange) -> Result<(), StoreError>;
 
-    /// Bytes that the rows of `range` take, unflushed ones included; an estimate.
+    /// Bytes that the rows of `range` take in files (in memory: at all); an estimate. On disk
+    /// the engine does not tell what of its memtable belongs to a range: a caller that wants
+    /// unflushed rows included adds what it has applied since the last flush.
     fn approximate_bytes(&self, table: TableId, range: &KeyRange) -> u64;
 
     /// How the store fares.
