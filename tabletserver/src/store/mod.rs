@@ -173,7 +173,7 @@ pub trait Store: Send + Sync {
     /// `Engine`.
     fn cursor(&self, table: TableId, range: &KeyRange) -> Result<Box<dyn Cursor + '_>, StoreError>;
 
-    /// The range tombstones of `table` that overlap `range`, whole, not clamped.
+    /// The range tombstones of `table` that overlap `range`, whole, not clamped, in any order.
     ///
     /// # Errors
     /// `Corrupt` or `Engine`.
@@ -196,7 +196,9 @@ pub trait Store: Send + Sync {
     /// `Engine`: the range holds garbage; call again.
     fn clear_range(&self, table: TableId, range: &KeyRange) -> Result<(), StoreError>;
 
-    /// Bytes that the rows of `range` take, unflushed ones included; an estimate.
+    /// Bytes that the rows of `range` take in files (in memory: at all); an estimate. On disk
+    /// the engine does not tell what of its memtable belongs to a range: a caller that wants
+    /// unflushed rows included adds what it has applied since the last flush.
     fn approximate_bytes(&self, table: TableId, range: &KeyRange) -> u64;
 
     /// How the store fares.

@@ -189,7 +189,7 @@ impl<'a> Scanner<'a> {
             *work += 1;
             if taken.is_none() && ts <= self.at {
                 taken = Some(self.read_row(ts)?);
-            } else if steps == VERSIONS_STEPPED_MAX {
+            } else if steps >= VERSIONS_STEPPED_MAX {
                 steps = 0;
                 match taken {
                     None => self.cursor.seek(&with_ts(prefix, self.at)),

@@ -3,7 +3,6 @@
 use super::model::Model;
 use super::*;
 use crate::store::scan::{Order, PageLimits, Projection, Row, ScanSpec, Scanner, scan_page};
-use ebla_kernel::range_tombstones::RangeTombstones;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -132,7 +131,7 @@ fn live(steps: &[Step], memory: &MemoryStore, disk: &mut Disk, model: &mut Model
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn both_stores_answer_as_the_model_does(
         steps in steps(),
@@ -152,7 +151,7 @@ proptest! {
                 prop_assert_eq!(&read_by_scanner(store, &tombstones, spec, limits), &wanted);
             }
             let loaded = store.load_range_tombstones(TABLE, &KeyRange::all()).unwrap();
-            prop_assert_eq!(loaded, tombstones.iter().collect::<Vec<_>>());
+            prop_assert_eq!(loaded_map(&loaded), tombstones.clone());
         }
     }
 }
@@ -188,7 +187,7 @@ fn long_histories_are_seeked_past() {
                 };
                 let page = scan_page(store, &none, &spec, &limits).unwrap();
                 assert_eq!(page.rows, model.scan(&KeyRange::all(), at(time), order));
-                assert!(page.work < 90, "{} versions looked at of 180", page.work);
+                assert!(page.work < 90, "{order:?} at {time}: {} versions looked at of 180", page.work);
             }
         }
     }

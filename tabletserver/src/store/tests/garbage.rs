@@ -5,7 +5,6 @@ use super::*;
 use crate::store::gc::{GcPass, ReadPins, gc_pass};
 use crate::store::scan::{Order, PageLimits, Projection, ScanSpec, scan_page};
 use ebla_kernel::op::Version;
-use ebla_kernel::range_tombstones::RangeTombstones;
 
 const LIMITS: PageLimits = PageLimits { rows_max: 1_000, bytes_max: 1 << 20, work_max: 100_000 };
 
@@ -66,7 +65,7 @@ fn fill(store: &dyn Store, batches: &[Vec<Change>], flushes: &[usize]) -> Model 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn a_compaction_keeps_the_logical_state(
         batches in batches(),
@@ -110,7 +109,7 @@ proptest! {
             }
             prop_assert!(tombstones.iter().all(|tombstone| tombstone.ts > at(floor)));
             let loaded = store.load_range_tombstones(TABLE, &KeyRange::all()).unwrap();
-            prop_assert_eq!(loaded, tombstones.iter().collect::<Vec<_>>());
+            prop_assert_eq!(loaded_map(&loaded), tombstones.clone());
             check_reads(store, &tombstones, &model, floor);
             let all = versions(store);
             let is_newest_below = |key: &Bytes, ts: Hlc| {
@@ -135,16 +134,20 @@ fn value(len: usize) -> Body {
 fn a_tombstone_that_may_hide_another_level_is_kept() {
     let disk = Disk::new();
     let store = disk.store();
+    // Neighbours on both sides make the two files overlap, or they would not be merged.
+    let beside = [put(b"a", value(3), None), put(b"z", value(3), None)];
+    apply_all(store, at(1), &beside);
     apply_all(store, at(1), &[put(b"k", value(3), None)]);
     store.flush().unwrap();
     store.compact(TABLE, &KeyRange::all());
     apply_all(store, at(2), &[put(b"k", Body::Tombstone, None)]);
+    apply_all(store, at(2), &beside);
     disk.set_floor(at(9));
     store.flush().unwrap();
     assert_eq!(store.get(TABLE, b"k", at(9)).unwrap().unwrap().body, Body::Tombstone);
     store.compact(TABLE, &KeyRange::all());
     assert_eq!(store.get(TABLE, b"k", at(9)).unwrap().unwrap().body, Body::Tombstone);
-    assert_eq!(versions(store).len(), 1, "what it hid went in the same compaction");
+    assert_eq!(versions(store).len(), 3, "what it hid went in the same compaction");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
 use ebla_kernel::op::{Body, Change};
 use ebla_kernel::range::KeyRange;
+use ebla_kernel::range_tombstones::{RangeTombstone, RangeTombstones};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,6 +87,15 @@ fn change() -> impl Strategy<Value = Change> {
 /// The changes of one batch each; batch number n is written at time n + 1.
 fn batches() -> impl Strategy<Value = Vec<Vec<Change>>> {
     proptest::collection::vec(proptest::collection::vec(change(), 1..4), 1..30)
+}
+
+/// Range tombstones as the map that a tablet makes of them.
+fn loaded_map(loaded: &[RangeTombstone]) -> RangeTombstones {
+    let mut map = RangeTombstones::new();
+    for RangeTombstone { range, ts } in loaded {
+        map.insert(range.start().clone(), range.end().cloned(), *ts);
+    }
+    map
 }
 
 fn apply_all(store: &dyn Store, ts: Hlc, changes: &[Change]) {
