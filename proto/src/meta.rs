@@ -54,7 +54,7 @@ pub fn table_spec(wire: Option<&v1::TableSpec>) -> Result<TableSpec, ApiError> {
         retention_ms: non_zero(wire.retention_ms).unwrap_or(default.retention_ms),
         split_bytes: non_zero(wire.split_bytes).unwrap_or(default.split_bytes),
     };
-    spec.check()?;
+    spec.check_supported()?;
     Ok(spec)
 }
 

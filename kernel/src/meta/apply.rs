@@ -4,15 +4,16 @@
 //! A command whose guard fails changes nothing and is answered with the record as it stands,
 //! so that a proposer whose answer was lost reads its own outcome.
 
-use super::command::{Appointment, Command, NewTablet, RegisterServer};
-use super::spec::{BadTable, TableSpec, check_table_name};
+use super::command::{Appointment, Command, NewTablet};
+use super::registration::register_server;
+use super::rejection::Rejection;
+use super::spec::{TableSpec, check_table_name};
 use super::state::{ClusterId, Leader, Replica, Server, State, Table, Tablet};
 use crate::hlc::Hlc;
-use crate::ids::{ConfigVersion, DiskGeneration, Epoch, Incarnation, ReplicaId, ServerId, TableId, TabletId};
-use crate::limits::{BOOT_IDS_PAST_MAX, SERVER_TEXT_BYTES_MAX, SERVERS_MAX, TABLES_MAX, TABLETS_MAX};
+use crate::ids::{ConfigVersion, Epoch, ReplicaId, ServerId, TableId, TabletId};
+use crate::limits::{TABLES_MAX, TABLETS_MAX};
 use crate::range::KeyRange;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 /// What a command gave.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,92 +39,6 @@ pub struct Registered {
     pub cluster_id: ClusterId,
     /// The server's record.
     pub server: Server,
-}
-
-/// Why a command changed nothing.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Rejection {
-    /// No cluster id yet.
-    NotFormed,
-    /// The server belongs to another cluster.
-    WrongCluster {
-        /// This cluster.
-        ours: ClusterId,
-        /// Its cluster.
-        theirs: ClusterId,
-    },
-    /// The server's directory names an id that this cluster never gave.
-    UnknownServer(ServerId),
-    /// A later run of the same server is registered.
-    Superseded(Server),
-    /// An address or a zone that is too long.
-    TextTooLong,
-    /// A limit of the cluster is reached.
-    LimitReached(&'static str),
-    /// The table's name is taken.
-    TableExists(Table),
-    /// The table breaks a rule.
-    BadTable(BadTable),
-    /// The tablets do not cover every key once, or a placement names no usable server.
-    BadPlacement,
-    /// No such table.
-    NoTable(TableId),
-    /// No such tablet.
-    NoTablet(TabletId),
-    /// The tablet's epoch is another.
-    StaleEpoch(Tablet),
-    /// The tablet waits for a leader already.
-    AlreadyRecovering(Tablet),
-    /// The tablet does not wait for a leader.
-    NotRecovering(Tablet),
-    /// The copy is not in the in-sync set, or its data is lost.
-    NotEligible(Tablet),
-    /// The run that was to lead is over.
-    StaleIncarnation(Tablet),
-}
-
-impl fmt::Display for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotFormed => f.write_str("the cluster is not formed yet: try again"),
-            Self::WrongCluster { ours, theirs } => write!(
-                f,
-                "the data directory belongs to cluster {theirs}, the masters to {ours}: point --masters at its own cluster or start with an empty --data-dir"
-            ),
-            Self::UnknownServer(id) => write!(
-                f,
-                "the data directory names server {}, which this cluster never had: start with an empty --data-dir",
-                id.0
-            ),
-            Self::Superseded(server) => write!(
-                f,
-                "another process runs as server {} at {}: stop one of the two",
-                server.id.0, server.address
-            ),
-            Self::TextTooLong => {
-                write!(f, "an address or a zone is above {SERVER_TEXT_BYTES_MAX} bytes: shorten it")
-            }
-            Self::LimitReached(what) => {
-                write!(f, "the limit of {what} per cluster is reached: remove some first")
-            }
-            Self::TableExists(table) => {
-                write!(f, "table {} exists already: drop it first or choose another name", table.name)
-            }
-            Self::BadTable(bad) => bad.fmt(f),
-            Self::BadPlacement => f.write_str("the tablets could not be placed: try again"),
-            Self::NoTable(_) => f.write_str("the table is gone"),
-            Self::NoTablet(id) => write!(f, "tablet {id} is gone"),
-            Self::StaleEpoch(tablet) => write!(f, "tablet {} is at epoch {}", tablet.id, tablet.epoch),
-            Self::AlreadyRecovering(tablet) => {
-                write!(f, "tablet {} waits for a leader of {} already", tablet.id, tablet.epoch)
-            }
-            Self::NotRecovering(tablet) => write!(f, "tablet {} does not wait for a leader", tablet.id),
-            Self::NotEligible(tablet) => write!(f, "the copy may not lead tablet {}", tablet.id),
-            Self::StaleIncarnation(tablet) => {
-                write!(f, "the process that was to lead tablet {} is over", tablet.id)
-            }
-        }
-    }
 }
 
 /// The records that a command touched.
@@ -192,110 +107,6 @@ fn init(state: &mut State, cluster_id: ClusterId, masters: BTreeMap<u64, u64>) -
     Reply::Initialized(*formed)
 }
 
-fn register_server(
-    state: &mut State,
-    register: RegisterServer,
-    changes: &mut Changes,
-) -> Result<Reply, Rejection> {
-    let cluster_id = check_registration(state, &register)?;
-    let known = match register.server_id {
-        Some(id) => Some(state.server(id).ok_or(Rejection::UnknownServer(id))?),
-        None => {
-            let id = state.index.generations.get(&register.disk_generation);
-            id.and_then(|id| state.server(*id))
-        }
-    };
-    let server = match known.cloned() {
-        Some(server) if server.boot_id == register.boot_id => server,
-        Some(server) if server.boot_ids_past.contains(&register.boot_id) => {
-            return Err(Rejection::Superseded(server));
-        }
-        Some(server) => restarted(state, server, register, changes),
-        None => new_server(state, register)?,
-    };
-    if state.server(server.id) != Some(&server) {
-        changes.servers.insert(server.id);
-        state.insert_server(server.clone());
-    }
-    Ok(Reply::Registered(Registered { cluster_id, server }))
-}
-
-fn check_registration(state: &State, register: &RegisterServer) -> Result<ClusterId, Rejection> {
-    let ours = state.cluster_id.ok_or(Rejection::NotFormed)?;
-    match register.cluster_id {
-        Some(theirs) if theirs != ours => return Err(Rejection::WrongCluster { ours, theirs }),
-        Some(_) | None => {}
-    }
-    if register.address.len().max(register.zone.len()) > SERVER_TEXT_BYTES_MAX {
-        return Err(Rejection::TextTooLong);
-    }
-    Ok(ours)
-}
-
-/// A known server in a new run, perhaps on another disk.
-fn restarted(
-    state: &mut State,
-    mut server: Server,
-    register: RegisterServer,
-    changes: &mut Changes,
-) -> Server {
-    if server.disk_generation != register.disk_generation {
-        state.index.generations.remove(&server.disk_generation);
-        mark_lost(state, server.id, register.disk_generation, changes);
-    }
-    if server.boot_ids_past.len() == BOOT_IDS_PAST_MAX {
-        server.boot_ids_past.remove(0);
-    }
-    server.boot_ids_past.push(server.boot_id);
-    Server {
-        id: server.id,
-        address: register.address,
-        zone: register.zone,
-        ordinal: server.ordinal,
-        incarnation: server.incarnation.next(),
-        disk_generation: register.disk_generation,
-        boot_id: register.boot_id,
-        boot_ids_past: server.boot_ids_past,
-        registered_ms: register.time_ms,
-    }
-}
-
-/// Copies on a disk that is gone answer no poll and never lead; they stay in the in-sync set
-/// for the quota (m14, m16).
-fn mark_lost(state: &mut State, server: ServerId, present: DiskGeneration, changes: &mut Changes) {
-    let ids: Vec<TabletId> = state.tablets_on(server).map(|tablet| tablet.id).collect();
-    for id in ids {
-        let Some(tablet) = state.tablets.get_mut(&id) else { continue };
-        for replica in tablet.replicas.iter_mut().filter(|replica| replica.server == server) {
-            if replica.disk_generation != present && !replica.lost {
-                replica.lost = true;
-                changes.tablets.insert(id);
-            }
-        }
-    }
-}
-
-fn new_server(state: &mut State, register: RegisterServer) -> Result<Server, Rejection> {
-    if state.servers.len() >= SERVERS_MAX {
-        return Err(Rejection::LimitReached("servers"));
-    }
-    let id = state.next.server;
-    let ordinal = state.next.ordinal;
-    state.next.server = id.next();
-    state.next.ordinal = ordinal.next();
-    Ok(Server {
-        id,
-        address: register.address,
-        zone: register.zone,
-        ordinal,
-        incarnation: Incarnation(1),
-        disk_generation: register.disk_generation,
-        boot_id: register.boot_id,
-        boot_ids_past: Vec::new(),
-        registered_ms: register.time_ms,
-    })
-}
-
 fn create_table(
     state: &mut State,
     name: String,
@@ -305,7 +116,7 @@ fn create_table(
 ) -> Result<Reply, Rejection> {
     check_table_name(&name).and_then(|()| spec.check()).map_err(Rejection::BadTable)?;
     if let Some(table) = state.table_named(&name) {
-        return Err(Rejection::TableExists(table.clone()));
+        return Err(Rejection::TableExists(Box::new(table.clone())));
     }
     if state.tables.len() >= TABLES_MAX {
         return Err(Rejection::LimitReached("tables"));
@@ -387,10 +198,10 @@ fn recover(
 ) -> Result<Tablet, Rejection> {
     let tablet = state.tablets.get_mut(&id).ok_or(Rejection::NoTablet(id))?;
     if tablet.epoch != epoch {
-        return Err(Rejection::StaleEpoch(tablet.clone()));
+        return Err(Rejection::StaleEpoch(Box::new(tablet.clone())));
     }
     if tablet.recovering {
-        return Err(Rejection::AlreadyRecovering(tablet.clone()));
+        return Err(Rejection::AlreadyRecovering(Box::new(tablet.clone())));
     }
     tablet.epoch = epoch.next();
     tablet.leader = None;
@@ -404,18 +215,18 @@ fn recover(
 fn appoint(state: &mut State, new: &Appointment, changes: &mut Changes) -> Result<Tablet, Rejection> {
     let tablet = state.tablet(new.tablet).ok_or(Rejection::NoTablet(new.tablet))?;
     if tablet.epoch != new.epoch {
-        return Err(Rejection::StaleEpoch(tablet.clone()));
+        return Err(Rejection::StaleEpoch(Box::new(tablet.clone())));
     }
     if !tablet.recovering || tablet.leader.is_some() {
-        return Err(Rejection::NotRecovering(tablet.clone()));
+        return Err(Rejection::NotRecovering(Box::new(tablet.clone())));
     }
     let eligible = tablet.in_sync_replicas().find(|replica| replica.id == new.replica);
     let Some(replica) = eligible.filter(|replica| state.holds_data(replica)) else {
-        return Err(Rejection::NotEligible(tablet.clone()));
+        return Err(Rejection::NotEligible(Box::new(tablet.clone())));
     };
     let leader = Leader { replica: replica.id, server: replica.server, incarnation: new.incarnation };
     if !state.is_current(&leader) {
-        return Err(Rejection::StaleIncarnation(tablet.clone()));
+        return Err(Rejection::StaleIncarnation(Box::new(tablet.clone())));
     }
     let tablet = state.tablets.get_mut(&new.tablet).ok_or(Rejection::NoTablet(new.tablet))?;
     tablet.leader = Some(leader);

@@ -80,11 +80,15 @@ impl Election {
         at
     }
 
-    /// Forgets what a copy said and that it was asked.
+    /// Forgets what a copy said and that it was asked, and what was proposed upon it: when
+    /// its server is back it is asked at once, without the pauses so far.
     pub fn forget(&mut self, replica: ReplicaId) {
-        self.asked.remove(&replica);
-        self.answers.remove(&replica);
-        self.enough_since = None;
+        let polled = self.asked.remove(&replica) | self.answers.remove(&replica).is_some();
+        if polled {
+            self.enough_since = None;
+            self.proposed = false;
+            self.retries = 0;
+        }
     }
 }
 

@@ -13,14 +13,17 @@ mod apply;
 mod command;
 mod control;
 mod election;
+mod registration;
+mod rejection;
 mod snapshot;
 mod spec;
 mod state;
 
-pub use apply::{Changes, Registered, Rejection, Reply, apply};
+pub use apply::{Changes, Registered, Reply, apply};
 pub use command::{Appointment, Command, CommandError, NewTablet, RegisterServer};
 pub use control::{Control, Effect, Input};
 pub use election::{Fence, FenceAnswer};
+pub use rejection::Rejection;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
 pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
 pub use state::{ClusterId, Leader, Replica, Server, State, Table, Tablet};

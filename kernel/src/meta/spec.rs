@@ -162,20 +162,29 @@ pub fn check_table_name(name: &str) -> Result<(), BadTable> {
 }
 
 impl TableSpec {
-    /// Checks the promises against each other and against what this release can keep.
+    /// Checks that this release can keep the promises. Asked where a table is requested;
+    /// the metadata itself holds any table that is consistent.
     ///
     /// # Errors
-    /// The first that cannot be kept.
-    pub fn check(&self) -> Result<(), BadTable> {
+    /// The first promise that it cannot keep.
+    pub fn check_supported(&self) -> Result<(), BadTable> {
         match self.kind {
             TableKind::Durable => {}
             TableKind::Memory => return Err(BadTable::MemoryKind),
         }
-        if self.replicas == 0 || self.min_in_sync == 0 {
-            return Err(BadTable::ZeroReplicas);
-        }
         if self.replicas > 1 {
             return Err(BadTable::TooManyReplicas(self.replicas));
+        }
+        self.check()
+    }
+
+    /// Checks the promises against each other.
+    ///
+    /// # Errors
+    /// The first that contradicts another.
+    pub fn check(&self) -> Result<(), BadTable> {
+        if self.replicas == 0 || self.min_in_sync == 0 {
+            return Err(BadTable::ZeroReplicas);
         }
         if self.min_in_sync > self.replicas {
             return Err(BadTable::MinInSyncAboveReplicas);
@@ -228,11 +237,11 @@ mod tests {
     #[test]
     fn promises_are_checked() {
         let spec = TableSpec::default();
-        assert_eq!(spec.check(), Ok(()));
+        assert_eq!(spec.check_supported(), Ok(()));
         let check = |change: fn(&mut TableSpec)| {
             let mut spec = TableSpec::default();
             change(&mut spec);
-            spec.check()
+            spec.check_supported()
         };
         assert_eq!(check(|s| s.replicas = 3), Err(BadTable::TooManyReplicas(3)));
         assert_eq!(check(|s| s.replicas = 0), Err(BadTable::ZeroReplicas));

@@ -328,11 +328,7 @@ impl State {
         let ids = self.index.ranges.remove(&id).unwrap_or_default();
         let tablets: Vec<Tablet> = ids.values().filter_map(|id| self.tablets.remove(id)).collect();
         for tablet in &tablets {
-            for replica in &tablet.replicas {
-                if let Some(held) = self.index.replicas.get_mut(&replica.server) {
-                    held.remove(&tablet.id);
-                }
-            }
+            self.index.remove_replicas(tablet);
         }
         Some((table, tablets))
     }
@@ -358,6 +354,17 @@ impl Indexes {
         self.ranges.entry(tablet.table).or_default().insert(tablet.range.start().clone(), tablet.id);
         for replica in &tablet.replicas {
             self.replicas.entry(replica.server).or_default().insert(tablet.id);
+        }
+    }
+
+    fn remove_replicas(&mut self, tablet: &Tablet) {
+        for replica in &tablet.replicas {
+            if let Some(held) = self.replicas.get_mut(&replica.server) {
+                held.remove(&tablet.id);
+                if held.is_empty() {
+                    self.replicas.remove(&replica.server);
+                }
+            }
         }
     }
 }

@@ -105,11 +105,6 @@ impl Storage {
         Ok((storage, state))
     }
 
-    /// Whether this master has ever taken part in the group.
-    pub fn is_empty(&self) -> bool {
-        self.last == 0 && self.hard_state == HardState::default()
-    }
-
     /// Index of the last snapshot.
     pub fn snapshot_index(&self) -> u64 {
         self.snapshot.index
@@ -382,7 +377,7 @@ mod tests {
     fn log_and_hard_state_survive_a_restart_and_tails_are_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let (mut storage, _) = open(dir.path());
-        assert!(storage.is_empty());
+        assert_eq!(storage.last_index().unwrap(), 0);
         let hard_state = HardState { term: 3, vote: 1, commit: 2 };
         storage.append(&[entry(1, 1), entry(2, 1), entry(3, 1)], Some(&hard_state)).unwrap();
         storage.append(&[entry(2, 3)], None).unwrap();
