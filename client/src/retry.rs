@@ -80,7 +80,7 @@ mod tests {
         assert_eq!(backoff.bound, BACKOFF_MAX);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_pause_ends_at_the_deadline() {
         let deadline = Deadline::after(Duration::from_millis(50));
         let mut error = crate::error::Error::new(ebla_proto::error::Reason::Overloaded, "full");

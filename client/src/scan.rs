@@ -432,8 +432,14 @@ impl Reader {
         loop {
             let message = tokio::time::timeout_at(tries.deadline.at, pages.message()).await;
             let Some(page) = in_time(message, timeout)? else {
+                // Nothing more behind a token means that the range is done.
+                let is_resumed = !request.resume.is_empty();
                 let error = Error::new(Reason::Unavailable, "the server ended the scan before its last page");
-                return if paused { Ok(End::Paused) } else { Err(error) };
+                return match (paused, is_resumed) {
+                    (true, _) => Ok(End::Paused),
+                    (false, true) => Ok(End::Done),
+                    (false, false) => Err(error),
+                };
             };
             (*progress, paused) = (true, true);
             let (resume, tablet_done) = (page.resume.clone(), page.tablet_done);

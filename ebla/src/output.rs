@@ -44,11 +44,6 @@ impl Output {
         Self { out: BufWriter::with_capacity(BUFFER_BYTES, io::stdout()), format, hex, listed: 0 }
     }
 
-    /// The format that was asked for.
-    pub fn format(&self) -> Format {
-        self.format
-    }
-
     /// Whether people read it.
     pub fn is_table(&self) -> bool {
         self.format == Format::Table
