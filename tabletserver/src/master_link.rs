@@ -239,7 +239,7 @@ impl Link {
                     Err(status) => return self.ended(&status),
                 },
                 Some(report) = self.reports.recv() => match report {
-                    Report::Fences(answers) => Up::FenceAnswers(fence_answers(answers)),
+                    Report::Fences(answers) => Up::FenceAnswers(self.fence_answers(answers)),
                     Report::Serving => Up::Heartbeat(self.heartbeat()),
                 },
                 _ = heartbeat.tick() => Up::Heartbeat(self.heartbeat()),
@@ -281,6 +281,21 @@ impl Link {
         }
     }
 
+    fn fence_answers(&self, answers: Vec<(TabletId, ReplicaId, FenceAnswer)>) -> v1::FenceAnswers {
+        let generation = self.dir.lock().expect("no holder of this lock panics").identity().disk_generation;
+        let wire = |(tablet, replica, answer): (TabletId, ReplicaId, FenceAnswer)| v1::FenceAnswer {
+            tablet_id: tablet.0,
+            replica_id: replica.0,
+            epoch: answer.epoch.0,
+            end_epoch: answer.end.pos.epoch.0,
+            end_seq: answer.end.pos.seq.0,
+            end_hash: answer.end.hash,
+            ts_max: answer.end.ts.0,
+            disk_generation: generation.0,
+        };
+        v1::FenceAnswers { answers: answers.into_iter().map(wire).collect() }
+    }
+
     /// What changed since the last one.
     fn heartbeat(&mut self) -> v1::Heartbeat {
         let (disk_bytes, disk_bytes_free) = self.node.disk.get();
@@ -297,20 +312,6 @@ impl Link {
         let draining = self.node.draining.load(Ordering::Relaxed);
         v1::Heartbeat { draining, disk_bytes, disk_bytes_free, tablets }
     }
-}
-
-fn fence_answers(answers: Vec<(TabletId, ReplicaId, FenceAnswer)>) -> v1::FenceAnswers {
-    let wire = |(tablet, replica, answer): (TabletId, ReplicaId, FenceAnswer)| v1::FenceAnswer {
-        tablet_id: tablet.0,
-        replica_id: replica.0,
-        epoch: answer.epoch.0,
-        end_epoch: answer.end.pos.epoch.0,
-        end_seq: answer.end.pos.seq.0,
-        end_hash: answer.end.hash,
-        ts_max: answer.end.ts.0,
-        disk_generation: 0,
-    };
-    v1::FenceAnswers { answers: answers.into_iter().map(wire).collect() }
 }
 
 /// Does what cores ask of the rest of the server: promises to the registry, the rest to the
@@ -350,8 +351,8 @@ pub async fn watch_routes(masters: Arc<Masters>, node: Arc<Node>) {
 }
 
 async fn follow_routes(address: &str, node: &Node) -> Result<(), tonic::Status> {
-    let mut client = RouteServiceClient::new(connect(address).await?)
-        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
+    let mut client =
+        RouteServiceClient::new(connect(address).await?).max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
     let mut changes = client.watch_routes(v1::WatchRoutesRequest::default()).await?.into_inner();
     while let Some(change) = changes.message().await? {
         node.routes.take(change);
