@@ -11,7 +11,7 @@ use crate::node::Node;
 use crate::pipeline::{Control, Outward, SequencerHandle};
 use crate::replica_set::{ReplicaSet, clock_floor};
 use crate::replicas::Replicas;
-use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, ReplicaId, ServerId, TabletId};
+use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId};
 use ebla_kernel::tablet::FenceAnswer;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
@@ -239,9 +239,7 @@ impl Link {
                     Err(status) => return self.ended(&status),
                 },
                 Some(report) = self.reports.recv() => match report {
-                    Report::Fences(answers) => {
-                        Up::FenceAnswers(fence_answers(answers, self.disk_generation()))
-                    }
+                    Report::Fences(answers) => Up::FenceAnswers(self.fence_answers(answers)),
                     Report::Serving => Up::Heartbeat(self.heartbeat()),
                 },
                 _ = heartbeat.tick() => Up::Heartbeat(self.heartbeat()),
@@ -283,8 +281,19 @@ impl Link {
         }
     }
 
-    fn disk_generation(&self) -> DiskGeneration {
-        self.dir.lock().expect("no holder of this lock panics").identity().disk_generation
+    fn fence_answers(&self, answers: Vec<(TabletId, ReplicaId, FenceAnswer)>) -> v1::FenceAnswers {
+        let generation = self.dir.lock().expect("no holder of this lock panics").identity().disk_generation;
+        let wire = |(tablet, replica, answer): (TabletId, ReplicaId, FenceAnswer)| v1::FenceAnswer {
+            tablet_id: tablet.0,
+            replica_id: replica.0,
+            epoch: answer.epoch.0,
+            end_epoch: answer.end.pos.epoch.0,
+            end_seq: answer.end.pos.seq.0,
+            end_hash: answer.end.hash,
+            ts_max: answer.end.ts.0,
+            disk_generation: generation.0,
+        };
+        v1::FenceAnswers { answers: answers.into_iter().map(wire).collect() }
     }
 
     /// What changed since the last one.
@@ -303,23 +312,6 @@ impl Link {
         let draining = self.node.draining.load(Ordering::Relaxed);
         v1::Heartbeat { draining, disk_bytes, disk_bytes_free, tablets }
     }
-}
-
-fn fence_answers(
-    answers: Vec<(TabletId, ReplicaId, FenceAnswer)>,
-    disk_generation: DiskGeneration,
-) -> v1::FenceAnswers {
-    let wire = |(tablet, replica, answer): (TabletId, ReplicaId, FenceAnswer)| v1::FenceAnswer {
-        tablet_id: tablet.0,
-        replica_id: replica.0,
-        epoch: answer.epoch.0,
-        end_epoch: answer.end.pos.epoch.0,
-        end_seq: answer.end.pos.seq.0,
-        end_hash: answer.end.hash,
-        ts_max: answer.end.ts.0,
-        disk_generation: disk_generation.0,
-    };
-    v1::FenceAnswers { answers: answers.into_iter().map(wire).collect() }
 }
 
 /// Does what cores ask of the rest of the server: promises to the registry, the rest to the
@@ -359,8 +351,8 @@ pub async fn watch_routes(masters: Arc<Masters>, node: Arc<Node>) {
 }
 
 async fn follow_routes(address: &str, node: &Node) -> Result<(), tonic::Status> {
-    let mut client = RouteServiceClient::new(connect(address).await?)
-        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
+    let mut client =
+        RouteServiceClient::new(connect(address).await?).max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
     let mut changes = client.watch_routes(v1::WatchRoutesRequest::default()).await?.into_inner();
     while let Some(change) = changes.message().await? {
         node.routes.take(change);
