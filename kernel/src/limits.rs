@@ -58,3 +58,31 @@ pub const RECENT_WRITES_MS: u64 = 200;
 
 /// Most bytes of rows already applied that one tablet keeps known to its sequencer.
 pub const RECENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Most servers that a cluster registers: a server's ordinal is its bit in every room.
+pub const SERVERS_MAX: usize = 4_096;
+
+/// Most tables of a cluster: each has a name in every client's route map.
+pub const TABLES_MAX: usize = 10_000;
+
+/// Most tablets of a cluster: about 200 bytes each in every master and in a snapshot.
+pub const TABLETS_MAX: usize = 500_000;
+
+/// Longest address and zone of a server, in bytes: they stand in every route map.
+pub const SERVER_TEXT_BYTES_MAX: usize = 256;
+
+/// Former runs of a server that are remembered, so that a process that was replaced while
+/// it could not be reached is refused when it comes back.
+pub const BOOT_IDS_PAST_MAX: usize = 16;
+
+/// Most tablets in one metadata entry of an election: some hundred KiB.
+pub const ELECTION_BATCH_TABLETS_MAX: usize = 10_000;
+
+/// How long an election waits for better candidates once it has enough answers.
+pub const ELECTION_GRACE_MS: u64 = 100;
+
+/// First pause before a step of an election is tried again; it doubles.
+pub const ELECTION_RETRY_MS_MIN: u64 = 500;
+
+/// Longest pause before a step of an election is tried again.
+pub const ELECTION_RETRY_MS_MAX: u64 = 10_000;

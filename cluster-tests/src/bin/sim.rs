@@ -66,7 +66,9 @@ fn many(args: &Args) -> Result<()> {
     }
     let seconds = began.elapsed().as_secs_f64();
     let rate = events as f64 / seconds;
-    println!("{seeds} seeds, {operations} operations, {events} events in {seconds:.1} s ({rate:.0} events/s): no violation");
+    println!(
+        "{seeds} seeds, {operations} operations, {events} events in {seconds:.1} s ({rate:.0} events/s): no violation"
+    );
     Ok(())
 }
 
@@ -122,7 +124,9 @@ mod mutants {
     fn chosen(name: Option<&str>) -> Result<Vec<Mutation>> {
         let Some(name) = name else { return Ok(Mutation::ALL.to_vec()) };
         let known = Mutation::ALL.into_iter().find(|mutation| format!("{mutation:?}") == name);
-        known.map(|mutation| vec![mutation]).with_context(|| format!("no known bug {name}: {:?}", Mutation::ALL))
+        known
+            .map(|mutation| vec![mutation])
+            .with_context(|| format!("no known bug {name}: {:?}", Mutation::ALL))
     }
 
     fn find(mutation: Mutation, args: &Args) -> bool {

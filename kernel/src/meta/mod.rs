@@ -1,1 +1,29 @@
-//! Metadata core.
+//! The metadata core: who serves which range of keys.
+//!
+//! Two parts, both pure:
+//! - the replicated state ([`State`]), changed only by [`apply`], which every master runs over
+//!   the same commands in the same order. Guards are evaluated there, never at propose time;
+//! - the control core ([`Control`]), which only the leading master runs. It sees what was
+//!   applied and which servers are connected, and proposes the commands that give every
+//!   tablet a leader.
+//!
+//! Nothing here knows how commands travel, where state is stored or what time it is.
+
+mod apply;
+mod command;
+mod control;
+mod election;
+mod registration;
+mod rejection;
+mod snapshot;
+mod spec;
+mod state;
+
+pub use apply::{Changes, Registered, Reply, apply};
+pub use command::{Appointment, Command, CommandError, NewTablet, RegisterServer};
+pub use control::{Control, Effect, Input};
+pub use election::{Fence, FenceAnswer};
+pub use rejection::Rejection;
+pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
+pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
+pub use state::{ClusterId, Leader, Replica, Server, State, Table, Tablet};

@@ -1,0 +1,238 @@
+//! Applying commands: every guard of the metadata, evaluated here and nowhere else.
+//!
+//! Deterministic: the same commands in the same order give the same state on every master.
+//! A command whose guard fails changes nothing and is answered with the record as it stands,
+//! so that a proposer whose answer was lost reads its own outcome.
+
+use super::command::{Appointment, Command, NewTablet};
+use super::registration::register_server;
+use super::rejection::Rejection;
+use super::spec::{TableSpec, check_table_name};
+use super::state::{ClusterId, Leader, Replica, Server, State, Table, Tablet};
+use crate::hlc::Hlc;
+use crate::ids::{ConfigVersion, Epoch, ReplicaId, ServerId, TableId, TabletId};
+use crate::limits::{TABLES_MAX, TABLETS_MAX};
+use crate::range::KeyRange;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a command gave.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reply {
+    /// The cluster is formed, under this name.
+    Initialized(ClusterId),
+    /// The server is registered.
+    Registered(Registered),
+    /// The table exists, with these tablets in key order.
+    Created(Table, Vec<TabletId>),
+    /// The table is gone.
+    Dropped(Table),
+    /// One result per tablet of a `Recover` or an `Appoint`.
+    Elections(Vec<Result<Tablet, Rejection>>),
+    /// Nothing changed, and why.
+    Rejected(Rejection),
+}
+
+/// How a server was registered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registered {
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// The server's record.
+    pub server: Server,
+}
+
+/// The records that a command touched.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Changes {
+    /// Whether everything may have changed: after a snapshot, or when changes were missed.
+    pub all: bool,
+    /// New and changed servers.
+    pub servers: BTreeSet<ServerId>,
+    /// New tables.
+    pub tables: BTreeSet<TableId>,
+    /// Tables that are gone.
+    pub removed_tables: BTreeSet<TableId>,
+    /// New and changed tablets.
+    pub tablets: BTreeSet<TabletId>,
+    /// Tablets that are gone, with their table and the servers that held copies.
+    pub removed_tablets: BTreeMap<TabletId, (TableId, Vec<ServerId>)>,
+}
+
+impl Changes {
+    /// Whatever the state holds.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self { all: true, ..Self::default() }
+    }
+
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Applies the command at `index` of the log.
+pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes) {
+    assert!(index > state.applied, "commands are applied once, in order");
+    state.applied = index;
+    let mut changes = Changes::default();
+    let reply = match command {
+        Command::InitCluster { cluster_id, masters } => Ok(init(state, cluster_id, masters)),
+        Command::RegisterServer(register) => register_server(state, register, &mut changes),
+        Command::CreateTable { name, spec, tablets } => {
+            create_table(state, name, spec, tablets, &mut changes)
+        }
+        Command::DropTable { table } => drop_table(state, table, &mut changes),
+        Command::Recover { tablets } => {
+            let recover = |(id, epoch): (TabletId, Epoch)| recover(state, id, epoch, &mut changes);
+            Ok(Reply::Elections(tablets.into_iter().map(recover).collect()))
+        }
+        Command::Appoint { appointments } => {
+            let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);
+            Ok(Reply::Elections(appointments.into_iter().map(appoint).collect()))
+        }
+    };
+    if !changes.is_empty() {
+        state.changed = index;
+    }
+    (reply.unwrap_or_else(Reply::Rejected), changes)
+}
+
+fn init(state: &mut State, cluster_id: ClusterId, masters: BTreeMap<u64, u64>) -> Reply {
+    let formed = state.cluster_id.get_or_insert_with(|| {
+        state.masters = masters;
+        cluster_id
+    });
+    Reply::Initialized(*formed)
+}
+
+fn create_table(
+    state: &mut State,
+    name: String,
+    spec: TableSpec,
+    tablets: Vec<NewTablet>,
+    changes: &mut Changes,
+) -> Result<Reply, Rejection> {
+    check_table_name(&name).and_then(|()| spec.check()).map_err(Rejection::BadTable)?;
+    if let Some(table) = state.table_named(&name) {
+        return Err(Rejection::TableExists(Box::new(table.clone())));
+    }
+    if state.tables.len() >= TABLES_MAX {
+        return Err(Rejection::LimitReached("tables"));
+    }
+    if state.tablets.len() + tablets.len() > TABLETS_MAX {
+        return Err(Rejection::LimitReached("tablets"));
+    }
+    check_placement(state, &spec, &tablets)?;
+    let table = Table { id: state.next.table, name, spec };
+    state.next.table = table.id.next();
+    changes.tables.insert(table.id);
+    state.insert_table(table.clone());
+    let ids = tablets.into_iter().map(|tablet| create_tablet(state, table.id, tablet)).collect::<Vec<_>>();
+    changes.tablets.extend(&ids);
+    Ok(Reply::Created(table, ids))
+}
+
+/// The ranges cover every key once, and each copy goes to another known server.
+fn check_placement(state: &State, spec: &TableSpec, tablets: &[NewTablet]) -> Result<(), Rejection> {
+    let whole = tablets.first().is_some_and(|first| first.range.start().is_empty())
+        && tablets.last().is_some_and(|last| last.range.end().is_none())
+        && tablets.windows(2).all(|pair| KeyRange::is_followed_by(&pair[0].range, &pair[1].range));
+    let placed = tablets.iter().all(|tablet| {
+        let distinct: BTreeSet<ServerId> = tablet.servers.iter().copied().collect();
+        distinct.len() == usize::from(spec.replicas)
+            && distinct.len() == tablet.servers.len()
+            && distinct.iter().all(|id| state.servers.contains_key(id))
+    });
+    if whole && placed { Ok(()) } else { Err(Rejection::BadPlacement) }
+}
+
+fn create_tablet(state: &mut State, table: TableId, new: NewTablet) -> TabletId {
+    let id = state.next.tablet;
+    let lineage = state.next.lineage;
+    state.next.tablet = id.next();
+    state.next.lineage = lineage.next();
+    let replicas: Vec<Replica> =
+        new.servers.into_iter().map(|server| create_replica(state, server)).collect();
+    let tablet = Tablet {
+        id,
+        table,
+        range: new.range,
+        epoch: Epoch(0),
+        leader: None,
+        in_sync: replicas.iter().map(|replica| replica.id).collect(),
+        replicas,
+        config_version: ConfigVersion(0),
+        lineage,
+        recovering: false,
+        appointed_ts: Hlc::MIN,
+    };
+    state.insert_tablet(tablet);
+    id
+}
+
+fn create_replica(state: &mut State, server: ServerId) -> Replica {
+    let id: ReplicaId = state.next.replica;
+    state.next.replica = id.next();
+    let disk_generation = state.servers[&server].disk_generation;
+    Replica { id, server, disk_generation, lost: false }
+}
+
+fn drop_table(state: &mut State, id: TableId, changes: &mut Changes) -> Result<Reply, Rejection> {
+    let (table, tablets) = state.remove_table(id).ok_or(Rejection::NoTable(id))?;
+    changes.removed_tables.insert(id);
+    for tablet in tablets {
+        let servers = tablet.replicas.iter().map(|replica| replica.server).collect();
+        changes.removed_tablets.insert(tablet.id, (id, servers));
+    }
+    Ok(Reply::Dropped(table))
+}
+
+/// Record 1 of an election: the epoch is raised and nobody leads it yet.
+fn recover(
+    state: &mut State,
+    id: TabletId,
+    epoch: Epoch,
+    changes: &mut Changes,
+) -> Result<Tablet, Rejection> {
+    let tablet = state.tablets.get_mut(&id).ok_or(Rejection::NoTablet(id))?;
+    if tablet.epoch != epoch {
+        return Err(Rejection::StaleEpoch(Box::new(tablet.clone())));
+    }
+    if tablet.recovering {
+        return Err(Rejection::AlreadyRecovering(Box::new(tablet.clone())));
+    }
+    tablet.epoch = epoch.next();
+    tablet.leader = None;
+    tablet.recovering = true;
+    changes.tablets.insert(id);
+    Ok(tablet.clone())
+}
+
+/// Record 2 of an election: the epoch goes to one run of one copy, for ever. The in-sync set
+/// stays as it is (m4).
+fn appoint(state: &mut State, new: &Appointment, changes: &mut Changes) -> Result<Tablet, Rejection> {
+    let tablet = state.tablet(new.tablet).ok_or(Rejection::NoTablet(new.tablet))?;
+    if tablet.epoch != new.epoch {
+        return Err(Rejection::StaleEpoch(Box::new(tablet.clone())));
+    }
+    if !tablet.recovering || tablet.leader.is_some() {
+        return Err(Rejection::NotRecovering(Box::new(tablet.clone())));
+    }
+    let eligible = tablet.in_sync_replicas().find(|replica| replica.id == new.replica);
+    let Some(replica) = eligible.filter(|replica| state.holds_data(replica)) else {
+        return Err(Rejection::NotEligible(Box::new(tablet.clone())));
+    };
+    let leader = Leader { replica: replica.id, server: replica.server, incarnation: new.incarnation };
+    if !state.is_current(&leader) {
+        return Err(Rejection::StaleIncarnation(Box::new(tablet.clone())));
+    }
+    let tablet = state.tablets.get_mut(&new.tablet).ok_or(Rejection::NoTablet(new.tablet))?;
+    tablet.leader = Some(leader);
+    tablet.recovering = false;
+    tablet.config_version = tablet.config_version.next();
+    tablet.appointed_ts = new.ts;
+    changes.tablets.insert(new.tablet);
+    Ok(tablet.clone())
+}

@@ -1,0 +1,173 @@
+//! The commands of the metadata log. A command is a value: it can be printed, encoded and
+//! replayed. Whatever is not deterministic (ids, times, placement) comes inside.
+
+use super::spec::TableSpec;
+use super::state::ClusterId;
+use crate::hlc::Hlc;
+use crate::ids::{DiskGeneration, Epoch, Incarnation, ReplicaId, ServerId, TableId, TabletId};
+use crate::range::KeyRange;
+use borsh::{BorshDeserialize, BorshSerialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Version of the command layout, the first byte of every command. A master that reads a
+/// newer one must halt: skipping it would split the group.
+pub const COMMAND_FORMAT: u8 = 1;
+
+/// One change of the metadata.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum Command {
+    /// Forms the cluster; the first command of every log. A second one changes nothing.
+    InitCluster {
+        /// The cluster's name.
+        cluster_id: ClusterId,
+        /// Master id to the number of its data directory.
+        masters: BTreeMap<u64, u64>,
+    },
+    /// A server process presents itself.
+    RegisterServer(RegisterServer),
+    /// Creates a table with its tablets.
+    CreateTable {
+        /// Its name.
+        name: String,
+        /// Its promises.
+        spec: TableSpec,
+        /// Its tablets in key order, placed.
+        tablets: Vec<NewTablet>,
+    },
+    /// Removes a table and its tablets.
+    DropTable {
+        /// Which.
+        table: TableId,
+    },
+    /// Raises the epochs of tablets that need a leader.
+    Recover {
+        /// Tablets and their epochs as the proposer knows them.
+        tablets: Vec<(TabletId, Epoch)>,
+    },
+    /// Gives recovering tablets their leaders.
+    Appoint {
+        /// Whom.
+        appointments: Vec<Appointment>,
+    },
+}
+
+/// How a server process presents itself.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct RegisterServer {
+    /// The cluster that its data directory names.
+    pub cluster_id: Option<ClusterId>,
+    /// The server id that its data directory names.
+    pub server_id: Option<ServerId>,
+    /// The number of its data directory.
+    pub disk_generation: DiskGeneration,
+    /// The number of its run.
+    pub boot_id: u64,
+    /// HOST:PORT under which clients reach it.
+    pub address: String,
+    /// Its failure zone.
+    pub zone: String,
+    /// When, milliseconds since 1970.
+    pub time_ms: u64,
+}
+
+/// A tablet to create.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct NewTablet {
+    /// Its keys.
+    pub range: KeyRange,
+    /// Where its copies go.
+    pub servers: Vec<ServerId>,
+}
+
+/// The leader of one epoch.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Appointment {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// The epoch to lead.
+    pub epoch: Epoch,
+    /// The copy that leads.
+    pub replica: ReplicaId,
+    /// The run that leads.
+    pub incarnation: Incarnation,
+    /// A floor for its clock.
+    pub ts: Hlc,
+}
+
+/// A command that this version cannot read. Always fatal for the master that meets it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CommandError {
+    /// No bytes.
+    Empty,
+    /// Written by a newer version.
+    UnknownFormat(u8),
+    /// Not a command.
+    Malformed(String),
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the metadata command is empty"),
+            Self::UnknownFormat(format) => write!(
+                f,
+                "metadata command format {format} is newer than {COMMAND_FORMAT}: upgrade this master"
+            ),
+            Self::Malformed(reason) => write!(f, "the metadata command is malformed: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for CommandError {}
+
+impl Command {
+    /// The command's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![COMMAND_FORMAT];
+        self.serialize(&mut out).expect("writing to a vector does not fail");
+        out
+    }
+
+    /// Reads a command back.
+    ///
+    /// # Errors
+    /// `CommandError` for bytes that no version up to this one has written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
+        match bytes.split_first() {
+            None => Err(CommandError::Empty),
+            Some((&COMMAND_FORMAT, body)) => {
+                borsh::from_slice(body).map_err(|error| CommandError::Malformed(error.to_string()))
+            }
+            Some((&format, _)) => Err(CommandError::UnknownFormat(format)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn commands_survive_encoding() {
+        let command = Command::Recover { tablets: vec![(TabletId(7), Epoch(3))] };
+        assert_eq!(Command::decode(&command.encode()), Ok(command));
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        assert_eq!(Command::decode(&[2, 0]), Err(CommandError::UnknownFormat(2)));
+        assert_eq!(Command::decode(&[]), Err(CommandError::Empty));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error_not_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let mut command = vec![COMMAND_FORMAT];
+            command.extend(bytes);
+            let _ = Command::decode(&command);
+        }
+    }
+}

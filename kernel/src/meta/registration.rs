@@ -1,0 +1,117 @@
+//! Registration: which server a process is, which run of it, and on which disk.
+//!
+//! A server is bound to its data directory, never to its address. Each process run is a new
+//! incarnation; the same run asking again is not. A run that was replaced is refused, however
+//! late it comes back.
+
+use super::apply::{Changes, Registered, Reply};
+use super::command::RegisterServer;
+use super::rejection::Rejection;
+use super::state::{ClusterId, Server, State};
+use crate::ids::{DiskGeneration, Incarnation, ServerId, TabletId};
+use crate::limits::{BOOT_IDS_PAST_MAX, SERVER_TEXT_BYTES_MAX, SERVERS_MAX};
+
+/// Registers a server process.
+pub(super) fn register_server(
+    state: &mut State,
+    register: RegisterServer,
+    changes: &mut Changes,
+) -> Result<Reply, Rejection> {
+    let cluster_id = check_registration(state, &register)?;
+    let known = match register.server_id {
+        Some(id) => Some(state.server(id).ok_or(Rejection::UnknownServer(id))?),
+        None => {
+            let id = state.index.generations.get(&register.disk_generation);
+            id.and_then(|id| state.server(*id))
+        }
+    };
+    let server = match known.cloned() {
+        Some(server) if server.boot_id == register.boot_id => server,
+        Some(server) if server.boot_ids_past.contains(&register.boot_id) => {
+            return Err(Rejection::Superseded(Box::new(server)));
+        }
+        Some(server) => restarted(state, server, register, changes),
+        None => new_server(state, register)?,
+    };
+    if state.server(server.id) != Some(&server) {
+        changes.servers.insert(server.id);
+        state.insert_server(server.clone());
+    }
+    Ok(Reply::Registered(Registered { cluster_id, server }))
+}
+
+fn check_registration(state: &State, register: &RegisterServer) -> Result<ClusterId, Rejection> {
+    let ours = state.cluster_id.ok_or(Rejection::NotFormed)?;
+    match register.cluster_id {
+        Some(theirs) if theirs != ours => return Err(Rejection::WrongCluster { ours, theirs }),
+        Some(_) | None => {}
+    }
+    if register.address.len().max(register.zone.len()) > SERVER_TEXT_BYTES_MAX {
+        return Err(Rejection::TextTooLong);
+    }
+    Ok(ours)
+}
+
+/// A known server in a new run, perhaps on another disk.
+fn restarted(
+    state: &mut State,
+    mut server: Server,
+    register: RegisterServer,
+    changes: &mut Changes,
+) -> Server {
+    if server.disk_generation != register.disk_generation {
+        state.index.generations.remove(&server.disk_generation);
+        mark_lost(state, server.id, register.disk_generation, changes);
+    }
+    if server.boot_ids_past.len() == BOOT_IDS_PAST_MAX {
+        server.boot_ids_past.remove(0);
+    }
+    server.boot_ids_past.push(server.boot_id);
+    Server {
+        id: server.id,
+        address: register.address,
+        zone: register.zone,
+        ordinal: server.ordinal,
+        incarnation: server.incarnation.next(),
+        disk_generation: register.disk_generation,
+        boot_id: register.boot_id,
+        boot_ids_past: server.boot_ids_past,
+        registered_ms: register.time_ms,
+    }
+}
+
+/// Copies on a disk that is gone answer no poll and never lead; they stay in the in-sync set
+/// for the quota (m14, m16).
+fn mark_lost(state: &mut State, server: ServerId, present: DiskGeneration, changes: &mut Changes) {
+    let ids: Vec<TabletId> = state.tablets_on(server).map(|tablet| tablet.id).collect();
+    for id in ids {
+        let Some(tablet) = state.tablets.get_mut(&id) else { continue };
+        for replica in tablet.replicas.iter_mut().filter(|replica| replica.server == server) {
+            if replica.disk_generation != present && !replica.lost {
+                replica.lost = true;
+                changes.tablets.insert(id);
+            }
+        }
+    }
+}
+
+fn new_server(state: &mut State, register: RegisterServer) -> Result<Server, Rejection> {
+    if state.servers.len() >= SERVERS_MAX {
+        return Err(Rejection::LimitReached("servers"));
+    }
+    let id = state.next.server;
+    let ordinal = state.next.ordinal;
+    state.next.server = id.next();
+    state.next.ordinal = ordinal.next();
+    Ok(Server {
+        id,
+        address: register.address,
+        zone: register.zone,
+        ordinal,
+        incarnation: Incarnation(1),
+        disk_generation: register.disk_generation,
+        boot_id: register.boot_id,
+        boot_ids_past: Vec::new(),
+        registered_ms: register.time_ms,
+    })
+}

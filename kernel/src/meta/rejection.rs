@@ -1,0 +1,93 @@
+//! Why the metadata refuses a command: closed, typed, with the record as it stands.
+
+use super::spec::BadTable;
+use super::state::{ClusterId, Server, Table, Tablet};
+use crate::ids::{ServerId, TableId, TabletId};
+use crate::limits::SERVER_TEXT_BYTES_MAX;
+use std::fmt;
+
+/// Why a command changed nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Rejection {
+    /// No cluster id yet.
+    NotFormed,
+    /// The server belongs to another cluster.
+    WrongCluster {
+        /// This cluster.
+        ours: ClusterId,
+        /// Its cluster.
+        theirs: ClusterId,
+    },
+    /// The server's directory names an id that this cluster never gave.
+    UnknownServer(ServerId),
+    /// A later run of the same server is registered.
+    Superseded(Box<Server>),
+    /// An address or a zone that is too long.
+    TextTooLong,
+    /// A limit of the cluster is reached.
+    LimitReached(&'static str),
+    /// The table's name is taken.
+    TableExists(Box<Table>),
+    /// The table breaks a rule.
+    BadTable(BadTable),
+    /// The tablets do not cover every key once, or a placement names no usable server.
+    BadPlacement,
+    /// No such table.
+    NoTable(TableId),
+    /// No such tablet.
+    NoTablet(TabletId),
+    /// The tablet's epoch is another.
+    StaleEpoch(Box<Tablet>),
+    /// The tablet waits for a leader already.
+    AlreadyRecovering(Box<Tablet>),
+    /// The tablet does not wait for a leader.
+    NotRecovering(Box<Tablet>),
+    /// The copy is not in the in-sync set, or its data is lost.
+    NotEligible(Box<Tablet>),
+    /// The run that was to lead is over.
+    StaleIncarnation(Box<Tablet>),
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotFormed => f.write_str("the cluster is not formed yet: try again"),
+            Self::WrongCluster { ours, theirs } => write!(
+                f,
+                "the data directory belongs to cluster {theirs}, the masters to {ours}: point --masters at its own cluster or start with an empty --data-dir"
+            ),
+            Self::UnknownServer(id) => write!(
+                f,
+                "the data directory names server {}, which this cluster never had: start with an empty --data-dir",
+                id.0
+            ),
+            Self::Superseded(server) => write!(
+                f,
+                "another process runs as server {} at {}: stop one of the two",
+                server.id.0, server.address
+            ),
+            Self::TextTooLong => {
+                write!(f, "an address or a zone is above {SERVER_TEXT_BYTES_MAX} bytes: shorten it")
+            }
+            Self::LimitReached(what) => {
+                write!(f, "the limit of {what} per cluster is reached: remove some first")
+            }
+            Self::TableExists(table) => {
+                write!(f, "table {} exists already: drop it first or choose another name", table.name)
+            }
+            Self::BadTable(bad) => bad.fmt(f),
+            Self::BadPlacement => f.write_str("the tablets could not be placed: try again"),
+            Self::NoTable(_) => f.write_str("the table is gone"),
+            Self::NoTablet(id) => write!(f, "tablet {id} is gone"),
+            Self::StaleEpoch(tablet) => write!(f, "tablet {} is at epoch {}", tablet.id, tablet.epoch),
+            Self::AlreadyRecovering(tablet) => {
+                write!(f, "tablet {} waits for a leader of {} already", tablet.id, tablet.epoch)
+            }
+            Self::NotRecovering(tablet) => write!(f, "tablet {} does not wait for a leader", tablet.id),
+            Self::NotEligible(tablet) => write!(f, "the copy may not lead tablet {}", tablet.id),
+            Self::StaleIncarnation(tablet) => {
+                write!(f, "the process that was to lead tablet {} is over", tablet.id)
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What a table promises, and which promises this release can keep.
+
+use crate::limits::{
+    KEY_BYTES_MAX, PRE_SPLIT_TABLETS_MAX, RETENTION_MS_DEFAULT, SPLIT_BYTES_DEFAULT, TABLE_NAME_BYTES_MAX,
+};
+use crate::op::AckLevel;
+use crate::range::KeyRange;
+use borsh::{BorshDeserialize, BorshSerialize};
+use bytes::Bytes;
+use std::fmt;
+
+/// Names that begin like this belong to the system.
+const RESERVED_PREFIX: &str = "ebla.";
+
+/// How a table keeps its rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum TableKind {
+    /// In the durable store, behind a synced log.
+    Durable,
+    /// In the memory of its replicas only.
+    Memory,
+}
+
+/// What a table does when too few in-sync copies are left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum Policy {
+    /// Stay unavailable rather than lose an acknowledged write.
+    Strict,
+    /// Elect with fewer answers.
+    Degraded,
+}
+
+/// The promises of one table.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct TableSpec {
+    /// How it keeps its rows.
+    pub kind: TableKind,
+    /// Replication factor R.
+    pub replicas: u8,
+    /// Durability factor D: copies that a write above `leader` must reach.
+    pub min_in_sync: u8,
+    /// What to do when too few in-sync copies are left.
+    pub policy: Policy,
+    /// Level of a write that names none.
+    pub ack: AckLevel,
+    /// How long old versions are kept, in milliseconds.
+    pub retention_ms: u64,
+    /// Size in bytes at which a tablet is split.
+    pub split_bytes: u64,
+}
+
+impl Default for TableSpec {
+    fn default() -> Self {
+        Self {
+            kind: TableKind::Durable,
+            replicas: 1,
+            min_in_sync: 1,
+            policy: Policy::Strict,
+            ack: AckLevel::Leader,
+            retention_ms: RETENTION_MS_DEFAULT,
+            split_bytes: SPLIT_BYTES_DEFAULT,
+        }
+    }
+}
+
+/// A table that cannot be created as asked.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum BadTable {
+    /// A name of no bytes.
+    EmptyName,
+    /// A name above the limit.
+    NameTooLong(u64),
+    /// A name with a character outside of letters, digits, `_`, `-` and `.`.
+    NameCharacter,
+    /// A name that begins with a dot or the system's prefix.
+    NameReserved,
+    /// A kind that this release does not have.
+    MemoryKind,
+    /// More copies than this release keeps.
+    TooManyReplicas(u8),
+    /// No copy, or no copy that must have a write.
+    ZeroReplicas,
+    /// D above R.
+    MinInSyncAboveReplicas,
+    /// `copies=n` with n outside of D..=R.
+    AckCopies(u8),
+    /// Split keys that do not strictly rise, or an empty one.
+    SplitKeysUnordered,
+    /// A split key above the key limit.
+    SplitKeyTooLong,
+    /// More tablets than one table may start with.
+    TooManyTablets(u64),
+}
+
+impl fmt::Display for BadTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmptyName => f.write_str("the table name is empty: give one"),
+            Self::NameTooLong(bytes) => {
+                write!(
+                    f,
+                    "a table name of {bytes} bytes is above the limit of {TABLE_NAME_BYTES_MAX}: shorten it"
+                )
+            }
+            Self::NameCharacter => {
+                f.write_str("a table name has letters, digits, '_', '-' and '.' only: choose another")
+            }
+            Self::NameReserved => {
+                write!(f, "a table name may not begin with '.' or '{RESERVED_PREFIX}': choose another")
+            }
+            Self::MemoryKind => {
+                f.write_str("this release has no memory tables yet: create the table with kind durable")
+            }
+            Self::TooManyReplicas(_) => {
+                f.write_str("this release keeps one copy of each tablet: give --replicas 1")
+            }
+            Self::ZeroReplicas => {
+                f.write_str("a table needs at least one copy, and one that has each write: give --replicas 1")
+            }
+            Self::MinInSyncAboveReplicas => f.write_str(
+                "--min-in-sync is above --replicas, so no write could succeed: give at most as many",
+            ),
+            Self::AckCopies(n) => write!(
+                f,
+                "ack copies={n} lies outside of --min-in-sync to --replicas: give a number between them"
+            ),
+            Self::SplitKeysUnordered => {
+                f.write_str("split keys must strictly rise and not be empty: sort them and drop repeats")
+            }
+            Self::SplitKeyTooLong => {
+                write!(f, "a split key is longer than {KEY_BYTES_MAX} bytes, the limit of keys: shorten it")
+            }
+            Self::TooManyTablets(tablets) => write!(
+                f,
+                "{tablets} tablets are above the limit of {PRE_SPLIT_TABLETS_MAX} at creation: give fewer split keys"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for BadTable {}
+
+/// Checks a table's name.
+///
+/// # Errors
+/// The rule that it breaks.
+pub fn check_table_name(name: &str) -> Result<(), BadTable> {
+    if name.is_empty() {
+        return Err(BadTable::EmptyName);
+    }
+    if name.len() > TABLE_NAME_BYTES_MAX {
+        return Err(BadTable::NameTooLong(name.len() as u64));
+    }
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if !name.chars().all(allowed) {
+        return Err(BadTable::NameCharacter);
+    }
+    if name.starts_with('.') || name.starts_with(RESERVED_PREFIX) {
+        return Err(BadTable::NameReserved);
+    }
+    Ok(())
+}
+
+impl TableSpec {
+    /// Checks that this release can keep the promises. Asked where a table is requested;
+    /// the metadata itself holds any table that is consistent.
+    ///
+    /// # Errors
+    /// The first promise that it cannot keep.
+    pub fn check_supported(&self) -> Result<(), BadTable> {
+        match self.kind {
+            TableKind::Durable => {}
+            TableKind::Memory => return Err(BadTable::MemoryKind),
+        }
+        if self.replicas > 1 {
+            return Err(BadTable::TooManyReplicas(self.replicas));
+        }
+        self.check()
+    }
+
+    /// Checks the promises against each other.
+    ///
+    /// # Errors
+    /// The first that contradicts another.
+    pub fn check(&self) -> Result<(), BadTable> {
+        if self.replicas == 0 || self.min_in_sync == 0 {
+            return Err(BadTable::ZeroReplicas);
+        }
+        if self.min_in_sync > self.replicas {
+            return Err(BadTable::MinInSyncAboveReplicas);
+        }
+        match self.ack {
+            AckLevel::Copies(n) if n < self.min_in_sync || n > self.replicas => Err(BadTable::AckCopies(n)),
+            AckLevel::Leader | AckLevel::InSync | AckLevel::Copies(_) => Ok(()),
+        }
+    }
+
+    /// Servers that may fail while the table goes on by itself.
+    #[must_use]
+    pub fn failures_tolerated(&self) -> u32 {
+        u32::from(self.replicas.saturating_sub(self.min_in_sync))
+    }
+}
+
+/// Cuts the whole key space at `split_keys`.
+///
+/// # Errors
+/// The limit or rule that the keys break.
+pub fn cut_ranges(split_keys: &[Bytes]) -> Result<Vec<KeyRange>, BadTable> {
+    let tablets = split_keys.len() + 1;
+    if tablets > PRE_SPLIT_TABLETS_MAX {
+        return Err(BadTable::TooManyTablets(tablets as u64));
+    }
+    if split_keys.iter().any(|key| key.len() > KEY_BYTES_MAX) {
+        return Err(BadTable::SplitKeyTooLong);
+    }
+    KeyRange::cut_at(split_keys).map_err(|_| BadTable::SplitKeysUnordered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["a", "Users_2.v-1", &"x".repeat(TABLE_NAME_BYTES_MAX)] {
+            assert_eq!(check_table_name(good), Ok(()), "{good}");
+        }
+        assert_eq!(check_table_name(""), Err(BadTable::EmptyName));
+        assert_eq!(check_table_name(".x"), Err(BadTable::NameReserved));
+        assert_eq!(check_table_name("ebla.x"), Err(BadTable::NameReserved));
+        assert_eq!(check_table_name("a b"), Err(BadTable::NameCharacter));
+        assert_eq!(check_table_name("käse"), Err(BadTable::NameCharacter));
+        assert!(matches!(check_table_name(&"x".repeat(129)), Err(BadTable::NameTooLong(129))));
+    }
+
+    #[test]
+    fn promises_are_checked() {
+        let spec = TableSpec::default();
+        assert_eq!(spec.check_supported(), Ok(()));
+        let check = |change: fn(&mut TableSpec)| {
+            let mut spec = TableSpec::default();
+            change(&mut spec);
+            spec.check_supported()
+        };
+        assert_eq!(check(|s| s.replicas = 3), Err(BadTable::TooManyReplicas(3)));
+        assert_eq!(check(|s| s.replicas = 0), Err(BadTable::ZeroReplicas));
+        assert_eq!(check(|s| s.min_in_sync = 2), Err(BadTable::MinInSyncAboveReplicas));
+        assert_eq!(check(|s| s.ack = AckLevel::Copies(2)), Err(BadTable::AckCopies(2)));
+        assert_eq!(check(|s| s.ack = AckLevel::Copies(1)), Ok(()));
+        assert_eq!(check(|s| s.kind = TableKind::Memory), Err(BadTable::MemoryKind));
+    }
+
+    #[test]
+    fn split_keys_are_checked() {
+        let keys = |keys: &[&'static str]| -> Vec<Bytes> {
+            keys.iter().map(|key| Bytes::from_static(key.as_bytes())).collect()
+        };
+        assert_eq!(cut_ranges(&keys(&["b", "c"])).map(|ranges| ranges.len()), Ok(3));
+        assert_eq!(cut_ranges(&keys(&["c", "b"])), Err(BadTable::SplitKeysUnordered));
+        assert_eq!(cut_ranges(&keys(&["b", "b"])), Err(BadTable::SplitKeysUnordered));
+        assert_eq!(cut_ranges(&keys(&[""])), Err(BadTable::SplitKeysUnordered));
+        let many = vec![Bytes::from_static(b"k"); PRE_SPLIT_TABLETS_MAX];
+        assert!(matches!(cut_ranges(&many), Err(BadTable::TooManyTablets(_))));
+        let long = [Bytes::from(vec![b'k'; KEY_BYTES_MAX + 1])];
+        assert_eq!(cut_ranges(&long), Err(BadTable::SplitKeyTooLong));
+    }
+}

@@ -1,0 +1,370 @@
+//! The replicated state: servers, tables and tablets.
+//!
+//! Invariants:
+//! - the tablets of a table cover every key exactly once;
+//! - an epoch of a tablet is given to at most one (replica, incarnation);
+//! - a leader is in the in-sync set and was not lost when it was appointed;
+//! - the indexes say what the records say: they are rebuilt from them, never stored.
+
+use super::spec::TableSpec;
+use crate::hlc::Hlc;
+use crate::ids::{
+    ConfigVersion, DiskGeneration, Epoch, Incarnation, Lineage, Ordinal, ReplicaId, ServerId, TableId,
+    TabletId,
+};
+use crate::range::KeyRange;
+use borsh::{BorshDeserialize, BorshSerialize};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Names a cluster for ever; random.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, BorshSerialize, BorshDeserialize)]
+pub struct ClusterId(pub u128);
+
+impl ClusterId {
+    /// Reads the 32 hexadecimal digits that `Display` writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().map(Self)
+    }
+}
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A tablet server, as its last registration left it.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Server {
+    /// Its name for ever.
+    pub id: ServerId,
+    /// HOST:PORT under which clients reach it.
+    pub address: String,
+    /// Failure zone; empty when none was given.
+    pub zone: String,
+    /// Its bit in a room.
+    pub ordinal: Ordinal,
+    /// Its present run.
+    pub incarnation: Incarnation,
+    /// Its present data directory.
+    pub disk_generation: DiskGeneration,
+    /// Random number of the present run: the same one registering again is no new run.
+    pub boot_id: u64,
+    /// Numbers of the runs before, newest last; one of them coming back is refused.
+    pub boot_ids_past: Vec<u64>,
+    /// When it registered, milliseconds since 1970.
+    pub registered_ms: u64,
+}
+
+/// A table.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Table {
+    /// Its name for ever.
+    pub id: TableId,
+    /// What people call it.
+    pub name: String,
+    /// What it promises.
+    pub spec: TableSpec,
+}
+
+/// One copy of a tablet.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Replica {
+    /// Its name for ever.
+    pub id: ReplicaId,
+    /// Where it lies.
+    pub server: ServerId,
+    /// The data directory that holds it.
+    pub disk_generation: DiskGeneration,
+    /// Whether that directory is gone. A lost copy neither answers nor leads, and yet stays
+    /// in the in-sync set for the quota (m14, m16).
+    pub lost: bool,
+}
+
+/// Who leads an epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Leader {
+    /// The copy.
+    pub replica: ReplicaId,
+    /// Its server.
+    pub server: ServerId,
+    /// The run of the server that was appointed: another run does not lead (m36).
+    pub incarnation: Incarnation,
+}
+
+/// A key range of a table and who serves it.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Tablet {
+    /// Names the range for ever.
+    pub id: TabletId,
+    /// Its table.
+    pub table: TableId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// Term of the leader; 0 before the first election.
+    pub epoch: Epoch,
+    /// Who leads the epoch.
+    pub leader: Option<Leader>,
+    /// Its copies, at most R.
+    pub replicas: Vec<Replica>,
+    /// Copies whose answers an election needs.
+    pub in_sync: BTreeSet<ReplicaId>,
+    /// Version of leader and in-sync set.
+    pub config_version: ConfigVersion,
+    /// Its ancestry.
+    pub lineage: Lineage,
+    /// Whether the epoch was raised and waits for its leader.
+    pub recovering: bool,
+    /// A floor for the leader's clock, set at its appointment.
+    pub appointed_ts: Hlc,
+}
+
+impl Tablet {
+    /// The copy of this name.
+    #[must_use]
+    pub fn replica(&self, id: ReplicaId) -> Option<&Replica> {
+        self.replicas.iter().find(|replica| replica.id == id)
+    }
+
+    /// The copy on this server.
+    #[must_use]
+    pub fn replica_on(&self, server: ServerId) -> Option<&Replica> {
+        self.replicas.iter().find(|replica| replica.server == server)
+    }
+
+    /// Copies of the in-sync set.
+    pub fn in_sync_replicas(&self) -> impl Iterator<Item = &Replica> {
+        self.replicas.iter().filter(|replica| self.in_sync.contains(&replica.id))
+    }
+}
+
+/// Counters that only rise.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub(super) struct NextIds {
+    pub server: ServerId,
+    pub ordinal: Ordinal,
+    pub table: TableId,
+    pub tablet: TabletId,
+    pub replica: ReplicaId,
+    pub lineage: Lineage,
+}
+
+impl Default for NextIds {
+    fn default() -> Self {
+        Self {
+            server: ServerId(1),
+            ordinal: Ordinal(0),
+            table: TableId(1),
+            tablet: TabletId(1),
+            replica: ReplicaId(1),
+            lineage: Lineage(1),
+        }
+    }
+}
+
+/// Everything that the masters agree on.
+#[derive(Clone, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
+pub struct State {
+    pub(super) applied: u64,
+    pub(super) changed: u64,
+    pub(super) cluster_id: Option<ClusterId>,
+    pub(super) masters: BTreeMap<u64, u64>,
+    pub(super) servers: BTreeMap<ServerId, Server>,
+    pub(super) tables: BTreeMap<TableId, Table>,
+    pub(super) tablets: BTreeMap<TabletId, Tablet>,
+    pub(super) next: NextIds,
+    #[borsh(skip)]
+    pub(super) index: Indexes,
+}
+
+/// Ways to find records without looking at all of them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Indexes {
+    pub table_names: BTreeMap<String, TableId>,
+    pub ranges: BTreeMap<TableId, BTreeMap<Bytes, TabletId>>,
+    pub generations: BTreeMap<DiskGeneration, ServerId>,
+    pub replicas: BTreeMap<ServerId, BTreeSet<TabletId>>,
+}
+
+impl State {
+    /// Index of the last command that was applied.
+    #[must_use]
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Version of what is visible outside: the index of the last command that changed it.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.changed
+    }
+
+    /// The cluster's name; none before the first leader gave it.
+    #[must_use]
+    pub fn cluster_id(&self) -> Option<ClusterId> {
+        self.cluster_id
+    }
+
+    /// Which data directory each master of the group had when the cluster was formed.
+    #[must_use]
+    pub fn masters(&self) -> &BTreeMap<u64, u64> {
+        &self.masters
+    }
+
+    /// The server of this id.
+    #[must_use]
+    pub fn server(&self, id: ServerId) -> Option<&Server> {
+        self.servers.get(&id)
+    }
+
+    /// Every server.
+    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+        self.servers.values()
+    }
+
+    /// The table of this id.
+    #[must_use]
+    pub fn table(&self, id: TableId) -> Option<&Table> {
+        self.tables.get(&id)
+    }
+
+    /// The table of this name.
+    #[must_use]
+    pub fn table_named(&self, name: &str) -> Option<&Table> {
+        self.index.table_names.get(name).and_then(|id| self.tables.get(id))
+    }
+
+    /// Every table.
+    pub fn tables(&self) -> impl Iterator<Item = &Table> {
+        self.tables.values()
+    }
+
+    /// The tablet of this id.
+    #[must_use]
+    pub fn tablet(&self, id: TabletId) -> Option<&Tablet> {
+        self.tablets.get(&id)
+    }
+
+    /// Every tablet, by id.
+    pub fn tablets(&self) -> impl Iterator<Item = &Tablet> {
+        self.tablets.values()
+    }
+
+    /// Number of tablets.
+    #[must_use]
+    pub fn tablet_count(&self) -> usize {
+        self.tablets.len()
+    }
+
+    /// The tablets of a table in key order.
+    pub fn tablets_of(&self, table: TableId) -> impl Iterator<Item = &Tablet> {
+        let ids = self.index.ranges.get(&table).into_iter().flat_map(BTreeMap::values);
+        ids.filter_map(|id| self.tablets.get(id))
+    }
+
+    /// The tablets of which a server holds a copy.
+    pub fn tablets_on(&self, server: ServerId) -> impl Iterator<Item = &Tablet> {
+        let ids = self.index.replicas.get(&server).into_iter().flatten();
+        ids.filter_map(|id| self.tablets.get(id))
+    }
+
+    /// Number of tablets of which a server holds a copy.
+    #[must_use]
+    pub fn tablet_count_on(&self, server: ServerId) -> usize {
+        self.index.replicas.get(&server).map_or(0, BTreeSet::len)
+    }
+
+    /// The tablet that holds `key`.
+    #[must_use]
+    pub fn tablet_at(&self, table: TableId, key: &[u8]) -> Option<&Tablet> {
+        use std::ops::Bound::{Included, Unbounded};
+        let ranges = self.index.ranges.get(&table)?;
+        let (_, id) = ranges.range::<[u8], _>((Unbounded, Included(key))).next_back()?;
+        self.tablets.get(id)
+    }
+
+    /// Whether `leader` still is the run of its server that was appointed.
+    #[must_use]
+    pub fn is_current(&self, leader: &Leader) -> bool {
+        self.server(leader.server).is_some_and(|server| server.incarnation == leader.incarnation)
+    }
+
+    /// Whether a copy still lies in the data directory that its server has now.
+    #[must_use]
+    pub fn holds_data(&self, replica: &Replica) -> bool {
+        let generation = self.server(replica.server).map(|server| server.disk_generation);
+        !replica.lost && generation == Some(replica.disk_generation)
+    }
+
+    pub(super) fn insert_server(&mut self, server: Server) {
+        self.index.generations.insert(server.disk_generation, server.id);
+        self.servers.insert(server.id, server);
+    }
+
+    pub(super) fn insert_table(&mut self, table: Table) {
+        self.index.table_names.insert(table.name.clone(), table.id);
+        self.tables.insert(table.id, table);
+    }
+
+    pub(super) fn insert_tablet(&mut self, tablet: Tablet) {
+        self.index.add_tablet(&tablet);
+        self.tablets.insert(tablet.id, tablet);
+    }
+
+    /// Takes a table and its tablets out.
+    pub(super) fn remove_table(&mut self, id: TableId) -> Option<(Table, Vec<Tablet>)> {
+        let table = self.tables.remove(&id)?;
+        self.index.table_names.remove(&table.name);
+        let ids = self.index.ranges.remove(&id).unwrap_or_default();
+        let tablets: Vec<Tablet> = ids.values().filter_map(|id| self.tablets.remove(id)).collect();
+        for tablet in &tablets {
+            self.index.remove_replicas(tablet);
+        }
+        Some((table, tablets))
+    }
+
+    /// Builds the indexes from the records, after decoding.
+    pub(super) fn rebuild_indexes(&mut self) {
+        let mut index = Indexes::default();
+        for server in self.servers.values() {
+            index.generations.insert(server.disk_generation, server.id);
+        }
+        for table in self.tables.values() {
+            index.table_names.insert(table.name.clone(), table.id);
+        }
+        for tablet in self.tablets.values() {
+            index.add_tablet(tablet);
+        }
+        self.index = index;
+    }
+}
+
+impl Indexes {
+    fn add_tablet(&mut self, tablet: &Tablet) {
+        self.ranges.entry(tablet.table).or_default().insert(tablet.range.start().clone(), tablet.id);
+        for replica in &tablet.replicas {
+            self.replicas.entry(replica.server).or_default().insert(tablet.id);
+        }
+    }
+
+    fn remove_replicas(&mut self, tablet: &Tablet) {
+        for replica in &tablet.replicas {
+            if let Some(held) = self.replicas.get_mut(&replica.server) {
+                held.remove(&tablet.id);
+                if held.is_empty() {
+                    self.replicas.remove(&replica.server);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Golden traces of the metadata core: `tests/scripts/meta/*`.
+//!
+//! A script is a list of `> command` lines, each followed by what it must print. What the
+//! control core proposes waits until `> commit` applies it, so that a script can put
+//! something else first. `UPDATE=1` writes what is printed now into the scripts.
+
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId, Tick};
+use ebla_kernel::meta::{
+    Appointment, Changes, ClusterId, Command, Control, Effect, FenceAnswer, Input, NewTablet, RegisterServer,
+    Reply, State, TableSpec, Tablet, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
+};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+#[test]
+fn scripts_print_what_they_say() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts/meta");
+    let update = std::env::var_os("UPDATE").is_some();
+    let mut scripts = 0;
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        let expected = std::fs::read_to_string(&path).unwrap();
+        let printed = World::default().run(&expected);
+        if update {
+            std::fs::write(&path, printed).unwrap();
+        } else {
+            assert_eq!(printed, expected, "{} differs: run with UPDATE=1 and look", path.display());
+        }
+        scripts += 1;
+    }
+    assert!(scripts > 0, "no scripts found in {}", dir.display());
+}
+
+#[derive(Default)]
+struct World {
+    state: State,
+    control: Control,
+    now: Tick,
+    proposed: Vec<Command>,
+    out: String,
+}
+
+/// `name=value` arguments of a command.
+struct Args<'a>(BTreeMap<&'a str, &'a str>);
+
+impl<'a> Args<'a> {
+    fn parse(words: &[&'a str]) -> Self {
+        Self(words.iter().map(|word| word.split_once('=').unwrap_or((word, ""))).collect())
+    }
+
+    fn text(&self, name: &str) -> Option<&'a str> {
+        self.0.get(name).copied()
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        self.text(name).map_or(0, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+    }
+
+    fn list(&self, name: &str) -> Vec<&'a str> {
+        self.text(name).map(|text| text.split(',').collect()).unwrap_or_default()
+    }
+}
+
+impl World {
+    fn run(mut self, script: &str) -> String {
+        for line in script.lines() {
+            if let Some(command) = line.strip_prefix("> ") {
+                writeln!(self.out, "{line}").unwrap();
+                self.command(command);
+            } else if line.is_empty() || line.starts_with('#') {
+                writeln!(self.out, "{line}").unwrap();
+            }
+        }
+        self.out
+    }
+
+    fn command(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let args = Args::parse(&words[1..]);
+        match words[0] {
+            "init" => self.apply(init(&args)),
+            "register" => self.apply(register(&args)),
+            "create" => self.apply(create(&args)),
+            "drop" => {
+                let table = self.state.table_named(args.text("table").unwrap()).unwrap().id;
+                self.apply(Command::DropTable { table });
+            }
+            "recover" => {
+                let tablets = vec![(TabletId(args.number("t")), Epoch(args.number("epoch")))];
+                self.apply(Command::Recover { tablets });
+            }
+            "appoint" => self.apply(appoint(&args)),
+            "lead" => {
+                let masters = BTreeMap::from([(1, 11)]);
+                self.step(Input::BecameLeader { cluster_id: ClusterId(7), masters });
+            }
+            "unlead" => self.step(Input::LostLeadership),
+            "open" => self.step(Input::SessionOpened {
+                server: ServerId(args.number("s")),
+                incarnation: Incarnation(args.number("i")),
+            }),
+            "close" => self.step(Input::SessionClosed { server: ServerId(args.number("s")) }),
+            "answer" => self.step(answer(&args)),
+            "tick" => {
+                self.now = self.now.plus_ms(args.number("ms"));
+                self.step(Input::Tick { wall: Hlc::new(self.now.0, 0) });
+            }
+            "commit" => {
+                for command in std::mem::take(&mut self.proposed) {
+                    self.apply(command);
+                }
+            }
+            "lose" => self.proposed.clear(),
+            "show" => self.show(),
+            other => panic!("unknown command {other}"),
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut effects = Vec::new();
+        self.control.step(self.now, &self.state, input, &mut effects);
+        for effect in effects {
+            self.print_effect(&effect);
+            if let Effect::Propose(command) = effect {
+                self.proposed.push(command);
+            }
+        }
+    }
+
+    fn print_effect(&mut self, effect: &Effect) {
+        let text = match effect {
+            Effect::Propose(command) => format!("propose {}", command_text(command)),
+            Effect::SendFences { server, fences } => {
+                let fences = fences.iter().map(|f| format!("{}/{}@{}", f.tablet, f.replica, f.epoch));
+                format!("fence {server}: {}", fences.collect::<Vec<_>>().join(" "))
+            }
+            Effect::SendAssignments { server, full, tablets, removed } => {
+                let kind = if *full { "all" } else { "change" };
+                format!("assign {server} {kind}: {tablets:?} removed {removed:?}")
+            }
+            Effect::EndSession { server } => format!("end session of {server}"),
+        };
+        writeln!(self.out, "  {text}").unwrap();
+    }
+
+    fn apply(&mut self, command: Command) {
+        let command = Command::decode(&command.encode()).unwrap();
+        let index = self.state.applied() + 1;
+        let (reply, changes) = apply(&mut self.state, index, command);
+        self.print_reply(&reply);
+        self.check_snapshot();
+        if changes != Changes::default() {
+            self.step(Input::Applied(changes));
+        }
+    }
+
+    fn print_reply(&mut self, reply: &Reply) {
+        let text = match reply {
+            Reply::Initialized(id) => format!("cluster {}", id.0),
+            Reply::Registered(registered) => {
+                let server = &registered.server;
+                format!("{} {} {}", server.id, server.incarnation, server.ordinal)
+            }
+            Reply::Created(table, tablets) => format!("{} {tablets:?}", table.id),
+            Reply::Dropped(table) => format!("dropped {}", table.id),
+            Reply::Elections(results) => {
+                let results = results.iter().map(|result| match result {
+                    Ok(tablet) => tablet_text(tablet),
+                    Err(rejection) => format!("rejected: {rejection}"),
+                });
+                results.collect::<Vec<_>>().join("\n  ")
+            }
+            Reply::Rejected(rejection) => format!("rejected: {rejection}"),
+        };
+        writeln!(self.out, "  {text}").unwrap();
+    }
+
+    /// After every command: a snapshot gives the same state, indexes included.
+    fn check_snapshot(&self) {
+        let copy = decode_snapshot(&encode_snapshot(&self.state)).unwrap();
+        assert_eq!(copy, self.state);
+        assert_eq!(state_hash(&copy), state_hash(&self.state));
+    }
+
+    fn show(&mut self) {
+        for tablet in self.state.tablets() {
+            writeln!(self.out, "  {}", tablet_text(tablet)).unwrap();
+        }
+    }
+}
+
+fn tablet_text(tablet: &Tablet) -> String {
+    let leader = tablet.leader.map_or("nobody".to_owned(), |leader| {
+        format!("{} on {} {}", leader.replica, leader.server, leader.incarnation)
+    });
+    let replicas = tablet.replicas.iter().map(|replica| {
+        let lost = if replica.lost { " lost" } else { "" };
+        format!("{}@{}{lost}", replica.id, replica.server)
+    });
+    let recovering = if tablet.recovering { " recovering" } else { "" };
+    let replicas = replicas.collect::<Vec<_>>().join(" ");
+    format!("{} {} {} led by {leader}{recovering} [{replicas}]", tablet.id, tablet.range, tablet.epoch)
+}
+
+fn command_text(command: &Command) -> String {
+    match command {
+        Command::InitCluster { cluster_id, .. } => format!("init {}", cluster_id.0),
+        Command::Recover { tablets } => format!("recover {tablets:?}"),
+        Command::Appoint { appointments } => {
+            let one =
+                |a: &Appointment| format!("{}@{} to {} {}", a.tablet, a.epoch, a.replica, a.incarnation);
+            format!("appoint {}", appointments.iter().map(one).collect::<Vec<_>>().join(", "))
+        }
+        Command::RegisterServer(_) | Command::CreateTable { .. } | Command::DropTable { .. } => {
+            panic!("the control core never proposes this")
+        }
+    }
+}
+
+fn init(args: &Args) -> Command {
+    let cluster_id = ClusterId(u128::from(args.number("cluster")));
+    Command::InitCluster { cluster_id, masters: BTreeMap::from([(1, 11)]) }
+}
+
+fn register(args: &Args) -> Command {
+    Command::RegisterServer(RegisterServer {
+        cluster_id: args.text("cluster").map(|_| ClusterId(u128::from(args.number("cluster")))),
+        server_id: args.text("s").map(|_| ServerId(args.number("s"))),
+        disk_generation: DiskGeneration(args.number("disk")),
+        boot_id: args.number("boot"),
+        address: "h:1".to_owned(),
+        zone: String::new(),
+        time_ms: 0,
+    })
+}
+
+/// `servers` lists the places of each tablet, separated by `/`.
+fn create(args: &Args) -> Command {
+    let split: Vec<bytes::Bytes> =
+        args.list("split").iter().map(|key| bytes::Bytes::copy_from_slice(key.as_bytes())).collect();
+    let places: Vec<&str> = args.text("servers").unwrap().split('/').collect();
+    let tablets = cut_ranges(&split).unwrap().into_iter().zip(places.iter().cycle());
+    let tablets: Vec<NewTablet> = tablets
+        .map(|(range, servers)| NewTablet {
+            range,
+            servers: servers.split(',').map(|id| ServerId(id.parse().unwrap())).collect(),
+        })
+        .collect();
+    let spec = TableSpec {
+        replicas: u8::try_from(tablets[0].servers.len()).unwrap(),
+        min_in_sync: u8::try_from(args.number("d").max(1)).unwrap(),
+        ..TableSpec::default()
+    };
+    Command::CreateTable { name: args.text("table").unwrap().to_owned(), spec, tablets }
+}
+
+fn appoint(args: &Args) -> Command {
+    let appointment = Appointment {
+        tablet: TabletId(args.number("t")),
+        epoch: Epoch(args.number("epoch")),
+        replica: ReplicaId(args.number("r")),
+        incarnation: Incarnation(args.number("i")),
+        ts: Hlc(0),
+    };
+    Command::Appoint { appointments: vec![appointment] }
+}
+
+/// `end=EPOCH:SEQ`.
+fn answer(args: &Args) -> Input {
+    let (epoch, seq) = args.text("end").unwrap().split_once(':').unwrap();
+    let answer = FenceAnswer {
+        tablet: TabletId(args.number("t")),
+        replica: ReplicaId(args.number("r")),
+        epoch: Epoch(args.number("epoch")),
+        end: Pos::new(Epoch(epoch.parse().unwrap()), Seq(seq.parse().unwrap())),
+        ts_max: Hlc(0),
+        disk_generation: DiskGeneration(args.number("disk")),
+    };
+    Input::FenceAnswered { server: ServerId(args.number("s")), answers: vec![answer] }
+}

@@ -1,0 +1,355 @@
+//! The shell of the control core: feeds it, and carries its effects out.
+//!
+//! One task owns the core and the sessions of tablet servers. It looks at one closed set of
+//! triggers: leadership, applied changes, sessions, time. When leadership is lost, every
+//! session ends and the core forgets everything.
+
+use crate::clock;
+use crate::limits::CONTROL_QUEUE_MAX;
+use crate::liveness::Liveness;
+use crate::raft::node::Raft;
+use crate::raft::view::Role;
+use ebla_kernel::ids::{Incarnation, ServerId, TabletId, Tick};
+use ebla_kernel::meta::{Changes, ClusterId, Command, Control, Effect, Fence, FenceAnswer, Input, State};
+use ebla_proto::error::{ApiError, Reason};
+use ebla_proto::{meta, v1};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tonic::Status;
+
+/// Where messages to one tablet server go.
+pub(crate) type SessionOutbox = mpsc::Sender<Result<v1::SessionResponse, Status>>;
+
+/// What sessions tell the controller.
+pub(crate) enum Event {
+    /// A registered server is connected. Answered with whether the session stands.
+    Opened {
+        server: ServerId,
+        incarnation: Incarnation,
+        number: u64,
+        outbox: SessionOutbox,
+        accepted: oneshot::Sender<bool>,
+    },
+    /// A session ended.
+    Closed { server: ServerId, number: u64 },
+    /// A server answered fences.
+    Answers { server: ServerId, number: u64, answers: Vec<FenceAnswer> },
+}
+
+/// The way to the controller.
+pub(crate) type Events = mpsc::Sender<Event>;
+
+struct Session {
+    number: u64,
+    incarnation: Incarnation,
+    outbox: SessionOutbox,
+}
+
+/// The task's parts.
+pub(crate) struct Controller {
+    raft: Raft,
+    liveness: Arc<Liveness>,
+    core: Control,
+    sessions: BTreeMap<ServerId, Session>,
+    term: Option<u64>,
+    start: Instant,
+    /// The data directories that the cluster is formed with.
+    directories: BTreeMap<u64, u64>,
+    peers: BTreeMap<u64, String>,
+}
+
+/// One trigger.
+enum Trigger {
+    Role(Role),
+    Changed(Changes),
+    Event(Event),
+    Time,
+    End,
+}
+
+impl Controller {
+    /// A controller and the way to it.
+    pub fn new(
+        raft: Raft,
+        liveness: Arc<Liveness>,
+        peers: BTreeMap<u64, String>,
+    ) -> (Self, Events, mpsc::Receiver<Event>) {
+        let (events, inbox) = mpsc::channel(CONTROL_QUEUE_MAX);
+        let controller = Self {
+            raft,
+            liveness,
+            core: Control::default(),
+            sessions: BTreeMap::new(),
+            term: None,
+            start: Instant::now(),
+            directories: BTreeMap::new(),
+            peers,
+        };
+        (controller, events, inbox)
+    }
+
+    /// Runs until the events' senders are gone. `directories` are those of the group.
+    pub async fn run(mut self, directories: BTreeMap<u64, u64>, mut events: mpsc::Receiver<Event>) {
+        self.directories = directories;
+        let mut role = self.raft.view().watch_role();
+        let mut changes = self.raft.view().watch_changes();
+        role.mark_changed();
+        loop {
+            let pause = self.pause();
+            let trigger = tokio::select! {
+                changed = role.changed() => match changed {
+                    Ok(()) => Trigger::Role(*role.borrow_and_update()),
+                    Err(_) => Trigger::End,
+                },
+                changed = changes.recv() => match changed {
+                    Ok(changes) => Trigger::Changed(Changes::clone(&changes)),
+                    Err(broadcast::error::RecvError::Lagged(_)) => Trigger::Changed(Changes::everything()),
+                    Err(broadcast::error::RecvError::Closed) => Trigger::End,
+                },
+                event = events.recv() => event.map_or(Trigger::End, Trigger::Event),
+                () = tokio::time::sleep(pause) => Trigger::Time,
+            };
+            match trigger {
+                Trigger::Role(role) => self.on_role(role),
+                Trigger::Changed(changes) => self.on_changed(changes),
+                Trigger::Event(event) => self.on_event(event),
+                Trigger::Time => self.step(Input::Tick { wall: clock::wall() }),
+                Trigger::End => return,
+            }
+        }
+    }
+
+    /// Until the core wants a tick; at the latest a second, so that its wall time is fresh.
+    fn pause(&self) -> Duration {
+        let now = self.now();
+        let until = self.core.next_deadline().map_or(1_000, |at| at.ms_since(now));
+        Duration::from_millis(until.min(1_000))
+    }
+
+    fn now(&self) -> Tick {
+        clock::tick_since(self.start)
+    }
+
+    fn on_role(&mut self, role: Role) {
+        let term = role.leading.then_some(role.term);
+        if term == self.term {
+            return;
+        }
+        if self.term.take().is_some() {
+            self.end_all(role.leader);
+            self.step(Input::LostLeadership);
+        }
+        if role.leading {
+            self.term = term;
+            self.liveness.reset();
+            self.step(Input::Tick { wall: clock::wall() });
+            let cluster_id = ClusterId(rand::random());
+            self.step(Input::BecameLeader { cluster_id, masters: self.directories.clone() });
+        }
+    }
+
+    fn on_changed(&mut self, changes: Changes) {
+        self.liveness.forget(changes.removed_tablets.keys());
+        self.step(Input::Applied(changes));
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Opened { server, incarnation, number, outbox, accepted } => {
+                let session = Session { number, incarnation, outbox };
+                let stands = self.open(server, session);
+                // The session's task may be gone; it then also closes.
+                let _ = accepted.send(stands);
+            }
+            Event::Closed { server, number } => {
+                if self.is_present(server, number) {
+                    self.close(server);
+                }
+            }
+            Event::Answers { server, number, answers } => {
+                if self.is_present(server, number) {
+                    self.step(Input::FenceAnswered { server, answers });
+                }
+            }
+        }
+    }
+
+    fn is_present(&self, server: ServerId, number: u64) -> bool {
+        self.sessions.get(&server).is_some_and(|session| session.number == number)
+    }
+
+    /// Takes a session in, unless a later run of its server is connected or nobody leads here.
+    fn open(&mut self, server: ServerId, session: Session) -> bool {
+        let present = self.sessions.get(&server).map(|session| session.incarnation);
+        if self.term.is_none() || present.is_some_and(|present| present > session.incarnation) {
+            return false;
+        }
+        if present.is_some_and(|present| present < session.incarnation) {
+            self.end(server, superseded(server));
+        }
+        let incarnation = session.incarnation;
+        self.sessions.insert(server, session);
+        self.liveness.opened(server);
+        self.step(Input::SessionOpened { server, incarnation });
+        self.sessions.contains_key(&server)
+    }
+
+    fn close(&mut self, server: ServerId) {
+        self.sessions.remove(&server);
+        self.liveness.closed(server);
+        self.step(Input::SessionClosed { server });
+    }
+
+    /// Tells a server why its session ends. The core knows already, or is told by the caller.
+    fn end(&mut self, server: ServerId, why: ApiError) {
+        if let Some(session) = self.sessions.remove(&server) {
+            self.liveness.closed(server);
+            // A full queue loses the reason; the end of the stream is seen all the same.
+            let _ = session.outbox.try_send(Err(why.into()));
+        }
+    }
+
+    fn end_all(&mut self, leader: Option<u64>) {
+        let servers: Vec<ServerId> = self.sessions.keys().copied().collect();
+        for server in servers {
+            let address = leader.and_then(|leader| self.peers.get(&leader));
+            self.end(server, not_leader(address.map(String::as_str)));
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            let mut effects = Vec::new();
+            let now = self.now();
+            let raft = self.raft.clone();
+            {
+                let state = raft.view().state();
+                self.core.step(now, &state, input, &mut effects);
+            }
+            for effect in effects {
+                if let Some(server) = self.carry_out(effect) {
+                    inputs.push(Input::SessionClosed { server });
+                }
+            }
+        }
+        metrics::gauge!("ebla_master_elections").set(self.core.elections() as f64);
+    }
+
+    /// Carries one effect out. Gives the server whose session ended by it.
+    fn carry_out(&mut self, effect: Effect) -> Option<ServerId> {
+        match effect {
+            Effect::Propose(command) => {
+                self.propose(command);
+                None
+            }
+            Effect::SendFences { server, fences } => self.send(server, fences_to_wire(&fences)),
+            Effect::SendAssignments { server, full, tablets, removed } => {
+                let incarnation = self.sessions.get(&server)?.incarnation;
+                let message = {
+                    let state = self.raft.view().state();
+                    let assignee = Assignee { server, incarnation };
+                    assignee.assignments(&state, full, &tablets, &removed)
+                };
+                self.send(server, message)
+            }
+            Effect::EndSession { server } => {
+                self.end(server, superseded(server));
+                None
+            }
+        }
+    }
+
+    /// A proposal that is lost is made again by the core's own clock.
+    fn propose(&self, command: Command) {
+        let raft = self.raft.clone();
+        tokio::spawn(async move {
+            if let Err(error) = raft.propose(command).await {
+                tracing::debug!(%error, "an election's command was lost");
+            }
+        });
+    }
+
+    fn send(&mut self, server: ServerId, message: v1::session_response::Message) -> Option<ServerId> {
+        let session = self.sessions.get(&server)?;
+        let response = v1::SessionResponse { message: Some(message) };
+        if session.outbox.try_send(Ok(response)).is_ok() {
+            return None;
+        }
+        tracing::warn!(%server, "a tablet server does not take its messages: its session ends");
+        let why = "the server took no messages: it registers again by itself";
+        self.end(server, ApiError::new(Reason::Overloaded, why));
+        Some(server)
+    }
+}
+
+/// To whom assignments go.
+struct Assignee {
+    server: ServerId,
+    incarnation: Incarnation,
+}
+
+impl Assignee {
+    fn assignments(
+        &self,
+        state: &State,
+        full: bool,
+        tablets: &[TabletId],
+        removed: &[TabletId],
+    ) -> v1::session_response::Message {
+        let assignments = tablets.iter().filter_map(|id| self.assignment(state, *id)).collect();
+        v1::session_response::Message::Assignments(v1::Assignments {
+            full,
+            assignments,
+            removed_tablet_ids: removed.iter().map(|id| id.0).collect(),
+        })
+    }
+
+    /// The server's copy of a tablet; none when it holds none, or one whose data it lost.
+    fn assignment(&self, state: &State, id: TabletId) -> Option<v1::Assignment> {
+        let tablet = state.tablet(id)?;
+        let replica = tablet.replica_on(self.server).filter(|replica| state.holds_data(replica))?;
+        let table = state.table(tablet.table)?;
+        let leads = tablet
+            .leader
+            .is_some_and(|leader| leader.replica == replica.id && leader.incarnation == self.incarnation);
+        Some(v1::Assignment {
+            tablet: Some(meta::tablet_to_wire(state, tablet)),
+            replica_id: replica.id.0,
+            table: Some(meta::table_to_wire(table)),
+            leads,
+            appointed_ts: tablet.appointed_ts.0,
+        })
+    }
+}
+
+fn fences_to_wire(fences: &[Fence]) -> v1::session_response::Message {
+    let fences = fences.iter().map(|fence| v1::Fence {
+        tablet_id: fence.tablet.0,
+        replica_id: fence.replica.0,
+        epoch: fence.epoch.0,
+    });
+    v1::session_response::Message::Fences(v1::Fences { fences: fences.collect() })
+}
+
+/// The answer of a master that does not lead.
+pub(crate) fn not_leader(leader: Option<&str>) -> ApiError {
+    match leader {
+        Some(address) => {
+            let hint = format!("this master does not lead: ask the one at {address}");
+            ApiError::new(Reason::NotLeader, hint).with("leader", address)
+        }
+        None => ApiError::new(Reason::NotLeader, "no master leads now: try again in a moment"),
+    }
+}
+
+/// The answer to a run that is over.
+pub(crate) fn superseded(server: ServerId) -> ApiError {
+    let hint = format!(
+        "another process runs as server {}: two processes use copies of one data directory; stop one of them",
+        server.0
+    );
+    ApiError::new(Reason::Superseded, hint)
+}

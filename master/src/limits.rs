@@ -1,0 +1,119 @@
+//! Every bound of the masters' shell, each with its reason.
+
+use std::time::Duration;
+
+/// Most masters of a group: more only make every commit slower.
+pub const MASTERS_MAX: usize = 7;
+
+/// Unit of Raft time. Ten of them without a word from the leader start an election.
+pub const RAFT_TICK: Duration = Duration::from_millis(40);
+
+/// Ticks without a word from the leader before the first master asks for votes.
+pub const ELECTION_TICKS: usize = 10;
+
+/// Ticks by which the masters' election timeouts are set apart, so that no vote is split: the
+/// slowest of three asks after at most 22 ticks, under 0.9 s.
+pub const ELECTION_STAGGER_TICKS: usize = 4;
+
+/// Ticks between a leader's heartbeats.
+pub const HEARTBEAT_TICKS: usize = 2;
+
+/// Ticks after which a read that got no answer from the group asks again.
+pub const READ_RETRY_TICKS: u64 = 5;
+
+/// Inputs that may wait for the Raft thread. Above it callers are told to come back.
+pub const RAFT_INBOX_MAX: usize = 4_096;
+
+/// Inputs taken at once before the log is synced: one sync serves them all.
+pub const RAFT_INPUTS_PER_SYNC_MAX: usize = 512;
+
+/// Bytes of entries in one append message.
+pub const RAFT_MESSAGE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Append messages under way to one follower.
+pub const RAFT_IN_FLIGHT_MAX: usize = 256;
+
+/// Proposals that wait for their commit. Elections batch, so few are ever needed.
+pub const PROPOSALS_MAX: usize = 4_096;
+
+/// Entries after which a snapshot is taken and the log is cut.
+pub const SNAPSHOT_ENTRIES_DEFAULT: u64 = 5_000;
+
+/// Entries that stay in the log behind a snapshot, as a share (one nth) of the distance
+/// between snapshots: a follower that was away for a moment needs no snapshot.
+pub const LOG_KEPT_SHARE: u64 = 5;
+
+/// Size of one file of the Raft log.
+pub const LOG_FILE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Size of the Raft log above which old files are removed.
+pub const LOG_PURGE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Largest message between masters: a snapshot of the largest state.
+pub const MASTER_MESSAGE_BYTES_MAX: usize = 512 * 1024 * 1024;
+
+/// Largest message of a tablet server: reports and answers for all of its tablets.
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Largest administrative request: the split keys of the largest pre-split table.
+pub const ADMIN_MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Messages that may wait for one peer. Raft sends again whatever was dropped.
+pub const PEER_QUEUE_MAX: usize = 1_024;
+
+/// Pause before a peer that could not be reached is tried again.
+pub const PEER_RETRY: Duration = Duration::from_millis(100);
+
+/// How long a connection to a peer may take.
+pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long a question to a peer may take while the cluster is formed.
+pub const HELLO_TIMEOUT: Duration = Duration::from_millis(1_000);
+
+/// Pause between two rounds of questions while the cluster is formed.
+pub const HELLO_RETRY: Duration = Duration::from_millis(150);
+
+/// Changes that a slow watcher may lag behind before it gets the whole map again.
+pub const CHANGES_KEPT_MAX: usize = 256;
+
+/// Answers that may wait in one stream of routes; after them changes are put together.
+pub const ROUTE_QUEUE_MAX: usize = 4;
+
+/// Messages that may wait for one tablet server before its session is ended.
+pub const SESSION_QUEUE_MAX: usize = 256;
+
+/// Events of sessions that may wait for the controller.
+pub const CONTROL_QUEUE_MAX: usize = 1_024;
+
+/// How often tablet servers are told to send heartbeats.
+pub const HEARTBEAT_MS: u64 = 500;
+
+/// Silence up to which a server is up.
+pub const UP_SILENCE: Duration = Duration::from_secs(2);
+
+/// Silence up to which a server is suspect; beyond it is down.
+pub const SUSPECT_SILENCE: Duration = Duration::from_secs(10);
+
+/// How long the first message of a session may take.
+pub const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Default deadline of an administrative call.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest wait for a new table to serve: the largest pre-split on a slow disk.
+pub const CREATE_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+/// Tablets per second that a creation is expected to bring up at least.
+pub const CREATE_TABLETS_PER_SECOND_MIN: u64 = 200;
+
+/// Pause between two looks at a table that is being created.
+pub const CREATE_POLL: Duration = Duration::from_millis(20);
+
+/// Virtual nodes per server on the hash ring: evens out the shares to some percent.
+pub const RING_NODES_PER_SERVER: u32 = 128;
+
+/// How long a stopping master waits for another one to lead.
+pub const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a stopping master waits for calls that are being answered.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(2);

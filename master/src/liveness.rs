@@ -1,0 +1,200 @@
+//! Which tablet servers are alive and what they report: the leading master's memory.
+//!
+//! Nothing here is stored or replicated. A new leader knows nothing and counts silence from
+//! the moment it led. Reports of tablets that are gone go with them, so the memory is bounded
+//! by the metadata.
+
+use crate::limits::{SUSPECT_SILENCE, UP_SILENCE};
+use ebla_kernel::ids::{Epoch, ServerId, TabletId};
+use ebla_kernel::meta::{State, Tablet};
+use ebla_proto::v1::{Heartbeat, ServerState, TabletReport};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What the leader remembers of one server.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    heard: Instant,
+    connected: bool,
+    draining: bool,
+    disk_bytes: u64,
+    disk_bytes_free: u64,
+}
+
+/// What a server said of one tablet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Report {
+    server: ServerId,
+    serving: Epoch,
+    rows: u64,
+    bytes: u64,
+}
+
+/// Health of one server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Health {
+    pub state: ServerState,
+    pub silent: Duration,
+    pub connected: bool,
+    pub disk_bytes: u64,
+    pub disk_bytes_free: u64,
+}
+
+/// Size of one tablet as last reported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Size {
+    pub rows: u64,
+    pub bytes: u64,
+}
+
+struct Inner {
+    since: Instant,
+    servers: BTreeMap<ServerId, Seen>,
+    reports: BTreeMap<TabletId, Report>,
+}
+
+/// The leading master's memory of its servers.
+pub(crate) struct Liveness {
+    inner: Mutex<Inner>,
+}
+
+impl Liveness {
+    pub fn new() -> Self {
+        let inner = Inner { since: Instant::now(), servers: BTreeMap::new(), reports: BTreeMap::new() };
+        Self { inner: Mutex::new(inner) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets everything: a new term begins.
+    pub fn reset(&self) {
+        let mut inner = self.lock();
+        inner.since = Instant::now();
+        inner.servers.clear();
+        inner.reports.clear();
+    }
+
+    pub fn opened(&self, server: ServerId) {
+        let mut inner = self.lock();
+        let seen = Seen {
+            heard: Instant::now(),
+            connected: true,
+            draining: false,
+            disk_bytes: 0,
+            disk_bytes_free: 0,
+        };
+        inner.servers.insert(server, seen);
+        // The first heartbeat of a session names every tablet.
+        inner.reports.retain(|_, report| report.server != server);
+    }
+
+    pub fn closed(&self, server: ServerId) {
+        if let Some(seen) = self.lock().servers.get_mut(&server) {
+            seen.connected = false;
+        }
+    }
+
+    /// Takes a heartbeat; reports of tablets that `state` does not have on this server are
+    /// ignored.
+    pub fn heartbeat(&self, state: &State, server: ServerId, heartbeat: &Heartbeat) {
+        let mut inner = self.lock();
+        let Some(seen) = inner.servers.get_mut(&server) else { return };
+        seen.heard = Instant::now();
+        seen.draining = heartbeat.draining;
+        seen.disk_bytes = heartbeat.disk_bytes;
+        seen.disk_bytes_free = heartbeat.disk_bytes_free;
+        for report in &heartbeat.tablets {
+            inner.report(state, server, report);
+        }
+    }
+
+    /// Forgets tablets that are gone.
+    pub fn forget<'a>(&self, tablets: impl Iterator<Item = &'a TabletId>) {
+        let mut inner = self.lock();
+        for tablet in tablets {
+            inner.reports.remove(tablet);
+        }
+    }
+
+    pub fn health(&self, server: ServerId) -> Health {
+        self.lock().health(server)
+    }
+
+    pub fn size(&self, tablet: TabletId) -> Size {
+        let inner = self.lock();
+        inner
+            .reports
+            .get(&tablet)
+            .map_or_else(Size::default, |report| Size { rows: report.rows, bytes: report.bytes })
+    }
+
+    /// How many of `tablets` are served by the leader of their present epoch, by its own word.
+    pub fn count_reported<'a>(&self, tablets: impl Iterator<Item = &'a Tablet>) -> usize {
+        let inner = self.lock();
+        tablets.filter(|tablet| inner.is_reported(tablet)).count()
+    }
+
+    /// How many of `tablets` have a leader that is alive as far as is known.
+    pub fn count_serving<'a>(&self, state: &State, tablets: impl Iterator<Item = &'a Tablet>) -> usize {
+        let inner = self.lock();
+        let mut alive: BTreeMap<ServerId, bool> = BTreeMap::new();
+        let serving = tablets.filter(|tablet| {
+            let leader = tablet.leader.filter(|leader| state.is_current(leader));
+            leader.is_some_and(|leader| {
+                *alive.entry(leader.server).or_insert_with(|| inner.is_alive(leader.server))
+            })
+        });
+        serving.count()
+    }
+}
+
+impl Inner {
+    fn report(&mut self, state: &State, server: ServerId, report: &TabletReport) {
+        let id = TabletId(report.tablet_id);
+        if state.tablet(id).and_then(|tablet| tablet.replica_on(server)).is_none() {
+            return;
+        }
+        let serving = Epoch(report.serving_epoch);
+        let report = Report { server, serving, rows: report.rows_estimate, bytes: report.bytes };
+        self.reports.insert(id, report);
+    }
+
+    fn is_reported(&self, tablet: &Tablet) -> bool {
+        let Some(leader) = tablet.leader else { return false };
+        self.reports
+            .get(&tablet.id)
+            .is_some_and(|report| report.server == leader.server && report.serving == tablet.epoch)
+    }
+
+    fn is_alive(&self, server: ServerId) -> bool {
+        match self.health(server).state {
+            ServerState::Up | ServerState::Draining => true,
+            ServerState::Suspect | ServerState::Down | ServerState::Unspecified => false,
+        }
+    }
+
+    fn health(&self, server: ServerId) -> Health {
+        let seen = self.servers.get(&server);
+        let silent = seen.map_or(self.since, |seen| seen.heard).elapsed();
+        let connected = seen.is_some_and(|seen| seen.connected);
+        let draining = seen.is_some_and(|seen| seen.draining);
+        let state = match (draining, connected) {
+            (true, true) => ServerState::Draining,
+            // It said that it would stop, and then it went.
+            (true, false) => ServerState::Down,
+            (false, _) if silent < UP_SILENCE => ServerState::Up,
+            (false, _) if silent < SUSPECT_SILENCE => ServerState::Suspect,
+            (false, _) => ServerState::Down,
+        };
+        Health {
+            state,
+            silent,
+            connected,
+            disk_bytes: seen.map_or(0, |seen| seen.disk_bytes),
+            disk_bytes_free: seen.map_or(0, |seen| seen.disk_bytes_free),
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! What operators ask. Only the leading master answers; the others say who leads.
+
+use super::control::unexpected;
+use super::route::no_table;
+use super::{Shared, summary};
+use crate::limits::{ADMIN_TIMEOUT, CREATE_POLL, CREATE_TABLETS_PER_SECOND_MIN, CREATE_TIMEOUT_MAX};
+use crate::placement::{Candidate, place};
+use ebla_kernel::ids::{TableId, TabletId};
+use ebla_kernel::meta::{Command, NewTablet, Reply, Table, TableSpec, check_table_name, cut_ranges};
+use ebla_proto::error::{ApiError, Reason};
+use ebla_proto::meta::{table_spec, table_to_wire};
+use ebla_proto::v1::admin_service_server::AdminService;
+use ebla_proto::v1::{
+    CreateTableRequest, CreateTableResponse, DescribeTableRequest, DescribeTableResponse,
+    DescribeTabletRequest, DescribeTabletResponse, DropTableRequest, DropTableResponse, GetStatusRequest,
+    GetStatusResponse, ListServersRequest, ListServersResponse, ListTablesRequest, ListTablesResponse,
+    ListTabletsRequest, ListTabletsResponse, ServerState,
+};
+use std::future::Future;
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+/// The service.
+pub(crate) struct Admin {
+    pub shared: Shared,
+}
+
+/// Bounds a call.
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> Result<Response<T>, Status> {
+    match timeout(limit, work).await {
+        Ok(done) => Ok(Response::new(done?)),
+        Err(_) => {
+            let hint = format!("the masters did not answer within {limit:?}: try again");
+            Err(ApiError::new(Reason::TimedOut, hint).into())
+        }
+    }
+}
+
+impl Admin {
+    async fn create_table(&self, request: CreateTableRequest) -> Result<CreateTableResponse, ApiError> {
+        check_table_name(&request.name)?;
+        let spec = table_spec(request.spec.as_ref())?;
+        let ranges = cut_ranges(&request.split_keys)?;
+        self.shared.confirm_leading().await?;
+        if self.shared.raft.view().state().table_named(&request.name).is_some() {
+            return Err(table_exists(&request.name));
+        }
+        let placed = self.place(&request.name, &spec, ranges.len())?;
+        let tablets = ranges.into_iter().zip(placed);
+        let tablets = tablets.map(|(range, servers)| NewTablet { range, servers }).collect();
+        let (table, tablets) = self.propose_table(request.name, spec, tablets).await?;
+        self.wait_until_served(&table, &tablets).await?;
+        Ok(CreateTableResponse { table: Some(table_to_wire(&table)) })
+    }
+
+    async fn propose_table(
+        &self,
+        name: String,
+        spec: TableSpec,
+        tablets: Vec<NewTablet>,
+    ) -> Result<(Table, Vec<TabletId>), ApiError> {
+        let command = Command::CreateTable { name, spec, tablets };
+        match self.shared.raft.propose(command).await.map_err(|why| self.shared.no_answer(why))? {
+            Reply::Created(table, tablets) => Ok((table, tablets)),
+            Reply::Rejected(rejection) => Err(rejection.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Servers for each of `tablets` tablets, of those that are up and not stopping.
+    fn place(
+        &self,
+        table: &str,
+        spec: &TableSpec,
+        tablets: usize,
+    ) -> Result<Vec<Vec<ebla_kernel::ids::ServerId>>, ApiError> {
+        let state = self.shared.raft.view().state();
+        let up = state.servers().filter(|server| {
+            let health = self.shared.liveness.health(server.id);
+            health.connected && health.state == ServerState::Up
+        });
+        let candidates: Vec<Candidate> = up
+            .map(|server| Candidate {
+                id: server.id,
+                zone: server.zone.clone(),
+                tablets: state.tablet_count_on(server.id),
+            })
+            .collect();
+        place(table, tablets, usize::from(spec.replicas), &candidates).ok_or_else(|| {
+            let hint = format!(
+                "{} tablet servers are up and {} are needed, so nothing was created: start one with `ebla tabletserver`, see `ebla server list`",
+                candidates.len(),
+                spec.replicas
+            );
+            ApiError::new(Reason::Unavailable, hint)
+        })
+    }
+
+    /// Waits until the leader of every tablet says that it serves.
+    async fn wait_until_served(&self, table: &Table, tablets: &[TabletId]) -> Result<(), ApiError> {
+        let limit = create_timeout(tablets.len());
+        let start = Instant::now();
+        loop {
+            let serving = {
+                let state = self.shared.raft.view().state();
+                let tablets = tablets.iter().filter_map(|id| state.tablet(*id));
+                self.shared.liveness.count_reported(tablets)
+            };
+            if serving == tablets.len() {
+                return Ok(());
+            }
+            self.still_waiting(table.id)?;
+            if start.elapsed() > limit {
+                let hint = format!(
+                    "table {} is created, but only {serving} of its {} tablets serve: follow `ebla table describe {}`",
+                    table.name,
+                    tablets.len(),
+                    table.name
+                );
+                return Err(ApiError::new(Reason::TimedOut, hint));
+            }
+            tokio::time::sleep(CREATE_POLL).await;
+        }
+    }
+
+    fn still_waiting(&self, table: TableId) -> Result<(), ApiError> {
+        if !self.shared.role().leading {
+            let hint =
+                "leadership moved while the table was brought up: it is created; follow `ebla table list`";
+            return Err(ApiError::new(Reason::Unavailable, hint));
+        }
+        if self.shared.raft.view().state().table(table).is_none() {
+            return Err(ApiError::new(
+                Reason::TableNotFound,
+                "the table was dropped while it was brought up",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn drop_table(&self, name: &str) -> Result<DropTableResponse, ApiError> {
+        self.shared.confirm_leading().await?;
+        let table = self.shared.raft.view().state().table_named(name).map(|table| table.id);
+        let table = table.ok_or_else(|| no_table(name))?;
+        let command = Command::DropTable { table };
+        match self.shared.raft.propose(command).await.map_err(|why| self.shared.no_answer(why))? {
+            Reply::Dropped(_) => Ok(DropTableResponse {}),
+            Reply::Rejected(_) => Err(no_table(name)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn list_tablets(&self, name: &str) -> Result<ListTabletsResponse, ApiError> {
+        self.shared.confirm_leading().await?;
+        let state = self.shared.raft.view().state();
+        let mut tables: Vec<&Table> = match name {
+            "" => state.tables().collect(),
+            name => vec![state.table_named(name).ok_or_else(|| no_table(name))?],
+        };
+        tables.sort_by(|a, b| a.name.cmp(&b.name));
+        let tablets = tables.iter().flat_map(|table| state.tablets_of(table.id));
+        let tablets = tablets.map(|tablet| summary::tablet(&self.shared, &state, tablet)).collect();
+        Ok(ListTabletsResponse { tablets })
+    }
+
+    async fn describe_table(&self, name: &str) -> Result<DescribeTableResponse, ApiError> {
+        self.shared.confirm_leading().await?;
+        let state = self.shared.raft.view().state();
+        let table = state.table_named(name).ok_or_else(|| no_table(name))?;
+        Ok(DescribeTableResponse {
+            table: Some(summary::table(&self.shared, &state, table)),
+            failures_tolerated: table.spec.failures_tolerated(),
+        })
+    }
+
+    async fn describe_tablet(&self, id: u64) -> Result<DescribeTabletResponse, ApiError> {
+        self.shared.confirm_leading().await?;
+        let state = self.shared.raft.view().state();
+        let tablet = state.tablet(TabletId(id)).ok_or_else(|| {
+            let hint = format!("there is no tablet {id}: `ebla tablet list` shows them");
+            ApiError::new(Reason::TabletNotFound, hint)
+        })?;
+        Ok(DescribeTabletResponse { tablet: Some(summary::tablet(&self.shared, &state, tablet)) })
+    }
+
+    async fn list_tables(&self) -> Result<ListTablesResponse, ApiError> {
+        self.shared.confirm_leading().await?;
+        let state = self.shared.raft.view().state();
+        let mut tables: Vec<&Table> = state.tables().collect();
+        tables.sort_by(|a, b| a.name.cmp(&b.name));
+        let tables = tables.into_iter().map(|table| summary::table(&self.shared, &state, table)).collect();
+        Ok(ListTablesResponse { tables })
+    }
+
+    async fn list_servers(&self) -> Result<ListServersResponse, ApiError> {
+        self.shared.confirm_leading().await?;
+        let state = self.shared.raft.view().state();
+        Ok(ListServersResponse { servers: summary::servers(&self.shared, &state) })
+    }
+
+    async fn get_status(&self) -> Result<GetStatusResponse, ApiError> {
+        self.shared.confirm_leading().await?;
+        let state = self.shared.raft.view().state();
+        Ok(summary::status(&self.shared, &state))
+    }
+}
+
+fn table_exists(name: &str) -> ApiError {
+    let hint = format!("table {name} exists already: drop it first or choose another name");
+    ApiError::new(Reason::TableExists, hint)
+}
+
+/// How long the tablets of a new table may take until they serve.
+fn create_timeout(tablets: usize) -> Duration {
+    let seconds = tablets as u64 / CREATE_TABLETS_PER_SECOND_MIN;
+    (ADMIN_TIMEOUT + Duration::from_secs(seconds)).min(CREATE_TIMEOUT_MAX)
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn create_table(
+        &self,
+        request: Request<CreateTableRequest>,
+    ) -> Result<Response<CreateTableResponse>, Status> {
+        let request = request.into_inner();
+        // The wait for serving has its own limit with its own message; this one is above it.
+        let limit = create_timeout(request.split_keys.len()) + ADMIN_TIMEOUT;
+        within(limit, self.create_table(request)).await
+    }
+
+    async fn list_tables(
+        &self,
+        _: Request<ListTablesRequest>,
+    ) -> Result<Response<ListTablesResponse>, Status> {
+        within(ADMIN_TIMEOUT, self.list_tables()).await
+    }
+
+    async fn describe_table(
+        &self,
+        request: Request<DescribeTableRequest>,
+    ) -> Result<Response<DescribeTableResponse>, Status> {
+        within(ADMIN_TIMEOUT, self.describe_table(&request.into_inner().name)).await
+    }
+
+    async fn drop_table(
+        &self,
+        request: Request<DropTableRequest>,
+    ) -> Result<Response<DropTableResponse>, Status> {
+        within(ADMIN_TIMEOUT, self.drop_table(&request.into_inner().name)).await
+    }
+
+    async fn list_tablets(
+        &self,
+        request: Request<ListTabletsRequest>,
+    ) -> Result<Response<ListTabletsResponse>, Status> {
+        within(ADMIN_TIMEOUT, self.list_tablets(&request.into_inner().table)).await
+    }
+
+    async fn describe_tablet(
+        &self,
+        request: Request<DescribeTabletRequest>,
+    ) -> Result<Response<DescribeTabletResponse>, Status> {
+        within(ADMIN_TIMEOUT, self.describe_tablet(request.into_inner().id)).await
+    }
+
+    async fn list_servers(
+        &self,
+        _: Request<ListServersRequest>,
+    ) -> Result<Response<ListServersResponse>, Status> {
+        within(ADMIN_TIMEOUT, self.list_servers()).await
+    }
+
+    async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<GetStatusResponse>, Status> {
+        within(ADMIN_TIMEOUT, self.get_status()).await
+    }
+}

@@ -1,0 +1,184 @@
+//! Sessions of tablet servers: registration first, then heartbeats and answers up, fences and
+//! assignments down. Only the leading master has sessions.
+
+use super::{Answers, Shared, stopped};
+use crate::clock;
+use crate::controller::{Event, Events, superseded};
+use crate::limits::{HEARTBEAT_MS, REGISTER_TIMEOUT, SESSION_QUEUE_MAX, SUSPECT_SILENCE};
+use ebla_kernel::ids::{DiskGeneration, ServerId};
+use ebla_kernel::meta::{ClusterId, Command, RegisterServer, Registered, Reply};
+use ebla_proto::error::{ApiError, Reason};
+use ebla_proto::meta::fence_answer;
+use ebla_proto::v1::server_control_service_server::ServerControlService;
+use ebla_proto::v1::session_request::Message as Up;
+use ebla_proto::v1::session_response::Message as Down;
+use ebla_proto::v1::{self, SessionRequest, SessionResponse};
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// The service.
+pub(crate) struct ServerControl {
+    pub shared: Shared,
+    pub events: Events,
+    /// Numbers sessions, so that the end of an old one is not taken for that of a new one.
+    pub sessions: AtomicU64,
+}
+
+#[tonic::async_trait]
+impl ServerControlService for ServerControl {
+    type SessionStream = Answers<SessionResponse>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        if !self.shared.role().leading {
+            return Err(self.shared.not_leader().into());
+        }
+        let mut inbound = request.into_inner();
+        let register = first_message(&mut inbound).await?;
+        let registered = self.register(register).await?;
+        let (outbox, answers) = mpsc::channel(SESSION_QUEUE_MAX);
+        let number = self.sessions.fetch_add(1, Ordering::Relaxed);
+        // The queue is new and empty: the first message has its place.
+        let _ = outbox.try_send(Ok(registered_to_wire(&registered)));
+        let server = registered.server.id;
+        let (accepted, answer) = oneshot::channel();
+        let incarnation = registered.server.incarnation;
+        let opened = Event::Opened { server, incarnation, number, outbox: outbox.clone(), accepted };
+        self.events.send(opened).await.map_err(|_| self.shared.not_leader())?;
+        match answer.await {
+            Ok(true) => {}
+            Ok(false) if self.shared.role().leading => return Err(superseded(server).into()),
+            Ok(false) | Err(_) => return Err(self.shared.not_leader().into()),
+        }
+        tracing::info!(%server, %incarnation, address = registered.server.address, "tablet server connected");
+        let session =
+            Session { shared: self.shared.clone(), events: self.events.clone(), server, number, outbox };
+        tokio::spawn(session.run(inbound));
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+}
+
+impl ServerControl {
+    async fn register(&self, register: v1::Register) -> Result<Registered, ApiError> {
+        let command = Command::RegisterServer(register_command(register)?);
+        match self.shared.raft.propose(command).await.map_err(|why| self.shared.no_answer(why))? {
+            Reply::Registered(registered) => Ok(registered),
+            Reply::Rejected(rejection) => {
+                tracing::warn!(%rejection, "a tablet server was refused");
+                Err(rejection.into())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// An answer of another command: a bug.
+pub(super) fn unexpected(reply: &Reply) -> ApiError {
+    tracing::error!(?reply, "a command was answered by another's reply");
+    ApiError::new(Reason::Internal, "the metadata answered something else: report this as a bug")
+}
+
+async fn first_message(inbound: &mut Streaming<SessionRequest>) -> Result<v1::Register, Status> {
+    let first = timeout(REGISTER_TIMEOUT, inbound.message()).await;
+    let hint = "a session begins with a registration";
+    match first.map_err(|_| ApiError::new(Reason::TimedOut, hint))?? {
+        Some(SessionRequest { message: Some(Up::Register(register)) }) => Ok(register),
+        Some(_) | None => Err(ApiError::new(Reason::BadRequest, hint).into()),
+    }
+}
+
+fn register_command(register: v1::Register) -> Result<RegisterServer, ApiError> {
+    let bad = |hint: &str| ApiError::new(Reason::BadRequest, hint);
+    let cluster_id = match register.cluster_id.as_str() {
+        "" => None,
+        text => {
+            Some(ClusterId::parse(text).ok_or_else(|| bad("the cluster id is not 32 hexadecimal digits"))?)
+        }
+    };
+    if register.disk_generation == 0 || register.boot_id == 0 {
+        return Err(bad("disk generation and boot id are random numbers above zero"));
+    }
+    if register.address.is_empty() {
+        return Err(bad("the server names no address: give --listen HOST:PORT"));
+    }
+    Ok(RegisterServer {
+        cluster_id,
+        server_id: (register.server_id != 0).then_some(ServerId(register.server_id)),
+        disk_generation: DiskGeneration(register.disk_generation),
+        boot_id: register.boot_id,
+        address: register.address,
+        zone: register.zone,
+        time_ms: clock::wall_ms(),
+    })
+}
+
+fn registered_to_wire(registered: &Registered) -> SessionResponse {
+    let message = Down::Registered(v1::Registered {
+        cluster_id: registered.cluster_id.to_string(),
+        server_id: registered.server.id.0,
+        incarnation: registered.server.incarnation.0,
+        ordinal: registered.server.ordinal.0,
+        heartbeat_ms: HEARTBEAT_MS,
+    });
+    SessionResponse { message: Some(message) }
+}
+
+struct Session {
+    shared: Shared,
+    events: Events,
+    server: ServerId,
+    number: u64,
+    outbox: mpsc::Sender<Result<SessionResponse, Status>>,
+}
+
+impl Session {
+    /// Reads until the server goes, falls silent, or its session is ended from here.
+    async fn run(self, mut inbound: Streaming<SessionRequest>) {
+        let mut stop = std::pin::pin!(stopped(self.shared.stopping.clone()));
+        loop {
+            let next = tokio::select! {
+                () = &mut stop => break,
+                () = self.outbox.closed() => break,
+                next = timeout(SUSPECT_SILENCE, inbound.message()) => next,
+            };
+            match next {
+                Ok(Ok(Some(request))) => self.take(request).await,
+                Ok(Ok(None)) => break,
+                Ok(Err(error)) => {
+                    tracing::debug!(server = %self.server, %error, "a session broke");
+                    break;
+                }
+                Err(_) => {
+                    tracing::warn!(server = %self.server, "a tablet server fell silent: its session ends");
+                    break;
+                }
+            }
+        }
+        tracing::info!(server = %self.server, "tablet server disconnected");
+        // Without a controller there are no sessions left to close.
+        let _ = self.events.send(Event::Closed { server: self.server, number: self.number }).await;
+    }
+
+    async fn take(&self, request: SessionRequest) {
+        match request.message {
+            Some(Up::Heartbeat(heartbeat)) => {
+                let state = self.shared.raft.view().state();
+                self.shared.liveness.heartbeat(&state, self.server, &heartbeat);
+            }
+            Some(Up::FenceAnswers(answers)) => {
+                let answers = answers.answers.iter().map(fence_answer).collect();
+                let event = Event::Answers { server: self.server, number: self.number, answers };
+                // As above.
+                let _ = self.events.send(event).await;
+            }
+            Some(Up::Register(_)) | None => {
+                tracing::debug!(server = %self.server, "a message without a place in a session");
+            }
+        }
+    }
+}

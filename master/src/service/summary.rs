@@ -1,0 +1,123 @@
+//! Records with what the leading master knows of their health, for people.
+
+use super::Shared;
+use ebla_kernel::meta::{Server, State, Table, Tablet};
+use ebla_proto::meta::{server_to_wire, table_to_wire, tablet_to_wire};
+use ebla_proto::v1::{self, ServerState, TableState};
+use std::collections::BTreeMap;
+
+pub(super) fn table(shared: &Shared, state: &State, table: &Table) -> v1::TableSummary {
+    let tablets = state.tablets_of(table.id).count();
+    let serving = shared.liveness.count_serving(state, state.tablets_of(table.id));
+    let (mut rows_estimate, mut bytes) = (0, 0);
+    for tablet in state.tablets_of(table.id) {
+        let size = shared.liveness.size(tablet.id);
+        rows_estimate += size.rows;
+        bytes += size.bytes;
+    }
+    let health = if serving == tablets { TableState::Serving } else { TableState::Partial };
+    v1::TableSummary {
+        table: Some(table_to_wire(table)),
+        state: health as i32,
+        tablets: tablets as u64,
+        tablets_serving: serving as u64,
+        rows_estimate,
+        bytes,
+    }
+}
+
+pub(super) fn tablet(shared: &Shared, state: &State, tablet: &Tablet) -> v1::TabletSummary {
+    let size = shared.liveness.size(tablet.id);
+    v1::TabletSummary {
+        tablet: Some(tablet_to_wire(state, tablet)),
+        table: state.table(tablet.table).map(|table| table.name.clone()).unwrap_or_default(),
+        rows_estimate: size.rows,
+        bytes: size.bytes,
+    }
+}
+
+pub(super) fn servers(shared: &Shared, state: &State) -> Vec<v1::ServerSummary> {
+    state.servers().map(|one| server(shared, state, one)).collect()
+}
+
+fn server(shared: &Shared, state: &State, server: &Server) -> v1::ServerSummary {
+    let health = shared.liveness.health(server.id);
+    let leads = |tablet: &&Tablet| {
+        tablet.leader.is_some_and(|leader| leader.server == server.id && state.is_current(&leader))
+    };
+    v1::ServerSummary {
+        server: Some(server_to_wire(server, health.state)),
+        tablets: state.tablet_count_on(server.id) as u64,
+        leaders: state.tablets_on(server.id).filter(leads).count() as u64,
+        silent_ms: u64::try_from(health.silent.as_millis()).unwrap_or(u64::MAX),
+        disk_bytes: health.disk_bytes,
+        disk_bytes_free: health.disk_bytes_free,
+    }
+}
+
+pub(super) fn status(shared: &Shared, state: &State) -> v1::GetStatusResponse {
+    let tablets = state.tablet_count();
+    let serving = shared.liveness.count_serving(state, state.tablets());
+    let servers = servers(shared, state);
+    v1::GetStatusResponse {
+        cluster_id: state.cluster_id().map(|id| id.to_string()).unwrap_or_default(),
+        masters: shared.masters(),
+        tables: state.tables().count() as u64,
+        tablets: tablets as u64,
+        tablets_serving: serving as u64,
+        version: state.version(),
+        warnings: warnings(shared, state, &servers, tablets - serving),
+        servers,
+    }
+}
+
+/// What an operator should look at.
+fn warnings(
+    shared: &Shared,
+    state: &State,
+    servers: &[v1::ServerSummary],
+    without_leader: usize,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (id, address) in shared.peers.iter().filter(|(id, _)| **id != shared.id) {
+        if !shared.outbox.is_connected(*id) {
+            warnings.push(format!("master {id} at {address} cannot be reached: start it again"));
+        }
+    }
+    if servers.is_empty() {
+        warnings.push("no tablet server has registered: start one with `ebla tabletserver`".to_owned());
+    }
+    warnings.extend(servers.iter().filter_map(server_warning));
+    if without_leader > 0 {
+        warnings.push(format!(
+            "{without_leader} tablets have no leader: their servers are listed by `ebla server list`"
+        ));
+    }
+    for (table, lost) in lost_tablets(state) {
+        warnings.push(format!("table {table}: {lost} tablets have lost every copy of their data"));
+    }
+    warnings
+}
+
+fn server_warning(summary: &v1::ServerSummary) -> Option<String> {
+    let server = summary.server.as_ref()?;
+    let what = match ServerState::try_from(server.state).ok()? {
+        ServerState::Up | ServerState::Unspecified => return None,
+        ServerState::Suspect => "is silent",
+        ServerState::Down => "is down: start it again with its data directory",
+        ServerState::Draining => "is stopping",
+    };
+    Some(format!("tablet server {} at {} {what}", server.id, server.address))
+}
+
+/// Tablets by table of which no copy lies on the disk that it was written to.
+fn lost_tablets(state: &State) -> BTreeMap<String, usize> {
+    let mut lost: BTreeMap<String, usize> = BTreeMap::new();
+    let gone = state.tablets().filter(|tablet| !tablet.in_sync_replicas().any(|copy| state.holds_data(copy)));
+    for tablet in gone {
+        if let Some(table) = state.table(tablet.table) {
+            *lost.entry(table.name.clone()).or_default() += 1;
+        }
+    }
+    lost
+}
