@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use ebla_cluster_tests::sim::{Narration, Report, run};
+use std::process::ExitCode;
 use std::time::Instant;
 
 const USAGE: &str = "\
@@ -20,7 +21,17 @@ struct Args {
     mutants: bool,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match begin() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn begin() -> Result<()> {
     let args = parse(std::env::args().skip(1))?;
     match (&args.mutant, args.mutants, args.seed) {
         (None, false, Some(seed)) => one(seed),

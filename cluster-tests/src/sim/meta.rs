@@ -12,7 +12,7 @@ use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Incarnation, ServerId, TabletId};
 use ebla_kernel::meta::{
-    Changes, ClusterId, Command, Control, Effect, Input, NewTablet, RegisterServer, Reply, State, TableSpec,
+    Changes, ClusterId, Command, Control, Effect, Input, NewTablet, RegisterServer, Rejection, Reply, State, TableSpec,
     apply, state_hash,
 };
 use ebla_kernel::range::KeyRange;
@@ -104,6 +104,7 @@ impl MetaNode {
             Message::Register(registration) => self.register(env, registration),
             Message::FenceAnswers(answers) => self.fence_answers(env, answers),
             Message::Registered(_)
+            | Message::Superseded { .. }
             | Message::Fences(_)
             | Message::Assignments(_)
             | Message::Request(_)
@@ -176,10 +177,19 @@ impl MetaNode {
         for (command, registration) in std::mem::take(&mut run.writing) {
             self.log.push(command.encode());
             let (reply, changes) = apply(&mut run.state, self.log.len() as u64, command);
-            if let (Reply::Registered(registered), Some(registration)) = (reply, registration) {
-                opened.push((registered.cluster_id, registered.server, registration));
-            }
             all.push(changes);
+            let Some(registration) = registration else { continue };
+            match reply {
+                Reply::Registered(registered) => {
+                    opened.push((registered.cluster_id, registered.server, registration));
+                }
+                Reply::Rejected(Rejection::Superseded(_)) => {
+                    let to = Address::Server(registration.server);
+                    let message = Message::Superseded { boot_id: registration.boot_id };
+                    env.send(Address::Meta, to, message);
+                }
+                _ => {}
+            }
         }
         self.hash = state_hash(&run.state);
         if !run.waiting.is_empty() {

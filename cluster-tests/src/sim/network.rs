@@ -36,6 +36,11 @@ pub enum Message {
     FenceAnswers(FenceAnswers),
     /// The metadata took a server in.
     Registered(Welcome),
+    /// The metadata knows a later run of the server than this one.
+    Superseded {
+        /// The run that is over.
+        boot_id: u64,
+    },
     /// The metadata asks for promises.
     Fences(Vec<meta::Fence>),
     /// The metadata tells which copies a server holds, and who leads them.

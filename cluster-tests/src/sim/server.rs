@@ -122,16 +122,22 @@ impl Server {
         self.disk.registry.replicas.keys().all(|id| run.is_serving(*id))
     }
 
-    /// Whether an append was refused: the epoch is lost, and as long as this process runs
-    /// the metadata sees no reason to give out another.
+    /// Whether the process cannot go on: an append was refused, so that the epoch is lost and
+    /// the metadata sees no reason to give out another; or a later run is registered.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.run.as_ref().is_some_and(|run| run.has_failed)
     }
 
-    fn lost_an_epoch(&mut self) {
+    fn fail(&mut self) {
         let Some(run) = &mut self.run else { return };
         run.has_failed = true;
+    }
+
+    fn superseded(&mut self, boot_id: u64) {
+        if self.run.as_ref().is_some_and(|run| run.boot_id == boot_id) {
+            self.fail();
+        }
     }
 
     pub(super) fn address(&self) -> Address {
@@ -200,7 +206,7 @@ impl Server {
             Internal::RegistrySynced => self.registry_synced(env),
             Internal::LogSynced => self.log_synced(env),
             Internal::Refused(tablet, from) => {
-                self.lost_an_epoch();
+                self.fail();
                 self.step(env, tablet, Input::AppendFailed { from });
             }
             Internal::Apply(entries) => self.apply(env, &entries),
@@ -216,6 +222,7 @@ impl Server {
     pub fn receive(&mut self, env: &mut Env, message: Message) {
         match message {
             Message::Registered(welcome) => self.registered(env, welcome),
+            Message::Superseded { boot_id } => self.superseded(boot_id),
             Message::Fences(fences) => self.fences(env, &fences),
             Message::Assignments(assignments) => {
                 assignments.into_iter().for_each(|assignment| self.assigned(env, assignment));
