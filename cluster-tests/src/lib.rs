@@ -9,3 +9,9 @@ pub mod binary;
 pub mod cli;
 pub mod cluster;
 pub mod process;
+//! Tests of whole clusters. [`sim`] runs one on a single thread out of a seed, with
+//! [`oracle`] as the truth and [`invariants`] as the law.
+
+pub mod invariants;
+pub mod oracle;
+pub mod sim;
