@@ -19,6 +19,7 @@ use ebla_kernel::entry::{Entry, Payload};
 use ebla_kernel::hlc::{Hlc, HlcClock};
 use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, RequestId, Seq, ServerId, TabletId};
 use ebla_kernel::meta;
+use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Appointment, Effect, Input, Recovered, Tablet};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -274,7 +275,9 @@ impl Server {
             Payload::EpochStart { .. } => Some((entry.pos.epoch, entry.seq())),
             Payload::Write(_) | Payload::TokenFence { .. } => None,
         };
-        let mut tablet = Tablet::new(Recovered {
+        let mut tokens = TokenTable::complete_from(replica.token_floor_ms);
+        entries().for_each(|entry| tokens.note_entry(entry));
+        let tablet = Tablet::new(Recovered {
             id,
             replica: replica.id,
             incarnation,
@@ -282,10 +285,8 @@ impl Server {
             promised: replica.promised,
             epochs: entries().filter_map(epoch_start).collect(),
             end: self.disk.log.end(id),
+            tokens,
         });
-        let forget = Input::ForgetTokens { issued_before_ms: replica.token_floor_ms };
-        tablet.step(tick(0), forget, &mut Vec::new());
-        entries().for_each(|entry| tablet.recover_tokens(entry));
         run.tablets.insert(id, tablet);
     }
 
