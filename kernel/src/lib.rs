@@ -18,8 +18,8 @@ pub mod meta;
 pub mod mutation;
 pub mod op;
 pub mod range;
-pub mod sequence;
 pub mod range_tombstones;
+pub mod sequence;
 pub mod tablet;
 
 /// Whether a bug of `mutation::Mutation` is seeded; the constant `false` in every build

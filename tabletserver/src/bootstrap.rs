@@ -107,7 +107,13 @@ fn recover(record: &ReplicaRecord, oplog: &Oplog, store: &dyn Store) -> Result<R
         let (from, to) = (tombstone.range.start().clone(), tombstone.range.end().cloned());
         tombstones.insert(from, to, tombstone.ts);
     }
-    Ok(RecoveredReplica { record: record.clone(), end, epochs: replay.epochs, tokens: replay.tokens, tombstones })
+    Ok(RecoveredReplica {
+        record: record.clone(),
+        end,
+        epochs: replay.epochs,
+        tokens: replay.tokens,
+        tombstones,
+    })
 }
 
 fn apply(record: &ReplicaRecord, entries: &[Entry], store: &dyn Store) -> Result<(), Error> {
@@ -141,7 +147,10 @@ impl Replay {
                 return Err(damaged(record, &format!("the log begins at {first}, rows end at {flushed}")));
             }
             if last < flushed {
-                return Err(damaged(record, &format!("the log ends at {last}, rows are flushed to {flushed}")));
+                return Err(damaged(
+                    record,
+                    &format!("the log ends at {last}, rows are flushed to {flushed}"),
+                ));
             }
         }
         let is_whole = bounds.map_or(flushed == Seq(0), |(first, _)| first == Seq(1));

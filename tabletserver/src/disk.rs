@@ -21,7 +21,8 @@ impl DiskGauge {
     /// A gauge of the file system that holds `path`, read once.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        let gauge = Self { path: path.to_owned(), bytes: AtomicU64::new(0), bytes_free: AtomicU64::new(u64::MAX) };
+        let gauge =
+            Self { path: path.to_owned(), bytes: AtomicU64::new(0), bytes_free: AtomicU64::new(u64::MAX) };
         gauge.read();
         gauge
     }

@@ -30,7 +30,9 @@ pub enum Error {
     #[error("the registry failed")]
     Registry(#[from] RegistryError),
     /// What the stores hold does not fit together.
-    #[error("the data directory is damaged: {what}; this release keeps one copy of each row, so restore the directory from a copy")]
+    #[error(
+        "the data directory is damaged: {what}; this release keeps one copy of each row, so restore the directory from a copy"
+    )]
     Damaged {
         /// What does not fit.
         what: String,

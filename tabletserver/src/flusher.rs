@@ -75,10 +75,7 @@ impl Flusher {
                 && self.oplog.bytes_on_disk() > self.oplog_bytes_max)
     }
 
-    fn flush(
-        &self,
-        progress: &mut HashMap<TabletId, Progress>,
-    ) -> Result<(), Error> {
+    fn flush(&self, progress: &mut HashMap<TabletId, Progress>) -> Result<(), Error> {
         let directory = self.node.directory.load_full();
         progress.retain(|id, _| directory.tablet(*id).is_some());
         let unflushed: Vec<Flushed> = directory

@@ -33,7 +33,8 @@ impl Janitor {
     /// Runs until the server stops.
     pub fn run(self) {
         let mut last_gc = Instant::now();
-        let mut last_count = Instant::now();
+        // What was replayed at start is counted soon.
+        let mut last_count = Instant::now().checked_sub(limits::COUNT_INTERVAL).unwrap_or_else(Instant::now);
         while !self.stop.load(Ordering::Relaxed) {
             self.node.disk.read();
             self.publish_floors();
@@ -116,7 +117,8 @@ impl Janitor {
         let mut scanner = Scanner::open(&*self.node.reader.store, &tombstones, &spec)?;
         let (mut rows, mut bytes) = (0, 0);
         loop {
-            let limits = PageLimits { work_max: limits::SCAN_PAGE_WORK.min(*work_left), ..crate::read::SCAN_PAGE };
+            let limits =
+                PageLimits { work_max: limits::SCAN_PAGE_WORK.min(*work_left), ..crate::read::SCAN_PAGE };
             let page = scanner.next_page(&limits)?;
             rows += page.count;
             bytes += page.rows.iter().map(row_bytes).sum::<u64>();
@@ -150,8 +152,7 @@ impl Janitor {
         if tablet.applied_ts() > floor {
             tablet.size.has_garbage.store(true, Ordering::Relaxed);
         }
-        let mut pass =
-            GcPass::new(tablet.table, tablet.range.clone(), floor, &tablet.tombstones.load());
+        let mut pass = GcPass::new(tablet.table, tablet.range.clone(), floor, &tablet.tombstones.load());
         loop {
             match pass.step(&*self.node.reader.store, limits::GC_STEP_VERSIONS)? {
                 GcProgress::Done(gone) => return Ok(forget(tablet, &gone)),

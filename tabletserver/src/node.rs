@@ -13,8 +13,10 @@ use crate::store::gc::{Floors, ReadPin, ReadPins};
 use crate::tablets::{Directory, TabletHandle};
 use arc_swap::ArcSwap;
 use ebla_kernel::hlc::{ClockError, Hlc};
-use ebla_kernel::ids::{Tick, TabletId};
-use ebla_kernel::limits::{RANGE_TOMBSTONES_PER_TABLET_MAX, REQUEST_TIMEOUT_MS_DEFAULT, TOKEN_CLOCK_SLACK_MS};
+use ebla_kernel::ids::{TabletId, Tick};
+use ebla_kernel::limits::{
+    RANGE_TOMBSTONES_PER_TABLET_MAX, REQUEST_TIMEOUT_MS_DEFAULT, TOKEN_CLOCK_SLACK_MS,
+};
 use ebla_kernel::op::{self, AckLevel, Action, Body, Op, Token, Version};
 use ebla_kernel::sequence::{Evidence, Reject};
 use ebla_kernel::tablet::{Answer, Refusal};
@@ -220,10 +222,14 @@ impl Node {
         let answer = self.ask(tablet.id, Ask::Barrier, self.deadline(0)).await?;
         match answer {
             Answer::Reached => Ok(()),
-            Answer::Unknown => Err(ApiError::new(Reason::TimedOut, "the read waited too long for writes in flight: try again")),
-            Answer::Refused(_) | Answer::Committed(_) | Answer::Reverted => {
-                Err(ApiError::new(Reason::NotLeader, "the tablet moved while the read waited: fetch the route again"))
-            }
+            Answer::Unknown => Err(ApiError::new(
+                Reason::TimedOut,
+                "the read waited too long for writes in flight: try again",
+            )),
+            Answer::Refused(_) | Answer::Committed(_) | Answer::Reverted => Err(ApiError::new(
+                Reason::NotLeader,
+                "the tablet moved while the read waited: fetch the route again",
+            )),
         }
     }
 
@@ -314,8 +320,8 @@ impl Node {
     /// As the API says of `GetOutcome`.
     pub async fn outcome(&self, request: &v1::GetOutcomeRequest) -> Result<v1::GetOutcomeResponse, ApiError> {
         let hint = "give the token that the write answered with";
-        let token = convert::token(request.token.as_ref())?
-            .ok_or_else(|| ApiError::new(Reason::BadRequest, hint))?;
+        let token =
+            convert::token(request.token.as_ref())?.ok_or_else(|| ApiError::new(Reason::BadRequest, hint))?;
         op::check_key(&request.key)?;
         let table = self.table(&request.table)?;
         let tablet = self.locate(&table, &request.key)?;
@@ -366,7 +372,8 @@ impl Node {
     fn refusal(&self, tablet: &TabletHandle, refusal: Refusal) -> ApiError {
         match refusal {
             Refusal::NotLeader => {
-                let hint = format!("tablet {} is not served here any more: fetch the route again", tablet.id.0);
+                let hint =
+                    format!("tablet {} is not served here any more: fetch the route again", tablet.id.0);
                 ApiError::new(Reason::NotLeader, hint).with("tablet", tablet.id.0)
             }
             Refusal::OutOfRange => {
@@ -417,7 +424,9 @@ fn rejected(reject: Reject) -> ApiError {
             }
         }
         Reject::NotACounter { op } => {
-            let hint = format!("operation {op} adds to a row that is not a counter: delete the row first, or use another key");
+            let hint = format!(
+                "operation {op} adds to a row that is not a counter: delete the row first, or use another key"
+            );
             ApiError::new(Reason::NotACounter, hint).with("op", op)
         }
         Reject::CounterOverflow { op, value } => {

@@ -13,8 +13,8 @@ use crate::registry::{EpochSpan, ReplicaRecord, ReplicaState};
 use crate::replicas::Replicas;
 use crate::tablets::{Directory, HandleSpec, TabletHandle};
 use ebla_kernel::entry::LogEnd;
-use ebla_kernel::ids::{ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::{ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
@@ -64,7 +64,8 @@ impl ReplicaSet {
     pub async fn assign(&self, assignments: v1::Assignments) -> Result<(), Error> {
         let assigned: Vec<Assigned> = assignments.assignments.iter().filter_map(read_assignment).collect();
         let directory = self.node.directory.load_full();
-        let mut gone: BTreeSet<TabletId> = assignments.removed_tablet_ids.iter().copied().map(TabletId).collect();
+        let mut gone: BTreeSet<TabletId> =
+            assignments.removed_tablet_ids.iter().copied().map(TabletId).collect();
         if assignments.full {
             let wanted: BTreeSet<TabletId> = assigned.iter().map(|assigned| assigned.tablet).collect();
             gone.extend(directory.tablets().map(|tablet| tablet.id).filter(|id| !wanted.contains(id)));
@@ -156,9 +157,9 @@ impl ReplicaSet {
         let (node, replicas, oplog) =
             (Arc::clone(&self.node), Arc::clone(&self.replicas), Arc::clone(&self.oplog));
         let cleared = tokio::task::spawn_blocking(move || clear(&node, &replicas, &oplog, ranges, &tablets));
-        cleared.await.unwrap_or_else(|error| {
-            Err(Error::Fatal { what: format!("removal of replicas ({error})") })
-        })
+        cleared
+            .await
+            .unwrap_or_else(|error| Err(Error::Fatal { what: format!("removal of replicas ({error})") }))
     }
 
     /// Ends removals that a crash cut short.

@@ -256,8 +256,7 @@ fn start_upkeep(
         oplog_bytes_max: config.oplog_bytes_max,
         stop: Arc::clone(stop),
     };
-    let janitor =
-        Janitor { node: Arc::clone(node), gc_interval: config.gc_interval, stop: Arc::clone(stop) };
+    let janitor = Janitor { node: Arc::clone(node), gc_interval: config.gc_interval, stop: Arc::clone(stop) };
     vec![
         spawn_thread("flusher", failed, move || flusher.run()),
         spawn_thread("janitor", failed, move || {
@@ -284,7 +283,11 @@ fn spawn_thread(
 }
 
 /// The gRPC server.
-async fn serve(node: Arc<Node>, listener: TcpListener, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
+async fn serve(
+    node: Arc<Node>,
+    listener: TcpListener,
+    mut ended: watch::Receiver<bool>,
+) -> Result<(), Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<KvServiceServer<Kv>>().await;
     health.set_serving::<RouteServiceServer<Route>>().await;
@@ -297,8 +300,7 @@ async fn serve(node: Arc<Node>, listener: TcpListener, mut ended: watch::Receive
     let kv = KvServiceServer::new(Kv { node: Arc::clone(&node) })
         .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
-    let route =
-        RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+    let route = RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
     tonic::transport::Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
@@ -335,13 +337,8 @@ async fn link(linking: Linking) -> Result<(), Error> {
     let incarnation = Incarnation(session.registered.incarnation);
     info!(server = session.registered.server_id, %incarnation, "registered");
     let (reports, reports_received) = mpsc::unbounded_channel();
-    let set = ReplicaSet::new(
-        Arc::clone(&node),
-        Arc::clone(&replicas),
-        opened.oplog,
-        incarnation,
-        opened.replicas,
-    );
+    let set =
+        ReplicaSet::new(Arc::clone(&node), Arc::clone(&replicas), opened.oplog, incarnation, opened.replicas);
     set.finish_removals(&opened.records.into_values().collect::<Vec<_>>())?;
     registered.store(true, Ordering::Relaxed);
     let forwarding = forward_outward(outward, replicas, node.sequencer.clone(), reports);

@@ -19,7 +19,9 @@ mod sequencer;
 
 pub use apply::{Apply, changes as entry_changes};
 pub use log::Log;
-pub use sequencer::{Appointed, Ask, Control, Outward, Reply, Request, Sequencer, SequencerHandle, SubmitError};
+pub use sequencer::{
+    Appointed, Ask, Control, Outward, Reply, Request, Sequencer, SequencerHandle, SubmitError,
+};
 
 use ebla_kernel::entry::Entry;
 use ebla_kernel::ids::{Seq, TabletId};

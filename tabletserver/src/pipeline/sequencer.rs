@@ -411,13 +411,17 @@ impl Sequencer {
         let input = match ask {
             Ask::Barrier => Input::Barrier { request: id, deadline },
             Ask::Write { ops, level, token, evidence } => {
-                let Ok(ts) = self.clock.issue() else { return reply.send(Answer::Refused(Refusal::NotLeader)) };
+                let Ok(ts) = self.clock.issue() else {
+                    return reply.send(Answer::Refused(Refusal::NotLeader));
+                };
                 let wall_ms = Clock::wall_ms();
                 let write = WriteRequest { request: id, ops, level, token, evidence, ts, wall_ms, deadline };
                 Input::Write(write)
             }
             Ask::GetOutcome { token } => {
-                let Ok(ts) = self.clock.issue() else { return reply.send(Answer::Refused(Refusal::NotLeader)) };
+                let Ok(ts) = self.clock.issue() else {
+                    return reply.send(Answer::Refused(Refusal::NotLeader));
+                };
                 Input::GetOutcome { request: id, token, wall_ms: Clock::wall_ms(), ts, deadline }
             }
         };
@@ -471,7 +475,7 @@ impl Sequencer {
             }
             Effect::StopServing { epoch } => {
                 info!(tablet = %id, %epoch, "gave up an epoch");
-                slot.handle.set_serving(None);
+                slot.handle.give_up(epoch);
                 self.serving_changed = true;
             }
             Effect::Reply { request, answer } => {
@@ -492,7 +496,8 @@ impl Sequencer {
                 self.timed.remove(&id);
             }
         }
-        if now.ms_since(self.tokens_checked) >= limits::TOKENS_CHECK_MS || self.tokens > TOKENS_PER_SERVER_MAX {
+        if now.ms_since(self.tokens_checked) >= limits::TOKENS_CHECK_MS || self.tokens > TOKENS_PER_SERVER_MAX
+        {
             self.tokens_checked = now;
             self.forget_tokens();
         }

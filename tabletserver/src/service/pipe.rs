@@ -51,7 +51,8 @@ pub fn serve(node: Arc<Node>, calls: Streaming<PipeRequest>) -> mpsc::Receiver<R
     let (answers, sequencer_answers) = mpsc::unbounded_channel();
     let (done, task_answers) = mpsc::unbounded_channel();
     let room = Arc::new(Semaphore::new(limits::PIPE_CALLS_WAITING));
-    let pipe = Arc::new(Pipe { node, sequenced: Mutex::default(), next: AtomicU64::new(0), answers, done, room });
+    let pipe =
+        Arc::new(Pipe { node, sequenced: Mutex::default(), next: AtomicU64::new(0), answers, done, room });
     tokio::spawn(Arc::clone(&pipe).send_answers(sequencer_answers, task_answers, frames.clone()));
     tokio::spawn(pipe.take_calls(calls, frames));
     out

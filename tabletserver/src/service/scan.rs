@@ -80,7 +80,9 @@ fn prepare(node: Arc<Node>, request: &v1::ScanRequest) -> Result<Option<Scan>, A
     let resume = resume(&request.resume)?;
     let at = match (&resume, request.at_ts) {
         (Some(resume), _) => resume.at,
-        (None, 0) => node.clock.issue().map_err(|error| ApiError::new(Reason::Internal, error.to_string()))?,
+        (None, 0) => {
+            node.clock.issue().map_err(|error| ApiError::new(Reason::Internal, error.to_string()))?
+        }
         (None, at) => Hlc(at),
     };
     let given = resume.as_ref().map_or(0, |resume| resume.given);
@@ -158,7 +160,8 @@ impl Scan {
             return self.node.locate(&self.table, range.start());
         }
         let directory = self.node.directory.load();
-        let handle = directory.table(self.table.id).and_then(|t| t.find_below(range.end().map(|end| &end[..])));
+        let handle =
+            directory.table(self.table.id).and_then(|t| t.find_below(range.end().map(|end| &end[..])));
         match handle {
             Some(handle) if handle.serving().is_some() => Ok(Arc::clone(handle)),
             Some(_) | None => {
@@ -199,11 +202,15 @@ impl Scan {
         pages: &Pages,
     ) -> Result<bool, ApiError> {
         let Some(range) = self.range.intersect(&tablet.range) else { return Ok(rest.is_some()) };
-        let spec =
-            ScanSpec { table: self.table.id, range, at: self.at, order: self.order, projection: self.projection };
+        let spec = ScanSpec {
+            table: self.table.id,
+            range,
+            at: self.at,
+            order: self.order,
+            projection: self.projection,
+        };
         let tombstones = tablet.tombstones.load();
-        let mut scanner =
-            Scanner::open(&*self.node.reader.store, &tombstones, &spec).map_err(store_error)?;
+        let mut scanner = Scanner::open(&*self.node.reader.store, &tombstones, &spec).map_err(store_error)?;
         loop {
             let page = scanner.next_page(&self.page_limits()).map_err(store_error)?;
             // What was read counts only if it was all still there and the tablet still serves.
