@@ -149,7 +149,7 @@ pub struct Tabletserver {
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Part of the site that fails together, such as a rack
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "default")]
     pub zone: String,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]

@@ -14,8 +14,26 @@ pub mod ids;
 pub mod key;
 pub mod limits;
 pub mod meta;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 pub mod op;
 pub mod range;
 pub mod sequence;
 pub mod range_tombstones;
 pub mod tablet;
+
+/// Whether a bug of `mutation::Mutation` is seeded; the constant `false` in every build
+/// without the feature `mutations`.
+#[macro_export]
+macro_rules! mutated {
+    ($rule:ident) => {{
+        #[cfg(feature = "mutations")]
+        {
+            $crate::mutation::is_seeded($crate::mutation::Mutation::$rule)
+        }
+        #[cfg(not(feature = "mutations"))]
+        {
+            false
+        }
+    }};
+}

@@ -145,8 +145,8 @@ fn register_message(registration: &Registration, dir: &Mutex<DataDir>) -> v1::Re
 async fn try_open(address: &str, register: v1::Register) -> Result<Session, tonic::Status> {
     let open = async {
         let mut client = ServerControlServiceClient::new(connect(address).await?)
-            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+            .max_decoding_message_size(limits::MASTER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MASTER_MESSAGE_BYTES_MAX);
         let (up, messages) = mpsc::channel(limits::SESSION_MESSAGES_WAITING);
         let first = v1::SessionRequest { message: Some(Up::Register(register)) };
         up.send(first).await.expect("the receiver is here");
@@ -352,7 +352,7 @@ pub async fn watch_routes(masters: Arc<Masters>, node: Arc<Node>) {
 
 async fn follow_routes(address: &str, node: &Node) -> Result<(), tonic::Status> {
     let mut client =
-        RouteServiceClient::new(connect(address).await?).max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
+        RouteServiceClient::new(connect(address).await?).max_decoding_message_size(limits::MASTER_MESSAGE_BYTES_MAX);
     let mut changes = client.watch_routes(v1::WatchRoutesRequest::default()).await?.into_inner();
     while let Some(change) = changes.message().await? {
         node.routes.take(change);

@@ -1,0 +1,166 @@
+//! What every node of a simulation is given: time, chance, the queue of events, the network,
+//! and the watch that looks on.
+
+use super::clock::tick;
+use super::fault::Profile;
+use super::network::{Address, Message, Network};
+use super::rng::Rng;
+use crate::invariants::{Observation, Watch};
+use crate::oracle::History;
+use ebla_kernel::ids::{TabletId, Tick};
+use ebla_kernel::range::KeyRange;
+use std::collections::BTreeMap;
+
+/// Something that is going to happen.
+#[derive(Debug)]
+pub enum Event {
+    /// A message arrives.
+    Deliver(Address, Message),
+    /// Something inside a run of a server.
+    Server {
+        /// Which server.
+        server: usize,
+        /// Which of its runs; an event of an earlier run is void.
+        run: u64,
+        /// What.
+        event: super::server::Internal,
+    },
+    /// Something inside a run of the metadata node.
+    Meta {
+        /// Which of its runs.
+        run: u64,
+        /// What.
+        event: super::meta::Internal,
+    },
+    /// A client's own timer.
+    Client(usize, super::workload::Timer),
+    /// Something breaks or comes back.
+    Fault(super::world::Fault),
+}
+
+impl Event {
+    /// A number for each kind and node, for the hash of the trace.
+    fn code(&self) -> u64 {
+        let node = |address: &Address| match address {
+            Address::Meta => 1,
+            Address::Server(index) => 100 + *index as u64,
+            Address::Client(index) => 200 + *index as u64,
+        };
+        match self {
+            Self::Deliver(to, _) => 1_000 + node(to),
+            Self::Server { server, run, .. } => 2_000 + *server as u64 + (run << 16),
+            Self::Meta { run, .. } => 3_000 + (run << 16),
+            Self::Client(client, _) => 4_000 + *client as u64,
+            Self::Fault(_) => 5_000,
+        }
+    }
+}
+
+/// Where a tablet is.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// The server that holds its copy.
+    pub server: usize,
+}
+
+/// The world as one node sees it.
+#[derive(Debug)]
+pub struct Env {
+    /// Simulated time in microseconds.
+    pub now_us: u64,
+    /// The one source of chance.
+    pub rng: Rng,
+    /// What happens in this seed.
+    pub profile: Profile,
+    /// Links.
+    pub network: Network,
+    /// The invariants.
+    pub watch: Watch,
+    /// What clients asked and were told.
+    pub history: History,
+    /// Where the tablets are.
+    pub routes: Vec<Route>,
+    /// Hash over everything that happened.
+    pub trace: u64,
+    /// What happened, in words, if somebody wants to read it.
+    pub log: Option<Vec<String>>,
+    queue: BTreeMap<(u64, u64), Event>,
+    queued: u64,
+}
+
+impl Env {
+    /// A world in which nothing has happened.
+    #[must_use]
+    pub fn new(rng: Rng, profile: Profile) -> Self {
+        Self {
+            now_us: 0,
+            rng,
+            profile,
+            network: Network::default(),
+            watch: Watch::new(),
+            history: History::default(),
+            routes: Vec::new(),
+            trace: 0,
+            log: None,
+            queue: BTreeMap::new(),
+            queued: 0,
+        }
+    }
+
+    /// The monotonic clock.
+    #[must_use]
+    pub fn tick(&self) -> Tick {
+        tick(self.now_us)
+    }
+
+    /// Lets `event` happen in `delay_us`.
+    pub fn after(&mut self, delay_us: u64, event: Event) {
+        self.queued += 1;
+        self.queue.insert((self.now_us + delay_us, self.queued), event);
+    }
+
+    /// Takes the next event up to `until_us` and moves time to it.
+    pub fn next(&mut self, until_us: u64) -> Option<Event> {
+        let first = self.queue.first_entry()?;
+        if first.key().0 > until_us {
+            return None;
+        }
+        let ((at, number), event) = first.remove_entry();
+        self.now_us = at;
+        self.mark(at ^ (number << 32) ^ event.code());
+        Some(event)
+    }
+
+    /// Hands a message to the network.
+    pub fn send(&mut self, from: Address, to: Address, message: Message) {
+        let deliveries = self.network.deliveries(&mut self.rng, &self.profile.network, (from, to));
+        if let Message::Request(request) = &message {
+            self.history.sent(request.op, deliveries.len());
+        }
+        for delay in deliveries {
+            self.after(delay, Event::Deliver(to, message.clone()));
+        }
+    }
+
+    /// Shows something to the invariants; the watch keeps the first that is broken.
+    pub fn observe(&mut self, observation: &Observation<'_>) {
+        self.watch.observe(observation);
+    }
+
+    /// Mixes a number into the trace's hash.
+    pub fn mark(&mut self, value: u64) {
+        self.trace = (self.trace.rotate_left(5) ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    /// Notes a line for people, if somebody reads it.
+    pub fn say(&mut self, line: impl FnOnce() -> String) {
+        let now = self.now_us;
+        if let Some(log) = &mut self.log {
+            log.push(format!("{:>10}.{:03} ms  {}", now / 1_000, now % 1_000, line()));
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Every knob of chance in one place: each seed draws a different mixture (swarm testing),
+//! because faults that are always on hide each other.
+//!
+//! Source: Groce et al., "Swarm Testing", ISSTA 2012.
+
+use super::rng::Rng;
+
+/// Microseconds of simulated time, from and to.
+pub type SpanUs = (u64, u64);
+
+/// A second of simulated time.
+pub const SECOND_US: u64 = 1_000_000;
+
+/// What one seed's cluster looks like and what happens to it.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// Tablet servers.
+    pub servers: usize,
+    /// Tablets, spread over the servers.
+    pub tablets: usize,
+    /// Clients, each with one operation at a time.
+    pub clients: usize,
+    /// Rows that all clients share; few, so that they meet.
+    pub keys: u64,
+    /// How long faults go on, in microseconds.
+    pub chaos_us: u64,
+    /// Pause of a client between two operations.
+    pub think_us: SpanUs,
+    /// How long a client waits for one answer.
+    pub patience_us: SpanUs,
+    /// The network.
+    pub network: NetworkFaults,
+    /// The disks.
+    pub disk: DiskFaults,
+    /// Pause between two crashes of servers; none without crashes.
+    pub server_crash_us: Option<SpanUs>,
+    /// Pause between two crashes of the metadata node; none without crashes.
+    pub meta_crash_us: Option<SpanUs>,
+    /// How long something that crashed stays away.
+    pub down_us: SpanUs,
+    /// Pause between two jumps of a server's wall clock; none without jumps.
+    pub wall_jump_us: Option<SpanUs>,
+    /// Greatest jump of a wall clock, either way, in milliseconds.
+    pub wall_jump_ms_max: u64,
+    /// Requests of which the task is slow between reading and sequencing, per mille.
+    pub slow_task_pm: u64,
+    /// How long a slow task takes.
+    pub slow_task_us: SpanUs,
+    /// Entries that a log keeps above its tokens' window.
+    pub log_entries_max: usize,
+}
+
+/// What the network does to messages.
+#[derive(Clone, Debug)]
+pub struct NetworkFaults {
+    /// Time on the way.
+    pub delay_us: SpanUs,
+    /// Messages that get lost, per mille.
+    pub drop_pm: u64,
+    /// Messages that arrive twice, per mille.
+    pub duplicate_pm: u64,
+    /// Messages that are overtaken by many, per mille.
+    pub late_pm: u64,
+    /// How late those are.
+    pub late_us: SpanUs,
+    /// Pause between two one-way cuts of a link; none without cuts.
+    pub cut_us: Option<SpanUs>,
+}
+
+/// What the disks do.
+#[derive(Clone, Debug)]
+pub struct DiskFaults {
+    /// Time of a group fsync or of a registry write.
+    pub sync_us: SpanUs,
+    /// Syncs that hang, per mille.
+    pub hang_pm: u64,
+    /// How long those hang.
+    pub hang_us: SpanUs,
+    /// Log groups that are refused, per mille.
+    pub append_failure_pm: u64,
+    /// Pause between two flushes of the data store.
+    pub flush_every_us: SpanUs,
+    /// Time of a flush.
+    pub flush_us: SpanUs,
+}
+
+impl Profile {
+    /// The mixture of one seed.
+    #[must_use]
+    pub fn draw(rng: &mut Rng) -> Self {
+        let maybe = |rng: &mut Rng, span: SpanUs| rng.chance(600).then_some(span);
+        Self {
+            servers: 1 + rng.index(4),
+            tablets: 1 + rng.index(6),
+            clients: 2 + rng.index(5),
+            keys: 2 + rng.below(10),
+            chaos_us: (5 + rng.below(10)) * SECOND_US,
+            think_us: (0, 1 << (8 + rng.below(10))),
+            patience_us: (300_000, 300_000 + rng.below(2 * SECOND_US)),
+            network: NetworkFaults::draw(rng),
+            disk: DiskFaults::draw(rng),
+            server_crash_us: rng.chance(800).then_some((200_000, 1 + rng.below(4) * SECOND_US)),
+            meta_crash_us: maybe(rng, (500_000, 4 * SECOND_US)),
+            down_us: (1_000, 1 << (12 + rng.below(9))),
+            wall_jump_us: maybe(rng, (100_000, 2 * SECOND_US)),
+            wall_jump_ms_max: [20, 600, 10_000, 3_600_000][rng.index(4)],
+            slow_task_pm: [0, 20, 200][rng.index(3)],
+            slow_task_us: (1_000, 800_000),
+            log_entries_max: [5, 50, 100_000][rng.index(3)],
+        }
+    }
+
+    /// The same cluster without any fault: what it must recover in.
+    pub fn heal(&mut self) {
+        self.network = NetworkFaults {
+            delay_us: (100, 1_000),
+            drop_pm: 0,
+            duplicate_pm: 0,
+            late_pm: 0,
+            late_us: (0, 0),
+            cut_us: None,
+        };
+        self.disk.hang_pm = 0;
+        self.disk.append_failure_pm = 0;
+        self.disk.sync_us = (200, 2_000);
+        self.server_crash_us = None;
+        self.meta_crash_us = None;
+        self.wall_jump_us = None;
+        self.slow_task_pm = 0;
+    }
+}
+
+impl NetworkFaults {
+    fn draw(rng: &mut Rng) -> Self {
+        Self {
+            delay_us: (50, 200 << rng.below(8)),
+            drop_pm: [0, 5, 50][rng.index(3)],
+            duplicate_pm: [0, 10, 100][rng.index(3)],
+            late_pm: [0, 10, 100][rng.index(3)],
+            late_us: (10_000, 3 * SECOND_US),
+            cut_us: rng.chance(400).then_some((200_000, 3 * SECOND_US)),
+        }
+    }
+}
+
+impl DiskFaults {
+    fn draw(rng: &mut Rng) -> Self {
+        Self {
+            sync_us: (100, 500 << rng.below(7)),
+            hang_pm: [0, 0, 5][rng.index(3)],
+            hang_us: (100_000, 2 * SECOND_US),
+            append_failure_pm: [0, 0, 5, 20][rng.index(4)],
+            flush_every_us: (50_000, 100_000 << rng.below(6)),
+            flush_us: (1_000, 1_000 << rng.below(9)),
+        }
+    }
+}

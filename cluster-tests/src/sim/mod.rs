@@ -1,0 +1,87 @@
+//! A whole cluster on one thread, out of one seed.
+//!
+//! The cores are the ones of production: `kernel::tablet` on every server, `kernel::meta` on
+//! the metadata node. Around them stand a network, disks, clocks and clients made of chance,
+//! and chance is a number: the same seed gives the same run, event by event.
+//!
+//! ```text
+//! faults on            everything healed         rest       power loss, restart
+//! ├─ chaos ───────────▶├─ liveness: every tablet ▶├─ rows ───▶├─ rows are the log, again
+//!    invariants at every step   writable again      = log
+//! ```
+//!
+//! Not simulated here: threads (a shell's stages are events), the masters' Raft group (one
+//! node with a synced log), RocksDB and raft-engine (models that lose what those may lose).
+
+pub mod clock;
+pub mod disk;
+pub mod env;
+pub mod fault;
+pub mod meta;
+pub mod network;
+pub mod pipeline;
+pub mod requests;
+pub mod rng;
+pub mod server;
+pub mod workload;
+pub mod world;
+
+use crate::invariants::Violation;
+use fault::Profile;
+use rng::Rng;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use world::World;
+
+/// What became of one seed.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Hash over everything that happened.
+    pub trace: u64,
+    /// Events that happened.
+    pub events: u64,
+    /// Operations that clients began.
+    pub operations: usize,
+    /// The rule that was broken, if one was.
+    pub violation: Option<Violation>,
+    /// What happened, in words, if it was asked for.
+    pub log: Vec<String>,
+}
+
+/// Whether somebody is going to read what happens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Narration {
+    /// Only the outcome counts.
+    Silent,
+    /// Every step in words.
+    Told,
+}
+
+/// Runs one seed from beginning to end. A panic anywhere in it is a violation.
+#[must_use]
+pub fn run(seed: u64, narration: Narration) -> Report {
+    let mut rng = Rng::new(seed);
+    let profile = Profile::draw(&mut rng);
+    let mut world = World::new(rng, profile);
+    if narration == Narration::Told {
+        world.env.log = Some(Vec::new());
+    }
+    let violation = match catch_unwind(AssertUnwindSafe(|| world.run())) {
+        Ok(outcome) => outcome.err(),
+        Err(panic) => Some(Violation { invariant: "an assertion".into(), detail: message(&*panic) }),
+    };
+    Report {
+        seed,
+        trace: world.env.trace,
+        events: world.events,
+        operations: world.env.history.operations.len(),
+        violation,
+        log: world.env.log.take().unwrap_or_default(),
+    }
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_string()
+}

@@ -1,0 +1,258 @@
+//! Clients: what they ask, how they retry, and what they write down.
+//!
+//! A client has one operation at a time. A write keeps its token over all retries; when its
+//! fate is unknown the client sends it again, asks for its outcome, or gives up. Values are
+//! unique, so that a row names the write that put it.
+
+use super::clock::EPOCH_MS;
+use super::env::{Env, Event};
+use super::network::{Address, Message, Reply, Request, RequestBody, Response};
+use crate::oracle::{Asked, Outcome};
+use bytes::Bytes;
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::TabletId;
+use ebla_kernel::op::{Action, Body, Condition, Op, Token, Version};
+use ebla_kernel::tablet::{Answer, Refusal};
+
+/// Attempts of one operation before its client gives up.
+const ATTEMPTS_MAX: u32 = 8;
+
+/// A client's own timer.
+#[derive(Debug)]
+pub enum Timer {
+    /// The next operation.
+    Think,
+    /// The next attempt of an operation.
+    Retry(usize),
+    /// No answer to an attempt came.
+    Impatient {
+        /// The operation.
+        op: usize,
+        /// The attempt.
+        attempt: u32,
+    },
+}
+
+/// A client.
+#[derive(Debug)]
+pub struct Client {
+    index: usize,
+    sequence: u64,
+    current: Option<Current>,
+    /// Whether it begins new operations.
+    pub is_active: bool,
+    /// The last version that it saw, for conditions.
+    seen: Option<Version>,
+    /// Operations that must succeed before it is done: what the healed cluster must do.
+    pub probes: Vec<Asked>,
+}
+
+#[derive(Debug)]
+struct Current {
+    op: usize,
+    attempt: u32,
+    tablet: TabletId,
+    server: usize,
+    body: RequestBody,
+    /// Nobody gives up on a probe.
+    is_probe: bool,
+}
+
+/// The key of the `n`th row.
+#[must_use]
+pub fn row_key(n: u64) -> Bytes {
+    format!("k{n:03}").into()
+}
+
+/// The key of the counter beside the `n`th row.
+#[must_use]
+pub fn counter_key(n: u64) -> Bytes {
+    format!("k{n:03}n").into()
+}
+
+impl Client {
+    /// A client that has not asked anything.
+    #[must_use]
+    pub fn new(index: usize) -> Self {
+        Self { index, sequence: 0, current: None, is_active: true, seen: None, probes: Vec::new() }
+    }
+
+    /// Whether it waits for nothing and has nothing left to ask.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.current.is_none() && self.probes.is_empty()
+    }
+
+    /// A timer of this client rings.
+    pub fn ring(&mut self, env: &mut Env, timer: Timer) {
+        match timer {
+            Timer::Think => self.think(env),
+            Timer::Retry(op) => {
+                if self.current.as_ref().is_some_and(|current| current.op == op) {
+                    self.send(env);
+                }
+            }
+            Timer::Impatient { op, attempt } => {
+                let waits = |current: &Current| current.op == op && current.attempt == attempt;
+                if self.current.as_ref().is_some_and(waits) {
+                    self.retry(env);
+                }
+            }
+        }
+    }
+
+    /// Begins the next operation.
+    fn think(&mut self, env: &mut Env) {
+        if self.current.is_some() {
+            return;
+        }
+        let delay = env.rng.between(env.profile.think_us) + 1;
+        let probe = self.probes.pop();
+        let is_probe = probe.is_some();
+        if env.routes.is_empty() || !(self.is_active || is_probe) {
+            env.after(delay.max(10_000), Event::Client(self.index, Timer::Think));
+            return;
+        }
+        let asked = probe.unwrap_or_else(|| self.invent(env));
+        let at = env.routes.iter().find(|route| route.range.contains(asked.key())).cloned();
+        let route = at.expect("the tablets cover every key");
+        self.sequence += 1;
+        let (asked, body) = match asked {
+            Asked::Write { ops, .. } => {
+                let token = self.token(env);
+                (Asked::Write { ops: ops.clone(), token }, RequestBody::Write { ops, token })
+            }
+            Asked::Get { key } => (Asked::Get { key: key.clone() }, RequestBody::Get { key }),
+            Asked::Snapshot { key } => (Asked::Snapshot { key: key.clone() }, RequestBody::Snapshot { key }),
+        };
+        let op = env.history.invoke(self.index, env.now_us, route.tablet, asked);
+        let (tablet, server) = (route.tablet, route.server);
+        self.current = Some(Current { op, attempt: 0, tablet, server, body, is_probe });
+        self.send(env);
+    }
+
+    fn token(&self, env: &Env) -> Token {
+        let issued_ms = EPOCH_MS + env.now_us / 1_000;
+        Token { issued_ms, client: self.index as u128, seq: self.sequence }
+    }
+
+    fn send(&mut self, env: &mut Env) {
+        let patience = env.rng.between(env.profile.patience_us);
+        let Some(current) = &mut self.current else { return };
+        current.attempt += 1;
+        let (client, op, attempt) = (self.index, current.op, current.attempt);
+        let request = Request { client, op, tablet: current.tablet, body: current.body.clone() };
+        let to = Address::Server(current.server);
+        env.send(Address::Client(client), to, Message::Request(request));
+        env.after(patience, Event::Client(client, Timer::Impatient { op, attempt }));
+    }
+
+    /// Again: the same write, a question for its outcome, or no more.
+    fn retry(&mut self, env: &mut Env) {
+        let ask = env.rng.chance(300);
+        let give_up = env.rng.chance(50);
+        let back_off = env.rng.between((1_000, 100_000));
+        let Some(current) = &mut self.current else { return };
+        if !current.is_probe && (current.attempt >= ATTEMPTS_MAX || give_up) {
+            self.end(env, Outcome::Unknown);
+            return;
+        }
+        if let RequestBody::Write { token, .. } = &current.body
+            && ask
+            && !current.is_probe
+        {
+            current.body = RequestBody::Outcome { token: *token };
+        }
+        let (op, client) = (current.op, self.index);
+        env.after(back_off, Event::Client(client, Timer::Retry(op)));
+    }
+
+    /// An answer arrives.
+    pub fn receive(&mut self, env: &mut Env, response: Response) {
+        let Some(current) = &self.current else { return };
+        if current.op != response.op {
+            return;
+        }
+        match response.reply {
+            Reply::Row { version, at } => {
+                self.seen = version.clone().or(self.seen.take());
+                self.end(env, Outcome::Row { version, at });
+            }
+            Reply::Answer(Answer::Committed(committed)) => self.end(env, Outcome::Committed(committed)),
+            Reply::Answer(Answer::Reverted | Answer::Refused(Refusal::TokenFenced)) => {
+                self.end(env, Outcome::Reverted);
+            }
+            Reply::Answer(Answer::Refused(Refusal::TokenTooOld)) => self.end(env, Outcome::Unknown),
+            Reply::Answer(Answer::Refused(Refusal::Rejected(reject))) => {
+                self.end(env, Outcome::Rejected(reject));
+            }
+            Reply::Busy
+            | Reply::Answer(
+                Answer::Unknown
+                | Answer::Reached
+                | Answer::Refused(Refusal::NotLeader | Refusal::OutOfRange | Refusal::NotEnoughReplicas),
+            ) => self.retry(env),
+        }
+    }
+
+    fn end(&mut self, env: &mut Env, outcome: Outcome) {
+        let Some(current) = self.current.take() else { return };
+        let client = self.index;
+        env.say(|| format!("client {client} op {} ends: {outcome:?}", current.op));
+        env.history.end(current.op, env.now_us, outcome);
+        let delay = env.rng.between(env.profile.think_us) + 1;
+        env.after(delay, Event::Client(client, Timer::Think));
+    }
+
+    /// A new operation.
+    fn invent(&mut self, env: &mut Env) -> Asked {
+        let n = env.rng.below(env.profile.keys);
+        let key = if env.rng.chance(300) { counter_key(n) } else { row_key(n) };
+        match env.rng.below(10) {
+            0..=2 => Asked::Get { key },
+            3 => Asked::Snapshot { key },
+            _ => {
+                let ops = self.invent_batch(env, n);
+                Asked::Write { ops, token: Token { issued_ms: 0, client: 0, seq: 0 } }
+            }
+        }
+    }
+
+    /// One to three operations on rows of one tablet.
+    fn invent_batch(&mut self, env: &mut Env, n: u64) -> Vec<Op> {
+        let home = env.routes.iter().find(|route| route.range.contains(&row_key(n))).cloned();
+        let home = home.expect("the tablets cover every key");
+        let mut ops = vec![self.invent_op(env, n)];
+        while ops.len() < 3 && env.rng.chance(200) {
+            let n = env.rng.below(env.profile.keys);
+            if home.range.contains(&row_key(n)) && home.range.contains(&counter_key(n)) {
+                ops.push(self.invent_op(env, n));
+            }
+        }
+        ops
+    }
+
+    fn invent_op(&mut self, env: &mut Env, n: u64) -> Op {
+        let plain = |action| Op { condition: None, action };
+        let key = row_key(n);
+        let value = Bytes::from(format!("{}.{}.{}", self.index, self.sequence, env.rng.below(1_000)));
+        let set = Action::Set { key: key.clone(), value, ttl_ms: None };
+        match env.rng.below(20) {
+            0..=5 => plain(set),
+            6..=11 => plain(Action::Add { key: counter_key(n), delta: 1 + env.rng.below(5) as i64 }),
+            12..=13 => plain(Action::Delete { key }),
+            14 => plain(Action::DeleteRange { from: key, to: Some(row_key(n + 1 + env.rng.below(3))) }),
+            15 => plain(Action::Add { key, delta: 1 }),
+            16..=17 => Op { condition: Some(Condition::Absent), action: set },
+            _ => Op { condition: Some(self.invent_condition()), action: set },
+        }
+    }
+
+    fn invent_condition(&self) -> Condition {
+        match &self.seen {
+            Some(Version { body: Body::Value(value), .. }) => Condition::ValueIs(value.clone()),
+            Some(version) => Condition::TsIs(version.ts),
+            None => Condition::TsIs(Hlc::MIN),
+        }
+    }
+}

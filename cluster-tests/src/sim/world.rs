@@ -1,0 +1,304 @@
+//! The loop: takes event after event, breaks things, heals them, and judges.
+
+use super::env::{Env, Event};
+use super::fault::{Profile, SECOND_US, SpanUs};
+use super::meta::MetaNode;
+use super::network::{Address, Message};
+use super::rng::Rng;
+use super::server::Server;
+use super::workload::{Client, Timer, counter_key, row_key};
+use crate::invariants::Violation;
+use crate::oracle::{Asked, Outcome};
+use bytes::Bytes;
+use ebla_kernel::op::{Action, Op, Token};
+
+/// How long a healed cluster may take until every tablet is written and read again.
+const LIVENESS_US: u64 = 30 * SECOND_US;
+
+/// How long nothing is asked before the end is judged.
+const REST_US: u64 = 2 * SECOND_US;
+
+/// How often somebody looks for servers that cannot go on.
+const OPERATOR_US: u64 = 100_000;
+
+/// Something breaks or comes back.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// A server of chance loses power.
+    CrashServer,
+    /// The metadata node loses power.
+    CrashMeta,
+    /// A server comes back.
+    StartServer(usize),
+    /// The metadata node comes back.
+    StartMeta,
+    /// A link of chance is cut in one direction.
+    Cut,
+    /// A link is joined again.
+    Join(Address, Address),
+    /// A wall clock of chance jumps.
+    JumpWall,
+    /// Servers that cannot go on are started again.
+    Operator,
+}
+
+/// A cluster and its surroundings.
+#[derive(Debug)]
+pub struct World {
+    /// What every node is given.
+    pub env: Env,
+    /// Events so far.
+    pub events: u64,
+    meta: MetaNode,
+    servers: Vec<Server>,
+    clients: Vec<Client>,
+}
+
+impl World {
+    /// A cluster that has not started.
+    #[must_use]
+    pub fn new(rng: Rng, profile: Profile) -> Self {
+        let servers = (0..profile.servers).map(Server::new).collect();
+        let clients = (0..profile.clients).map(Client::new).collect();
+        Self { env: Env::new(rng, profile), events: 0, meta: MetaNode::new(), servers, clients }
+    }
+
+    /// From the first start to the last judgement.
+    ///
+    /// # Errors
+    /// The first invariant that was broken.
+    pub fn run(&mut self) -> Result<(), Violation> {
+        self.start();
+        self.run_until(self.env.profile.chaos_us, |_| false)?;
+        self.heal();
+        self.be_alive()?;
+        self.come_to_rest()?;
+        self.judge("at rest")?;
+        self.lose_power();
+        self.come_to_rest()?;
+        self.judge("after a power loss of everything")
+    }
+
+    fn start(&mut self) {
+        let env = &mut self.env;
+        self.meta.start(env);
+        self.servers.iter_mut().for_each(|server| server.start(env));
+        for client in 0..self.clients.len() {
+            env.after(1_000, Event::Client(client, Timer::Think));
+        }
+        let profile = env.profile.clone();
+        self.schedule(profile.server_crash_us, Fault::CrashServer);
+        self.schedule(profile.meta_crash_us, Fault::CrashMeta);
+        self.schedule(profile.network.cut_us, Fault::Cut);
+        self.schedule(profile.wall_jump_us, Fault::JumpWall);
+        self.env.after(OPERATOR_US, Event::Fault(Fault::Operator));
+    }
+
+    fn schedule(&mut self, span: Option<SpanUs>, fault: Fault) {
+        let Some(span) = span else { return };
+        let delay = self.env.rng.between(span);
+        self.env.after(delay, Event::Fault(fault));
+    }
+
+    /// Lets things happen up to a time, or until `done`.
+    fn run_until(&mut self, until_us: u64, done: impl Fn(&Self) -> bool) -> Result<bool, Violation> {
+        while !done(self) {
+            let Some(event) = self.env.next(until_us) else { return Ok(false) };
+            self.events += 1;
+            self.happen(event);
+            if let Some(violation) = self.env.watch.failure.take() {
+                return Err(violation);
+            }
+        }
+        Ok(true)
+    }
+
+    fn happen(&mut self, event: Event) {
+        let env = &mut self.env;
+        match event {
+            Event::Deliver(to, message) => self.deliver(to, message),
+            Event::Server { server, run, event } => self.servers[server].handle(env, run, event),
+            Event::Meta { run, event } => self.meta.handle(env, run, event),
+            Event::Client(client, timer) => self.clients[client].ring(env, timer),
+            Event::Fault(fault) => self.fault(fault),
+        }
+    }
+
+    fn deliver(&mut self, to: Address, message: Message) {
+        let env = &mut self.env;
+        match (to, message) {
+            (Address::Client(client), Message::Response(response)) => {
+                self.clients[client].receive(env, response);
+            }
+            (Address::Server(server), message) if self.servers[server].is_up() => {
+                self.servers[server].receive(env, message);
+            }
+            (Address::Meta, message) if self.meta.is_up() => self.meta.receive(env, message),
+            // Nobody is at home.
+            (Address::Client(_) | Address::Server(_) | Address::Meta, _) => {}
+        }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        let profile = self.env.profile.clone();
+        match fault {
+            // What was scheduled before everything was healed does not happen any more.
+            Fault::CrashServer if profile.server_crash_us.is_none() => {}
+            Fault::CrashMeta if profile.meta_crash_us.is_none() => {}
+            Fault::Cut if profile.network.cut_us.is_none() => {}
+            Fault::JumpWall if profile.wall_jump_us.is_none() => {}
+            Fault::CrashServer => {
+                let victim = self.env.rng.index(self.servers.len());
+                self.crash(victim);
+                self.schedule(profile.server_crash_us, fault);
+            }
+            Fault::CrashMeta => {
+                if self.meta.is_up() {
+                    self.meta.crash(&mut self.env);
+                    self.schedule(Some(profile.down_us), Fault::StartMeta);
+                }
+                self.schedule(profile.meta_crash_us, fault);
+            }
+            Fault::StartServer(server) => {
+                if !self.servers[server].is_up() {
+                    self.servers[server].start(&mut self.env);
+                }
+            }
+            Fault::StartMeta => {
+                if !self.meta.is_up() {
+                    self.meta.start(&mut self.env);
+                }
+            }
+            Fault::Cut => {
+                self.cut();
+                self.schedule(profile.network.cut_us, fault);
+            }
+            Fault::Join(from, to) => self.env.network.join(from, to),
+            Fault::JumpWall => {
+                self.jump_wall(profile.wall_jump_ms_max);
+                self.schedule(profile.wall_jump_us, fault);
+            }
+            Fault::Operator => self.operate(),
+        }
+    }
+
+    fn crash(&mut self, victim: usize) {
+        if self.servers[victim].is_up() {
+            self.servers[victim].crash(&mut self.env);
+            let down = self.env.profile.down_us;
+            self.schedule(Some(down), Fault::StartServer(victim));
+        }
+    }
+
+    fn cut(&mut self) {
+        let server = Address::Server(self.env.rng.index(self.servers.len()));
+        let client = Address::Client(self.env.rng.index(self.clients.len()));
+        let links = [(server, Address::Meta), (Address::Meta, server), (server, client), (client, server)];
+        let (from, to) = links[self.env.rng.index(links.len())];
+        self.env.network.cut(from, to);
+        self.schedule(Some((50_000, 2 * SECOND_US)), Fault::Join(from, to));
+    }
+
+    fn jump_wall(&mut self, ms_max: u64) {
+        let victim = self.env.rng.index(self.servers.len());
+        let ms = i64::try_from(self.env.rng.below(2 * ms_max + 1)).expect("a jump is small");
+        let offset = ms - i64::try_from(ms_max).expect("a jump is small");
+        self.env.say(|| format!("the wall clock of server {victim} is off by {offset} ms"));
+        self.servers[victim].wall.set(offset);
+    }
+
+    fn operate(&mut self) {
+        for server in 0..self.servers.len() {
+            if self.servers[server].has_failed() {
+                self.crash(server);
+            }
+        }
+        self.env.after(OPERATOR_US, Event::Fault(Fault::Operator));
+    }
+
+    /// No more faults; whatever is down comes back.
+    fn heal(&mut self) {
+        let env = &mut self.env;
+        env.say(|| "everything is healed".into());
+        env.profile.heal();
+        env.network.heal();
+        if !self.meta.is_up() {
+            self.meta.start(env);
+        }
+        for server in self.servers.iter_mut().filter(|server| !server.is_up()) {
+            server.start(env);
+        }
+        // Wall clocks are right again: one that is hours ahead refuses every token as too old.
+        self.servers.iter_mut().for_each(|server| server.wall.set(0));
+        self.clients.iter_mut().for_each(|client| client.is_active = false);
+    }
+
+    /// E2: in a healed cluster every tablet is written and every row read, in time.
+    fn be_alive(&mut self) -> Result<(), Violation> {
+        let until = self.env.now_us + LIVENESS_US;
+        let quiet = |world: &Self| !world.env.routes.is_empty() && world.clients.iter().all(Client::is_idle);
+        if !self.run_until(until, quiet)? {
+            return Err(self.not_alive("clients still wait"));
+        }
+        let before = self.env.history.operations.len();
+        self.clients[0].probes = self.probes();
+        if !self.run_until(until, quiet)? {
+            return Err(self.not_alive("a tablet does not serve"));
+        }
+        let probes = &self.env.history.operations[before..];
+        let failed = probes.iter().find(|probe| {
+            !matches!(probe.outcome(), Some(Outcome::Committed(_) | Outcome::Row { .. }))
+        });
+        failed.map_or(Ok(()), |probe| Err(self.not_alive(&format!("{probe:?}"))))
+    }
+
+    fn not_alive(&self, why: &str) -> Violation {
+        let open = self.env.history.operations.iter().find(|operation| operation.ended.is_none());
+        Violation { invariant: "E2 a healed cluster serves".into(), detail: format!("{why}; open: {open:?}") }
+    }
+
+    fn probes(&self) -> Vec<Asked> {
+        let mut probes = Vec::new();
+        for n in 0..self.env.profile.keys {
+            let value = Bytes::from(format!("probe {n}"));
+            let set = Op { condition: None, action: Action::Set { key: row_key(n), value, ttl_ms: None } };
+            let token = Token { issued_ms: 0, client: 0, seq: 0 };
+            probes.push(Asked::Get { key: row_key(n) });
+            probes.push(Asked::Get { key: counter_key(n) });
+            probes.push(Asked::Write { ops: vec![set], token });
+        }
+        probes
+    }
+
+    /// Late messages arrive, queues run dry, and every server serves.
+    fn come_to_rest(&mut self) -> Result<(), Violation> {
+        let late = self.env.now_us + 4 * SECOND_US;
+        self.run_until(late, |_| false)?;
+        let until = self.env.now_us + LIVENESS_US;
+        let serving = |world: &Self| world.servers.iter().all(Server::serves_all);
+        if !self.run_until(until, serving)? {
+            return Err(self.not_alive("a server does not serve its tablets"));
+        }
+        let rest = self.env.now_us + REST_US;
+        self.run_until(rest, |_| false)?;
+        Ok(())
+    }
+
+    fn judge(&self, when: &str) -> Result<(), Violation> {
+        let stores = self.servers.iter().map(|server| server.disk.store.rows()).collect();
+        match self.env.watch.finish(&self.env.history, stores, &self.env.routes) {
+            None => Ok(()),
+            Some(Violation { invariant, detail }) => {
+                Err(Violation { invariant, detail: format!("{when}: {detail}") })
+            }
+        }
+    }
+
+    fn lose_power(&mut self) {
+        let env = &mut self.env;
+        self.meta.crash(env);
+        self.servers.iter_mut().for_each(|server| server.crash(env));
+        self.meta.start(env);
+        self.servers.iter_mut().for_each(|server| server.start(env));
+    }
+}
