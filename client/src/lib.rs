@@ -1,1 +1,47 @@
-//! placeholder
+//! The client of Ebla: rows by key and by range, over tables that are cut into tablets.
+//!
+//! ```no_run
+//! # async fn f() -> Result<(), ebla_client::Error> {
+//! let client = ebla_client::Client::builder().endpoints(["127.0.0.1:7400"]).connect().await?;
+//! client.set("towns", "ebla", "3500 BC").await?.committed()?;
+//! let cell = client.get("towns", "ebla").await?;
+//! # Ok(()) }
+//! ```
+//!
+//! - Endpoints may be masters, tablet servers or both; one that answers is enough.
+//! - Every call has a deadline and is tried again until then if that is safe. Every write
+//!   carries a token, so that trying it again never runs it twice.
+//! - A write ends as committed, reverted or unknown; never as an error that pretends that
+//!   nothing happened.
+//! - **A batch is atomic inside one tablet only.** [`Client::write`] refuses nothing, but a
+//!   server refuses a batch whose rows lie in several tablets; [`Client::write_split`] cuts
+//!   such a batch and reports per part.
+
+mod admin;
+mod channel;
+mod client;
+mod error;
+pub mod limits;
+mod outcome;
+mod pipe;
+mod retry;
+mod route;
+mod route_source;
+mod row;
+mod scan;
+mod split;
+mod write;
+
+pub use admin::Admin;
+pub use client::{Builder, Client};
+pub use ebla_kernel::hlc::Hlc;
+pub use ebla_kernel::op::{AckLevel, Token};
+pub use ebla_proto::error::Reason;
+pub use ebla_proto::v1;
+pub use error::Error;
+pub use outcome::{Committed, MalformedTicket, Outcome, Ticket};
+pub use route::TabletRoute;
+pub use row::{Cell, Row, Value};
+pub use scan::{Scan, ScanCount, ScanStream};
+pub use split::Part;
+pub use write::{Batch, WriteOptions};

@@ -1,6 +1,17 @@
-//! Tests of whole clusters. [`sim`] runs one on a single thread out of a seed, with
+//! Tests of whole clusters, in two ways.
+//!
+//! **Real processes**, seen only from outside: [`binary`] finds the program, [`process`] runs
+//! it as child processes and treats them badly, [`cluster`] puts masters and tablet servers
+//! together, [`cli`] calls commands and reads their JSON. What such a test cannot see, a user
+//! cannot rely on.
+//!
+//! **Simulated**, seen from within: [`sim`] runs a cluster on one thread out of a seed, with
 //! [`oracle`] as the truth and [`invariants`] as the law.
 
+pub mod binary;
+pub mod cli;
+pub mod cluster;
 pub mod invariants;
 pub mod oracle;
+pub mod process;
 pub mod sim;

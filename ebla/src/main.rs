@@ -1,3 +1,37 @@
-//! The one binary of Ebla.
+//! The one binary of Ebla: a whole cluster in one process, each role by itself, and the
+//! commands that talk to a cluster.
+//!
+//! Data goes to stdout, everything else to stderr; the exit code says how it ended
+//! ([`exit`]).
 
-fn main() {}
+mod cli;
+mod cmd;
+mod exit;
+mod http;
+mod logging;
+mod output;
+mod parse;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::report_usage(&error),
+    };
+    let format = cli.global.output;
+    logging::start(&cli);
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => exit::report(&error, format),
+    }
+}
+
+fn run(cli: cli::Cli) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(cmd::run(cli));
+    // What still runs belongs to commands that ended; a read of stdin could wait for ever.
+    runtime.shutdown_background();
+    code
+}

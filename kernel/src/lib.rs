@@ -18,6 +18,7 @@ pub mod meta;
 pub mod mutation;
 pub mod op;
 pub mod range;
+pub mod range_tombstones;
 pub mod sequence;
 pub mod tablet;
 

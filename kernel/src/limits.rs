@@ -59,6 +59,10 @@ pub const RECENT_WRITES_MS: u64 = 200;
 /// Most bytes of rows already applied that one tablet keeps known to its sequencer.
 pub const RECENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// How far a client's clock may be ahead of a server's when it issues write tokens. After a
+/// restart that much more of the past counts as forgotten.
+pub const TOKEN_CLOCK_SLACK_MS: u64 = 5_000;
+
 /// Most servers that a cluster registers: a server's ordinal is its bit in every room.
 pub const SERVERS_MAX: usize = 4_096;
 

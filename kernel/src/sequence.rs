@@ -276,11 +276,20 @@ impl Batch<'_> {
         let keys = self.live_keys(&range, evidence)?;
         self.rows.retain(|key, _| !range.contains(key));
         if keys.len() > DELETE_RANGE_EXPANDED_ROWS_MAX {
-            self.deleted.push(range);
+            self.note_deleted(range);
         } else {
             self.rows.extend(keys.into_iter().map(|key| (key, (Body::Tombstone, None))));
         }
         Ok(OpResult::Done)
+    }
+
+    /// Two range tombstones of one entry with the same start would have one name: the wider stays.
+    fn note_deleted(&mut self, range: KeyRange) {
+        match self.deleted.iter_mut().find(|known| known.start() == range.start()) {
+            Some(known) if known.covers(&range) => {}
+            Some(known) => *known = range,
+            None => self.deleted.push(range),
+        }
     }
 
     /// Keys of `range` that may be live: read, written lately, or put by this batch.

@@ -1,1 +1,34 @@
-//! placeholder
+//! A tablet server: the shell that keeps rows, logs and replicas around the tablet core.
+//!
+//! Three stores per server, not per tablet: the data ([`store`]), one log shared by all
+//! tablets ([`oplog`]) and a small synced [`registry`]. Decisions are the kernel's.
+
+mod bootstrap;
+mod clock;
+mod config;
+mod disk;
+#[cfg(test)]
+mod documented;
+mod durable_file;
+mod error;
+mod flusher;
+pub mod identity;
+mod janitor;
+pub mod limits;
+mod master_link;
+mod node;
+pub mod oplog;
+mod pipeline;
+mod read;
+pub mod registry;
+mod replica_set;
+mod replicas;
+mod routes;
+mod server;
+mod service;
+pub mod store;
+mod tablets;
+
+pub use config::Config;
+pub use error::Error;
+pub use server::TabletServer;

@@ -8,7 +8,7 @@
 //! - a log is purged only up to `flushed`, and after the floor of its tokens is durable;
 //! - timestamps are issued only below a durable bound, and a later run starts above it.
 
-use super::clock::{WallClock, tick};
+use super::clock::WallClock;
 use super::disk::{Disk, RegistryChange, Replica};
 use super::env::{Env, Event};
 use super::network::{Address, Assignment, FenceAnswers, Message, Registration, Request, Welcome};
@@ -19,6 +19,7 @@ use ebla_kernel::entry::{Entry, Payload};
 use ebla_kernel::hlc::{Hlc, HlcClock};
 use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, RequestId, Seq, ServerId, TabletId};
 use ebla_kernel::meta;
+use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Appointment, Effect, Input, Recovered, Tablet};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -274,7 +275,9 @@ impl Server {
             Payload::EpochStart { .. } => Some((entry.pos.epoch, entry.seq())),
             Payload::Write(_) | Payload::TokenFence { .. } => None,
         };
-        let mut tablet = Tablet::new(Recovered {
+        let mut tokens = TokenTable::complete_from(replica.token_floor_ms);
+        entries().for_each(|entry| tokens.note_entry(entry));
+        let tablet = Tablet::new(Recovered {
             id,
             replica: replica.id,
             incarnation,
@@ -282,10 +285,8 @@ impl Server {
             promised: replica.promised,
             epochs: entries().filter_map(epoch_start).collect(),
             end: self.disk.log.end(id),
+            tokens,
         });
-        let forget = Input::ForgetTokens { issued_before_ms: replica.token_floor_ms };
-        tablet.step(tick(0), forget, &mut Vec::new());
-        entries().for_each(|entry| tablet.recover_tokens(entry));
         run.tablets.insert(id, tablet);
     }
 
@@ -425,7 +426,9 @@ impl Server {
         match effect {
             Effect::PersistPromise { epoch } => self.write_registry(env, RegistryChange::Promise(id, epoch)),
             Effect::AnswerFence(answer) => {
-                env.say(|| format!("server {index} {id} answers fence {}, end {}", answer.epoch, answer.end.pos));
+                env.say(|| {
+                    format!("server {index} {id} answers fence {}, end {}", answer.epoch, answer.end.pos)
+                });
                 env.observe(&Observation::FenceAnswered { tablet: id, answer });
                 self.answer_fence(env, id, answer);
             }
@@ -443,7 +446,9 @@ impl Server {
 
     fn answer_fence(&mut self, env: &mut Env, id: TabletId, answer: ebla_kernel::tablet::FenceAnswer) {
         let Some(run) = &self.run else { return };
-        let (Some((server, incarnation)), Some(tablet)) = (run.identity, run.tablets.get(&id)) else { return };
+        let (Some((server, incarnation)), Some(tablet)) = (run.identity, run.tablets.get(&id)) else {
+            return;
+        };
         let answer = meta::FenceAnswer {
             tablet: id,
             replica: tablet.replica(),

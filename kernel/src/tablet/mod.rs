@@ -35,7 +35,7 @@ use crate::range::KeyRange;
 use crate::sequence::{Evidence, Recent, Reject};
 use leader::Leader;
 use std::collections::{BTreeSet, VecDeque};
-use token::{TokenRecord, TokenTable};
+use token::TokenTable;
 
 /// What happened to a replica.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -260,13 +260,15 @@ pub struct Recovered {
     pub epochs: Vec<(Epoch, Seq)>,
     /// Durable end of the log; everything up to it is applied.
     pub end: LogEnd,
+    /// The tokens of the log.
+    pub tokens: TokenTable,
 }
 
 impl Tablet {
     /// A replica as it was found on disk.
     #[must_use]
     pub fn new(recovered: Recovered) -> Self {
-        let Recovered { id, replica, incarnation, range, promised, epochs, end } = recovered;
+        let Recovered { id, replica, incarnation, range, promised, epochs, end, tokens } = recovered;
         Self {
             id,
             replica,
@@ -280,19 +282,12 @@ impl Tablet {
             durable: end,
             queued: VecDeque::new(),
             applied: end.pos.seq,
-            tokens: TokenTable::default(),
+            tokens: if mutated!(TokensNotRebuilt) { TokenTable::default() } else { tokens },
             recent: Recent::new(end.pos.seq),
             fence: None,
             appointment: None,
             leader: None,
             led: Epoch(0),
-        }
-    }
-
-    /// Takes the tokens of an entry that was found in the log at start.
-    pub fn recover_tokens(&mut self, entry: &Entry) {
-        if !mutated!(TokensNotRebuilt) {
-            self.note_tokens(entry);
         }
     }
 
@@ -392,7 +387,7 @@ impl Tablet {
         if let Payload::EpochStart { .. } = entry.payload {
             self.epochs.push((entry.pos.epoch, entry.seq()));
         }
-        self.note_tokens(&entry);
+        self.tokens.note_entry(&entry);
         if mutated!(OwnCopyCountedEarly) {
             self.count_own_copy(entry.pos);
         }
@@ -403,20 +398,6 @@ impl Tablet {
     fn count_own_copy(&mut self, pos: Pos) {
         if let Some(leader) = &mut self.leader {
             leader.durable(self.replica, pos);
-        }
-    }
-
-    fn note_tokens(&mut self, entry: &Entry) {
-        match &entry.payload {
-            Payload::EpochStart { .. } => {}
-            Payload::Write(write) => {
-                let Some(token) = write.token else { return };
-                let (level, results) = (write.level, write.results.clone());
-                self.tokens.note(token, TokenRecord::Write { pos: entry.pos, ts: entry.ts, level, results });
-            }
-            Payload::TokenFence { token } => {
-                self.tokens.note(*token, TokenRecord::Fenced { pos: entry.pos });
-            }
         }
     }
 

@@ -36,7 +36,8 @@ impl Progress {
     /// Q: the highest position of this epoch that is durable on D in-sync copies.
     #[must_use]
     pub fn q(&self) -> Option<Pos> {
-        self.durable_on(self.min_in_sync).filter(|pos| pos.epoch == self.epoch || mutated!(QCountsOlderEpochs))
+        self.durable_on(self.min_in_sync)
+            .filter(|pos| pos.epoch == self.epoch || mutated!(QCountsOlderEpochs))
     }
 
     /// Whether enough copies have the entry at `seq` of this epoch.

@@ -4,6 +4,7 @@
 //! epochs and token fences too (m37). A token issued before the floor is refused, never run:
 //! it may have run once and been forgotten.
 
+use crate::entry::{Entry, Payload};
 use crate::hlc::Hlc;
 use crate::ids::{Pos, Seq};
 use crate::limits::TOKEN_WINDOW_MS;
@@ -71,6 +72,25 @@ pub enum TokenLookup<'a> {
 }
 
 impl TokenTable {
+    /// A table that is complete for tokens issued from `floor_ms` on.
+    #[must_use]
+    pub fn complete_from(floor_ms: u64) -> Self {
+        Self { records: BTreeMap::new(), floor_ms }
+    }
+
+    /// Remembers the token of a log entry, if it has one.
+    pub fn note_entry(&mut self, entry: &Entry) {
+        match &entry.payload {
+            Payload::EpochStart { .. } => {}
+            Payload::Write(write) => {
+                let Some(token) = write.token else { return };
+                let (level, results) = (write.level, write.results.clone());
+                self.note(token, TokenRecord::Write { pos: entry.pos, ts: entry.ts, level, results });
+            }
+            Payload::TokenFence { token } => self.note(*token, TokenRecord::Fenced { pos: entry.pos }),
+        }
+    }
+
     /// Remembers what the log says of `token`.
     pub fn note(&mut self, token: Token, record: TokenRecord) {
         if token.issued_ms >= self.floor_ms {

@@ -1,0 +1,75 @@
+# What people and CI run. `make` lists the targets; `make check` is what CI runs.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# CI machines keep $HOME between runs, not the checkout.
+ifeq ($(CI),true)
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/ebla/target
+endif
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+
+# Looked up when a recipe runs, not when make starts: `deps` may just have installed it.
+ccache = $(if $(shell command -v ccache 2>/dev/null),ccache )
+ifneq ($(filter default undefined,$(origin CC)),)
+export CC = $(ccache)gcc
+endif
+ifneq ($(filter default undefined,$(origin CXX)),)
+export CXX = $(ccache)g++
+endif
+
+# Seeds of the simulator and rounds of the tests with real processes, in `make sim` and `make chaos`.
+SEEDS ?= 2000
+ROUNDS ?= 20
+
+.PHONY: help deps run test build check fix bench sim chaos doc
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## install the Debian packages that the build needs
+	@sh scripts/deps.sh
+
+run: deps ## start a cluster on ./ebla-data, load real data, show it; DEMO=once ends after the show
+	cargo build --locked --release --bin ebla
+	@EBLA_BIN="$(TARGET_DIR)/release/ebla" sh scripts/demo.sh $(if $(filter once,$(DEMO)),--once)
+
+build: deps
+	cargo build --locked --workspace --bins
+
+test: build ## all tests, those with real processes included
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --locked --workspace; \
+	else \
+		cargo test --locked --workspace --lib --bins --tests --examples; \
+	fi
+	cargo test --locked --workspace --doc
+
+check: test ## what CI runs; never writes into the tree
+	@sh scripts/deps.sh check
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	sh scripts/lint-protos.sh
+	EBLA_BIN="$(TARGET_DIR)/debug/ebla" sh scripts/python-client.sh
+	EBLA_BIN="$(TARGET_DIR)/debug/ebla" sh scripts/demo-check.sh
+
+fix: ## format and apply the lints' suggestions
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+bench: deps ## measure the cluster beside raw RocksDB, as a markdown table; ARGS="--rows 100000"
+	cargo build --locked --release --bin ebla --bin ebla-bench
+	"$(TARGET_DIR)/release/ebla-bench" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
+
+sim: deps ## many seeds of the simulator; SEEDS=2000
+	EBLA_SIM_SEEDS=$(SEEDS) cargo test --locked --workspace --test sim -- --nocapture
+
+chaos: build ## kill real processes again and again; ROUNDS=20
+	@for round in $$(seq $(ROUNDS)); do \
+		echo "== round $$round of $(ROUNDS)"; \
+		cargo test --locked --workspace --test restarts --test faults -- --test-threads=1 || exit 1; \
+	done
+
+doc: ## the documentation of all crates
+	cargo doc --workspace --no-deps

@@ -1,0 +1,243 @@
+//! What operators ask, sent to the master that leads, wherever that is.
+
+use crate::channel::Lane;
+use crate::client::Client;
+use crate::error::Error;
+use crate::limits::{CREATE_TABLE_TIMEOUT, MESSAGE_BYTES_MAX};
+use crate::retry::{Backoff, Deadline};
+use crate::route_source::unreachable;
+use ebla_proto::error::Reason;
+use ebla_proto::v1;
+use ebla_proto::v1::admin_service_client::AdminServiceClient;
+use ebla_proto::v1::route_service_client::RouteServiceClient;
+use std::collections::VecDeque;
+use std::time::Duration;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+/// Calls of the operators' service.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    client: Client,
+}
+
+impl Client {
+    /// Calls of the operators' service.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin { client: self.clone() }
+    }
+}
+
+type AdminClient = AdminServiceClient<Channel>;
+
+impl Admin {
+    /// Creates a table and returns when every tablet of it serves.
+    ///
+    /// # Errors
+    /// `TABLE_EXISTS`, `BAD_REQUEST`, `UNAVAILABLE` and what a master reports.
+    pub async fn create_table(&self, request: v1::CreateTableRequest) -> Result<v1::Table, Error> {
+        let mut lost = false;
+        let created = self
+            .call(CREATE_TABLE_TIMEOUT, &mut lost, |mut admin| {
+                let request = request.clone();
+                async move { admin.create_table(request).await }
+            })
+            .await;
+        match created {
+            Ok(created) => created.table.ok_or_else(|| incomplete("table")),
+            // The first try may have been the one that made it.
+            Err(error) if lost && error.reason() == Reason::TableExists => {
+                let summary =
+                    self.describe_table(&request.name).await?.table.ok_or_else(|| incomplete("table"))?;
+                summary.table.ok_or_else(|| incomplete("table"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Drops a table.
+    ///
+    /// # Errors
+    /// `TABLE_NOT_FOUND`, `UNAVAILABLE` and what a master reports.
+    pub async fn drop_table(&self, name: &str) -> Result<(), Error> {
+        let mut lost = false;
+        let dropped = self
+            .call(self.client.timeout, &mut lost, |mut admin| {
+                let request = v1::DropTableRequest { name: name.to_owned() };
+                async move { admin.drop_table(request).await }
+            })
+            .await;
+        self.client.shared.routes.forget(name);
+        match dropped {
+            Ok(_) => Ok(()),
+            Err(error) if lost && error.reason() == Reason::TableNotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All tables.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` and what a master reports.
+    pub async fn list_tables(&self) -> Result<Vec<v1::TableSummary>, Error> {
+        let call = |mut admin: AdminClient| async move { admin.list_tables(v1::ListTablesRequest {}).await };
+        Ok(self.ask(call).await?.tables)
+    }
+
+    /// One table.
+    ///
+    /// # Errors
+    /// `TABLE_NOT_FOUND`, `UNAVAILABLE` and what a master reports.
+    pub async fn describe_table(&self, name: &str) -> Result<v1::DescribeTableResponse, Error> {
+        self.ask(|mut admin: AdminClient| {
+            let request = v1::DescribeTableRequest { name: name.to_owned() };
+            async move { admin.describe_table(request).await }
+        })
+        .await
+    }
+
+    /// The tablets of one table, or of all when the name is empty.
+    ///
+    /// # Errors
+    /// `TABLE_NOT_FOUND`, `UNAVAILABLE` and what a master reports.
+    pub async fn list_tablets(&self, table: &str) -> Result<Vec<v1::TabletSummary>, Error> {
+        let response = self
+            .ask(|mut admin: AdminClient| {
+                let request = v1::ListTabletsRequest { table: table.to_owned() };
+                async move { admin.list_tablets(request).await }
+            })
+            .await?;
+        Ok(response.tablets)
+    }
+
+    /// One tablet.
+    ///
+    /// # Errors
+    /// `TABLET_NOT_FOUND`, `UNAVAILABLE` and what a master reports.
+    pub async fn describe_tablet(&self, id: u64) -> Result<v1::TabletSummary, Error> {
+        let call = |mut admin: AdminClient| async move {
+            admin.describe_tablet(v1::DescribeTabletRequest { id }).await
+        };
+        self.ask(call).await?.tablet.ok_or_else(|| incomplete("tablet"))
+    }
+
+    /// All tablet servers.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` and what a master reports.
+    pub async fn list_servers(&self) -> Result<Vec<v1::ServerSummary>, Error> {
+        let call =
+            |mut admin: AdminClient| async move { admin.list_servers(v1::ListServersRequest {}).await };
+        Ok(self.ask(call).await?.servers)
+    }
+
+    /// The cluster at a glance.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` and what a master reports.
+    pub async fn status(&self) -> Result<v1::GetStatusResponse, Error> {
+        self.ask(|mut admin: AdminClient| async move { admin.get_status(v1::GetStatusRequest {}).await })
+            .await
+    }
+
+    async fn ask<T, F>(&self, call: impl Fn(AdminClient) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.call(self.client.timeout, &mut false, call).await
+    }
+
+    /// Calls the master that leads: candidates in turn, following what they say about who
+    /// leads. A leader has to be found within the client's deadline; then the call itself may
+    /// take `run`. `lost` is set when a try may have run without an answer.
+    async fn call<T, F>(
+        &self,
+        run: Duration,
+        lost: &mut bool,
+        call: impl Fn(AdminClient) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let find = Deadline::after(self.client.timeout);
+        let mut backoff = Backoff::new();
+        loop {
+            let mut round = Round::default();
+            let mut candidates: VecDeque<_> = self.client.shared.master_candidates().into();
+            while let Some(address) = candidates.pop_front() {
+                if !round.begin(&address) {
+                    continue;
+                }
+                let admin = self.client.shared.channels.get(&address, Lane::Calls)?;
+                let admin = AdminServiceClient::new(admin).max_decoding_message_size(MESSAGE_BYTES_MAX);
+                let limit = run.max(find.left());
+                let status = match tokio::time::timeout(limit, call(admin)).await {
+                    Ok(Ok(response)) => return Ok(response.into_inner()),
+                    Ok(Err(status)) => status,
+                    Err(_) => {
+                        return Err(Error::timed_out("the request to the master", limit, None).indefinite());
+                    }
+                };
+                let error = Error::from_status(&status);
+                if status.code() == tonic::Code::Unimplemented {
+                    candidates.extend(self.masters_known_to(&address).await);
+                    round.failed.push(format!("{address} (is no master)"));
+                    continue;
+                }
+                if !error.is_worth_a_retry() {
+                    return Err(error);
+                }
+                *lost |= !error.is_definite();
+                if let Some(leader) = error.fact("leader") {
+                    candidates.push_front(leader.to_owned());
+                }
+                round.failed.push(format!("{address} ({error})"));
+            }
+            let error = unreachable(&round.failed);
+            if !backoff.pause(find, &error).await {
+                return Err(if *lost { error.indefinite() } else { error });
+            }
+        }
+    }
+
+    /// The masters that a tablet server knows of.
+    async fn masters_known_to(&self, address: &str) -> Vec<String> {
+        let Ok(channel) = self.client.shared.channels.get(address, Lane::Calls) else { return Vec::new() };
+        let mut routes = RouteServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let asking = routes.get_routes(v1::GetRoutesRequest::default());
+        match tokio::time::timeout(crate::limits::ROUTE_FETCH_TIMEOUT, asking).await {
+            Ok(Ok(response)) => {
+                let masters = response.into_inner().routes.unwrap_or_default().masters;
+                masters.into_iter().map(|master| master.address).collect()
+            }
+            Ok(Err(_)) | Err(_) => Vec::new(),
+        }
+    }
+}
+
+/// One pass over the candidates.
+#[derive(Default)]
+struct Round {
+    begun: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Round {
+    /// Most tries at one address per pass: once as a candidate, once because another master
+    /// named it as the leader since.
+    const TRIES_MAX: usize = 2;
+
+    fn begin(&mut self, address: &str) -> bool {
+        if self.begun.iter().filter(|begun| *begun == address).count() >= Self::TRIES_MAX {
+            return false;
+        }
+        self.begun.push(address.to_owned());
+        true
+    }
+}
+
+fn incomplete(what: &str) -> Error {
+    let hint = format!("the master's answer has no {what}: is it newer than this client?");
+    Error::new(Reason::Internal, hint)
+}

@@ -1,0 +1,79 @@
+//! Every bound of the client, each with its reason.
+
+use std::time::Duration;
+
+/// Deadline of a request when the caller gives none.
+pub const TIMEOUT_DEFAULT: Duration = Duration::from_millis(ebla_kernel::limits::REQUEST_TIMEOUT_MS_DEFAULT);
+
+/// How long a dead address may hold up a connection attempt; a live one answers in a
+/// fraction of it, and the deadline leaves room to try others.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long one source of routes may take before the next is asked.
+pub const ROUTE_FETCH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Age of a table's route at which it begins to be watched: a short-lived client, such as
+/// one command of the command line, never pays for a stream.
+pub const ROUTE_WATCH_AFTER: Duration = Duration::from_millis(500);
+
+/// Most tables whose routes are kept and watched. Above it routes are still fetched, but
+/// the one used longest ago makes room.
+pub const TABLES_CACHED_MAX: usize = 1_024;
+
+/// Silence after which a connection is probed, and silence of the probe after which the
+/// connection counts as lost. Together they bound how long a frozen server holds its calls.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// See [`KEEP_ALIVE_INTERVAL`].
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Most calls of one frame. Frames of 32 to 64 calls already spread the cost of a message;
+/// larger ones only add memory.
+pub const FRAME_CALLS_MAX: usize = 128;
+
+/// Bytes at which a frame is full. One call may be larger and then travels alone.
+pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
+
+/// Largest message that the client takes or sends: a frame that is nearly full plus one
+/// batch at the limit of the data model, several times over for a server's answers.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Calls that may wait for a frame of one server.
+pub const PIPE_QUEUE_CALLS_MAX: usize = 1_024;
+
+/// Room for calls in flight to one server, in units of [`PIPE_UNIT_BYTES`]. A call takes one
+/// unit and one more per unit of its size: at most 64 Ki small calls or 64 MiB. Above it
+/// callers wait, which is the back-pressure.
+pub const PIPE_UNITS_MAX: usize = 64 * 1024;
+
+/// See [`PIPE_UNITS_MAX`].
+pub const PIPE_UNIT_BYTES: usize = 1_024;
+
+/// Flow control windows of a connection: one large value must not need many round trips.
+pub const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// See [`STREAM_WINDOW_BYTES`].
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Pages of one tablet that a scan reads ahead of its caller.
+pub const SCAN_PAGES_AHEAD: usize = 2;
+
+/// Tablets that a scan without limit has open at once: the one it delivers and the next.
+pub const SCAN_TABLETS_OPEN: usize = 2;
+
+/// Tablets that a scan which only counts has open at once; it holds no rows.
+pub const COUNT_TABLETS_OPEN: usize = 16;
+
+/// Parts of one split batch, or tablets of one delete range, that are written at once.
+pub const PARTS_IN_FLIGHT: usize = 32;
+
+/// First and longest pause between two tries; the true pause is drawn evenly below it.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(10);
+/// See [`BACKOFF_FIRST`].
+pub const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// How long a lost stream of routes waits at most before it is opened again: servers serve
+/// from their cached map meanwhile, and a wrong route corrects itself.
+pub const WATCH_BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// How long the creation of a table may take: thousands of tablets are placed, appointed
+/// and served before it returns.
+pub const CREATE_TABLE_TIMEOUT: Duration = Duration::from_secs(120);

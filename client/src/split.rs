@@ -1,0 +1,101 @@
+//! Writes over several tablets: a batch cut by tablet, and a delete range clipped to each.
+//!
+//! Atomicity ends at the tablet. Each part is atomic by itself and has an outcome of its
+//! own; some parts may stand while others do not.
+
+use crate::client::{Client, Place};
+use crate::error::Error;
+use crate::limits::PARTS_IN_FLIGHT;
+use crate::outcome::Outcome;
+use crate::retry::Deadline;
+use crate::write::{Batch, WriteOptions, route_key};
+use bytes::Bytes;
+use ebla_kernel::op::{Action, BadRequest, Op, check_batch};
+use ebla_kernel::range::KeyRange;
+use ebla_proto::convert::non_empty;
+use futures::stream::{self, StreamExt as _};
+use std::collections::BTreeMap;
+
+/// How the part of a batch that lies in one tablet ended.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The tablet, as known when the batch was cut.
+    pub tablet_id: u64,
+    /// Places in the batch of the operations of this part, rising.
+    pub ops: Vec<usize>,
+    /// How it ended; an error is definite as to this part.
+    pub result: Result<Outcome, Error>,
+}
+
+impl Client {
+    /// Cuts a batch by tablet, writes the parts at the same time and reports on each, in
+    /// order of tablet. **Only each part is atomic, the batch is not.**
+    ///
+    /// # Errors
+    /// As [`Client::write`] when nothing was sent because the batch breaks a limit or no
+    /// route is known.
+    pub async fn write_split(
+        &self,
+        table: &str,
+        batch: Batch,
+        options: WriteOptions,
+    ) -> Result<Vec<Part>, Error> {
+        check_batch(&batch.ops)?;
+        let deadline = Deadline::after(self.timeout);
+        let mut parts: BTreeMap<Bytes, (u64, Vec<usize>, Vec<Op>)> = BTreeMap::new();
+        for (at, op) in batch.ops.into_iter().enumerate() {
+            let key = route_key(std::slice::from_ref(&op));
+            let route = self.find_route(table, Place::At(&key), deadline).await?;
+            let (_, places, ops) =
+                parts.entry(route.start).or_insert((route.tablet_id, Vec::new(), Vec::new()));
+            places.push(at);
+            ops.push(op);
+        }
+        let writes = parts.into_values().map(|(tablet_id, places, ops)| async move {
+            let result = self.write(table, Batch { ops }, options).await;
+            Part { tablet_id, ops: places, result }
+        });
+        Ok(stream::iter(writes).buffered(PARTS_IN_FLIGHT).collect().await)
+    }
+
+    /// Deletes every row in `[from, to)`, tablet by tablet, and reports on each; an empty
+    /// `to` means no upper bound. **Only the part in each tablet is atomic.**
+    ///
+    /// # Errors
+    /// `BAD_REQUEST` for an inverted range, `TABLE_NOT_FOUND`, or that no route is known.
+    pub async fn delete_range(
+        &self,
+        table: &str,
+        from: impl Into<Bytes>,
+        to: impl Into<Bytes>,
+        options: WriteOptions,
+    ) -> Result<Vec<Part>, Error> {
+        let range =
+            KeyRange::new(from.into(), non_empty(to.into())).map_err(|_| BadRequest::InvertedRange)?;
+        let clips = self.clips(table, &range).await?;
+        let writes = clips.into_iter().map(|(tablet_id, clip)| async move {
+            let action = Action::DeleteRange { from: clip.start().clone(), to: clip.end().cloned() };
+            let result = self.write(table, Batch::new().op(None, action), options).await;
+            Part { tablet_id, ops: vec![0], result }
+        });
+        Ok(stream::iter(writes).buffered(PARTS_IN_FLIGHT).collect().await)
+    }
+
+    /// The parts of `range` by tablet.
+    async fn clips(&self, table: &str, range: &KeyRange) -> Result<Vec<(u64, KeyRange)>, Error> {
+        let deadline = Deadline::after(self.timeout);
+        let mut clips = Vec::new();
+        let mut start = range.start().clone();
+        loop {
+            let route = self.find_route(table, Place::At(&start), deadline).await?;
+            let tablet = KeyRange::new(route.start, non_empty(route.end.clone()))
+                .map_err(|_| BadRequest::InvertedRange)?;
+            let rest = KeyRange::new(start, range.end().cloned()).map_err(|_| BadRequest::InvertedRange)?;
+            clips.extend(rest.intersect(&tablet).map(|clip| (route.tablet_id, clip)));
+            if route.end.is_empty() || range.is_below(&route.end) {
+                return Ok(clips);
+            }
+            start = route.end;
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Calls commands of the CLI as a user's script would: arguments in, exit code, stdout and
+//! stderr out.
+
+use crate::binary;
+use serde_json::Value;
+use std::fmt;
+use std::io::{Read, Write as _};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// No command may take longer; commands have deadlines of their own.
+const COMMAND_MAX: Duration = Duration::from_secs(120);
+
+/// Exit codes that scripts rely on.
+pub mod exit {
+    /// Done.
+    pub const OK: i32 = 0;
+    /// Failed, for a definite reason.
+    pub const FAILED: i32 = 1;
+    /// Not understood.
+    pub const USAGE: i32 = 2;
+    /// No such row, table or tablet.
+    pub const NOT_FOUND: i32 = 3;
+    /// Nobody answered in time.
+    pub const UNAVAILABLE: i32 = 4;
+}
+
+/// The CLI with its endpoints.
+#[derive(Clone)]
+pub struct Cli {
+    endpoints: String,
+}
+
+impl Cli {
+    /// Talks to these, `HOST:PORT,...`.
+    #[must_use]
+    pub fn new(endpoints: &str) -> Self {
+        Self { endpoints: endpoints.to_owned() }
+    }
+
+    /// Runs a command.
+    ///
+    /// # Panics
+    /// When the program cannot be run or does not end.
+    #[must_use]
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.run_with_input(args, b"")
+    }
+
+    /// Runs a command with something on its stdin.
+    ///
+    /// # Panics
+    /// When the program cannot be run or does not end.
+    #[must_use]
+    pub fn run_with_input(&self, args: &[&str], input: &[u8]) -> Output {
+        let mut child = Command::new(binary::ebla())
+            .args(args)
+            .env("EBLA_ENDPOINTS", &self.endpoints)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program under test can be started");
+        let mut stdin = child.stdin.take().expect("stdin was asked to be a pipe");
+        let input = input.to_owned();
+        // A command that needs no input may close it first.
+        let writer = thread::spawn(move || drop(stdin.write_all(&input)));
+        let stdout = collect(child.stdout.take().expect("stdout was asked to be a pipe"));
+        let stderr = collect(child.stderr.take().expect("stderr was asked to be a pipe"));
+        let code = wait(&mut child, args);
+        writer.join().expect("writing to a pipe does not panic");
+        let stdout = stdout.join().expect("reading a pipe does not panic");
+        let stderr =
+            String::from_utf8_lossy(&stderr.join().expect("reading a pipe does not panic")).into_owned();
+        Output { command: args.join(" "), code, stdout, stderr }
+    }
+
+    /// Runs a command and gives its JSON.
+    ///
+    /// # Panics
+    /// When it does not succeed.
+    #[must_use]
+    pub fn json(&self, args: &[&str]) -> Value {
+        self.run(&[args, &["-o", "json"]].concat()).expect(exit::OK).json()
+    }
+
+    /// Runs a command that prints a list; none when it fails.
+    #[must_use]
+    pub fn list(&self, args: &[&str]) -> Option<Vec<Value>> {
+        let output = self.run(&[args, &["-o", "json"]].concat());
+        if output.code != exit::OK {
+            return None;
+        }
+        serde_json::from_slice(&output.stdout).ok()
+    }
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        bytes
+    })
+}
+
+fn wait(child: &mut Child, args: &[&str]) -> i32 {
+    let since = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("a child can be waited for") {
+            return status.code().unwrap_or(-1);
+        }
+        if since.elapsed() > COMMAND_MAX {
+            let _ = child.kill();
+            panic!("`ebla {}` does not end", args.join(" "));
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What a command left behind.
+pub struct Output {
+    /// For messages.
+    command: String,
+    /// Its exit code; -1 when a signal ended it.
+    pub code: i32,
+    /// Data.
+    pub stdout: Vec<u8>,
+    /// Everything else.
+    pub stderr: String,
+}
+
+impl Output {
+    /// Insists on an exit code.
+    ///
+    /// # Panics
+    /// When it ended with another.
+    #[must_use]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "exit code of {self}");
+        self
+    }
+
+    /// Insists on words in what it said on stderr, whatever their case.
+    ///
+    /// # Panics
+    /// When one is missing.
+    #[must_use]
+    pub fn saying(self, words: &[&str]) -> Self {
+        let said = self.stderr.to_lowercase();
+        for word in words {
+            assert!(said.contains(&word.to_lowercase()), "{word:?} is missing from {self}");
+        }
+        self
+    }
+
+    /// Stdout as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Stdout as one JSON value.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self}"))
+    }
+
+    /// Stdout as one JSON value a line.
+    ///
+    /// # Panics
+    /// When a line is none.
+    #[must_use]
+    pub fn json_lines(&self) -> Vec<Value> {
+        let parse =
+            |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {line}"));
+        self.text().lines().map(parse).collect()
+    }
+
+    /// The error as JSON mode prints it on stderr.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn error(&self) -> Value {
+        let parsed = self.stderr.lines().rev().find_map(|line| serde_json::from_str(line).ok());
+        parsed.unwrap_or_else(|| panic!("no JSON error in {self}"))
+    }
+}
+
+impl fmt::Display for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stdout: String = self.text().chars().take(2_000).collect();
+        write!(f, "`ebla {}` -> {}\nstdout: {stdout}\nstderr: {}", self.command, self.code, self.stderr)
+    }
+}

@@ -1,0 +1,313 @@
+//! Masters and tablet servers as processes on loopback, each with a directory of its own.
+//!
+//! A [`Node`] keeps its command line, address and directory over restarts; a [`Cluster`] is
+//! some of them that belong together. Ports are chosen below the range that the system gives
+//! to outgoing connections, so that nobody takes one while its owner is dead.
+
+use crate::cli::Cli;
+use crate::process::{Process, Signal};
+use anyhow::{Context as _, Result, bail, ensure};
+use rand::Rng as _;
+use std::collections::BTreeSet;
+use std::net::TcpListener;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Where ports are looked for: above the services, below outgoing connections.
+const PORTS: Range<u16> = 10_240..32_000;
+
+/// How often a cluster is set up anew because somebody took a port in between.
+const ATTEMPTS: usize = 3;
+
+/// How long a cluster may take until everything serves, a slow machine included.
+pub const READY_MAX: Duration = Duration::from_secs(30);
+
+/// Looks at `done` until it holds.
+///
+/// # Errors
+/// When it does not hold in time; `what` says what was waited for.
+pub fn eventually(what: &str, patience: Duration, mut done: impl FnMut() -> bool) -> Result<Duration> {
+    let since = Instant::now();
+    loop {
+        if done() {
+            return Ok(since.elapsed());
+        }
+        ensure!(since.elapsed() < patience, "waited {patience:?} in vain until {what}");
+        thread::sleep(Duration::from_millis(25));
+    }
+}
+
+/// Addresses on loopback that nobody listens on now.
+///
+/// # Panics
+/// When the machine has no port left.
+#[must_use]
+pub fn free_addresses(count: usize) -> Vec<String> {
+    let mut found = BTreeSet::new();
+    for _ in 0..10_000 {
+        if found.len() == count {
+            return found.into_iter().map(|port: u16| format!("127.0.0.1:{port}")).collect();
+        }
+        let port = rand::rng().random_range(PORTS);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            found.insert(port);
+        }
+    }
+    panic!("no {count} free ports in {PORTS:?}");
+}
+
+/// One process of a cluster, over its restarts.
+pub struct Node {
+    /// Where it listens.
+    pub address: String,
+    /// Its data directory.
+    pub data_dir: PathBuf,
+    args: Vec<String>,
+    log: PathBuf,
+    process: Option<Process>,
+}
+
+impl Node {
+    /// A whole cluster in one process, `ebla dev`, below `place`.
+    #[must_use]
+    pub fn dev(place: &Path, address: &str, more: &[&str]) -> Self {
+        Self::new(place, "dev", address, &[&["dev", "--listen", address], more].concat())
+    }
+
+    /// A master, `id` of `peers`.
+    #[must_use]
+    pub fn master(place: &Path, id: usize, address: &str, peers: &str) -> Self {
+        let number = id.to_string();
+        Self::new(place, &format!("master-{id}"), address, &["master", "--id", &number, "--peers", peers])
+    }
+
+    /// A tablet server of the cluster of `masters`.
+    #[must_use]
+    pub fn server(place: &Path, name: &str, address: &str, masters: &str) -> Self {
+        Self::new(place, name, address, &["tabletserver", "--masters", masters, "--listen", address])
+    }
+
+    fn new(place: &Path, name: &str, address: &str, args: &[&str]) -> Self {
+        let data_dir = place.join(name);
+        let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        args.extend(["--data-dir".to_owned(), data_dir.to_string_lossy().into_owned()]);
+        let log = place.join(format!("{name}.log"));
+        Self { address: address.to_owned(), data_dir, args, log, process: None }
+    }
+
+    /// The same node on another's data directory.
+    #[must_use]
+    pub fn on_directory(mut self, data_dir: &Path) -> Self {
+        let last = self.args.last_mut().expect("the data directory is the last argument");
+        *last = data_dir.to_string_lossy().into_owned();
+        data_dir.clone_into(&mut self.data_dir);
+        self
+    }
+
+    /// Starts it, also again.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start(&mut self) -> Result<&mut Process> {
+        self.process = None;
+        Ok(self.process.insert(Process::start(&self.args, &self.log)?))
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// When it was never started.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the node was started")
+    }
+
+    /// Kills it and starts it again at once.
+    ///
+    /// # Errors
+    /// When it cannot be killed or started.
+    pub fn kill_and_restart(&mut self) -> Result<()> {
+        self.process().kill()?;
+        self.start().map(drop)
+    }
+
+    /// Waits for the line that `ebla dev` prints when it serves.
+    ///
+    /// # Errors
+    /// When it does not come in time or says something else.
+    pub fn wait_for_ready_line(&mut self) -> Result<()> {
+        let line = self.process().stdout_line(READY_MAX + Duration::from_secs(10))?;
+        let wanted = format!("ready endpoints={}", self.address);
+        ensure!(line == wanted, "printed {line:?} instead of {wanted:?}");
+        Ok(())
+    }
+
+    /// The CLI, talking to this node alone.
+    #[must_use]
+    pub fn cli(&self) -> Cli {
+        Cli::new(&self.address)
+    }
+}
+
+/// `ebla dev` with its directory, for tests of what users see.
+pub struct Dev {
+    /// Its process.
+    pub node: Node,
+    /// Holds the data directory; removed when dropped.
+    pub place: TempDir,
+}
+
+impl Dev {
+    /// Starts one and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(more: &[&str]) -> Result<Self> {
+        let place = tempfile::tempdir()?;
+        for _ in 0..ATTEMPTS {
+            let mut node = Node::dev(place.path(), &free_addresses(1)[0], more);
+            node.start()?;
+            match node.wait_for_ready_line() {
+                Ok(()) => return Ok(Self { node, place }),
+                Err(_) if port_was_taken(node.process()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bail!("somebody took the port {ATTEMPTS} times in a row")
+    }
+}
+
+/// Whether a process ended because its port was not free any more.
+fn port_was_taken(process: &mut Process) -> bool {
+    let ended = matches!(process.exit_status(), Ok(Some(_)));
+    ended && process.log_text().to_lowercase().contains("in use")
+}
+
+/// Masters and tablet servers that belong together.
+pub struct Cluster {
+    /// The metadata group; ids count from 1.
+    pub masters: Vec<Node>,
+    /// The tablet servers.
+    pub servers: Vec<Node>,
+    /// Holds all directories and logs; removed when dropped.
+    pub place: TempDir,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until every server is up.
+    ///
+    /// # Errors
+    /// When it does not come up in time.
+    pub fn start(masters: usize, servers: usize) -> Result<Self> {
+        for _ in 0..ATTEMPTS {
+            let mut cluster = Self::plan(masters, servers)?;
+            for node in cluster.nodes() {
+                node.start()?;
+            }
+            match cluster.wait_until_serving() {
+                Ok(()) => return Ok(cluster),
+                Err(_) if cluster.nodes().any(|node| port_was_taken(node.process())) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bail!("somebody took a port {ATTEMPTS} times in a row")
+    }
+
+    fn plan(masters: usize, servers: usize) -> Result<Self> {
+        let place = tempfile::tempdir()?;
+        let addresses = free_addresses(masters + servers);
+        let (of_masters, of_servers) = addresses.split_at(masters);
+        let peers: Vec<_> =
+            of_masters.iter().zip(1..).map(|(address, id)| format!("{id}={address}")).collect();
+        let master =
+            |(address, id): (&String, usize)| Node::master(place.path(), id, address, &peers.join(","));
+        let server = |(address, number): (&String, usize)| {
+            Node::server(place.path(), &format!("server-{number}"), address, &of_masters.join(","))
+        };
+        let masters = of_masters.iter().zip(1..).map(master).collect();
+        let servers = of_servers.iter().zip(1..).map(server).collect();
+        Ok(Self { masters, servers, place })
+    }
+
+    /// Every process, masters first.
+    pub fn nodes(&mut self) -> impl Iterator<Item = &mut Node> {
+        self.masters.iter_mut().chain(&mut self.servers)
+    }
+
+    /// Addresses of the masters, as `--endpoints` and `--masters` take them.
+    #[must_use]
+    pub fn master_endpoints(&self) -> String {
+        join_addresses(&self.masters)
+    }
+
+    /// Addresses of the tablet servers.
+    #[must_use]
+    pub fn server_endpoints(&self) -> String {
+        join_addresses(&self.servers)
+    }
+
+    /// The CLI, talking to masters and servers alike.
+    #[must_use]
+    pub fn cli(&self) -> Cli {
+        Cli::new(&format!("{},{}", self.master_endpoints(), self.server_endpoints()))
+    }
+
+    /// Waits until every server is up and every tablet has a leader.
+    ///
+    /// # Errors
+    /// When that takes too long; the ends of all logs are in the message.
+    pub fn wait_until_serving(&mut self) -> Result<()> {
+        let cli = Cli::new(&self.master_endpoints());
+        let servers = self.servers.len();
+        let outcome = eventually("every server is up and every tablet is led", READY_MAX, || {
+            let up = cli
+                .list(&["server", "list"])
+                .is_some_and(|list| list.iter().filter(|server| server["state"] == "up").count() == servers);
+            let led =
+                |list: Vec<serde_json::Value>| list.iter().all(|tablet| tablet["leader"].as_u64() > Some(0));
+            up && cli.list(&["tablet", "list"]).is_some_and(led)
+        });
+        outcome.map(drop).with_context(|| {
+            let tails: Vec<_> = self.nodes().map(|node| node.process().log_tail()).collect();
+            tails.join("\n")
+        })
+    }
+
+    /// Kills every process at the same moment, as a power cut would.
+    ///
+    /// # Errors
+    /// When one cannot be killed.
+    pub fn kill_all(&mut self) -> Result<()> {
+        for node in self.nodes() {
+            node.process().signal(Signal::Kill)?;
+        }
+        self.nodes().try_for_each(|node| node.process().kill())
+    }
+
+    /// Starts every process again on its own directory.
+    ///
+    /// # Errors
+    /// When one cannot be started or the cluster does not come up.
+    pub fn start_all(&mut self) -> Result<()> {
+        for node in self.nodes() {
+            node.start()?;
+        }
+        self.wait_until_serving()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for node in self.nodes() {
+                eprintln!("{}", node.process().log_tail());
+            }
+        }
+    }
+}
+
+fn join_addresses(nodes: &[Node]) -> String {
+    nodes.iter().map(|node| node.address.as_str()).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,192 @@
+"""A client in another language, with nothing but the contract.
+
+It starts `ebla dev`, asks the servers by reflection what they offer, generates stubs from
+the protos, and reads, writes and scans. Run by scripts/python-client.sh.
+"""
+
+import importlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import grpc
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from grpc_tools import protoc
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+PROTOS = ROOT / "proto" / "proto"
+DEADLINE_S = 10
+
+
+def generate_stubs(out):
+    """Compiles the protos to Python modules below `out` and puts them on the path."""
+    files = [str(path.relative_to(PROTOS)) for path in sorted(PROTOS.rglob("*.proto"))]
+    arguments = ["protoc", f"-I{PROTOS}", f"--python_out={out}", f"--grpc_python_out={out}"]
+    if protoc.main([*arguments, *files]) != 0:
+        raise SystemExit("the protos do not compile")
+    sys.path.insert(0, str(out))
+
+
+def free_address():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return "127.0.0.1:%d" % listener.getsockname()[1]
+
+
+class Cluster:
+    """`ebla dev` in a directory of its own; ended by its own process id only."""
+
+    def __init__(self, place):
+        binary = os.environ.get("EBLA_BIN", str(ROOT / "target" / "debug" / "ebla"))
+        self.address = free_address()
+        self.log = open(place / "log", "wb")
+        arguments = ["dev", "--listen", self.address, "--data-dir", str(place / "data")]
+        self.process = subprocess.Popen(
+            [binary, *arguments], stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+        ready = self.process.stdout.readline()
+        if not ready.startswith("ready "):
+            self.stop()
+            raise SystemExit(f"not ready: {ready!r}\n{(place / 'log').read_text()}")
+
+    def stop(self):
+        self.process.terminate()
+        status = self.process.wait(timeout=30)
+        self.process.stdout.close()
+        self.log.close()
+        return status
+
+
+class ClientTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.place = tempfile.TemporaryDirectory(prefix="ebla-python-")
+        place = pathlib.Path(cls.place.name)
+        (place / "stubs").mkdir()
+        generate_stubs(place / "stubs")
+        cls.modules = {
+            name: importlib.import_module(f"ebla.v1.{name}")
+            for name in ("kv_pb2", "kv_pb2_grpc", "admin_pb2", "admin_pb2_grpc", "route_pb2", "route_pb2_grpc")
+        }
+        cls.cluster = Cluster(place)
+        cls.master = grpc.insecure_channel(cls.cluster.address)
+        admin = cls.modules["admin_pb2_grpc"].AdminServiceStub(cls.master)
+        request = cls.modules["admin_pb2"].CreateTableRequest(name="t", split_keys=[b"m"])
+        admin.CreateTable(request, timeout=30)
+        cls.channels = {}
+
+    @classmethod
+    def tearDownClass(cls):
+        for channel in [cls.master, *cls.channels.values()]:
+            channel.close()
+        status = cls.cluster.stop()
+        cls.place.cleanup()
+        if status != 0:
+            raise AssertionError(f"the cluster ended with {status} after SIGTERM")
+
+    def routes(self):
+        stub = self.modules["route_pb2_grpc"].RouteServiceStub(self.master)
+        request = self.modules["route_pb2"].GetRoutesRequest(table="t")
+        return stub.GetRoutes(request, timeout=DEADLINE_S).routes
+
+    def channel_of(self, key):
+        """A channel to the leader of `key`, found in the map as any client would."""
+        routes = self.routes()
+        addresses = {server.id: server.address for server in routes.servers}
+        for tablet in routes.tablets:
+            if tablet.start <= key and (not tablet.end or key < tablet.end):
+                address = addresses[tablet.leader_server_id]
+                return self.channels.setdefault(address, grpc.insecure_channel(address))
+        self.fail(f"no tablet holds {key}")
+
+    def kv(self, key):
+        return self.modules["kv_pb2_grpc"].KvServiceStub(self.channel_of(key))
+
+    def get(self, key):
+        request = self.modules["kv_pb2"].GetRequest(table="t", key=key)
+        return self.kv(key).Get(request, timeout=DEADLINE_S)
+
+    def write(self, key, *ops):
+        request = self.modules["kv_pb2"].WriteRequest(table="t", ops=ops)
+        return self.kv(key).Write(request, timeout=DEADLINE_S)
+
+    def op(self, **fields):
+        return self.modules["kv_pb2"].WriteOp(**fields)
+
+    def set(self, key, value, **condition):
+        kv = self.modules["kv_pb2"]
+        return self.op(set=kv.SetOp(key=key, value=value), **condition)
+
+    def test_reflection_names_the_services(self):
+        for channel, wanted in (
+            (self.master, {"ebla.v1.AdminService", "ebla.v1.RouteService"}),
+            (self.channel_of(b"a"), {"ebla.v1.KvService", "ebla.v1.RouteService"}),
+        ):
+            database = ProtoReflectionDescriptorDatabase(channel)
+            names = set(database.get_services())
+            self.assertLessEqual(wanted | {"grpc.health.v1.Health"}, names)
+            service = DescriptorPool(database).FindServiceByName("ebla.v1.RouteService")
+            self.assertIn("GetRoutes", service.methods_by_name)
+
+    def test_a_row_is_written_and_read(self):
+        kv = self.modules["kv_pb2"]
+        written = self.write(b"apple", self.set(b"apple", b"\x00red\xff"))
+        self.assertEqual(written.outcome, kv.WRITE_OUTCOME_COMMITTED)
+        row = self.get(b"apple")
+        self.assertTrue(row.found)
+        self.assertEqual((row.value, row.ts), (b"\x00red\xff", written.ts))
+        self.write(b"apple", self.op(delete=kv.DeleteOp(key=b"apple")))
+        self.assertFalse(self.get(b"apple").found)
+
+    def test_a_condition_that_does_not_hold_changes_nothing(self):
+        self.write(b"c", self.set(b"c", b"one"))
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.write(b"c", self.set(b"c", b"two", if_value=b"other"))
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.ABORTED)
+        self.write(b"c", self.set(b"c", b"two", if_value=b"one"))
+        self.assertEqual(self.get(b"c").value, b"two")
+
+    def test_a_counter_counts(self):
+        kv = self.modules["kv_pb2"]
+        add = lambda delta: self.write(b"n", self.op(add=kv.AddOp(key=b"n", delta=delta)))
+        self.assertEqual(add(5).results[0].counter, 5)
+        self.assertEqual(add(-8).results[0].counter, -3)
+        row = self.get(b"n")
+        self.assertTrue(row.counter)
+        self.assertEqual(int.from_bytes(row.value, "big", signed=True), -3)
+
+    def test_errors_have_the_canonical_codes(self):
+        kv = self.modules["kv_pb2"]
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.get_in("nowhere", b"k")
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.kv(b"a").Get(kv.GetRequest(table="t", key=b""), timeout=DEADLINE_S)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+
+    def get_in(self, table, key):
+        request = self.modules["kv_pb2"].GetRequest(table=table, key=key)
+        return self.kv(b"a").Get(request, timeout=DEADLINE_S)
+
+    def test_a_batch_is_scanned_back_in_order(self):
+        kv = self.modules["kv_pb2"]
+        keys = [b"scan-%03d" % number for number in range(500)]
+        self.write(keys[0], *[self.set(key, b"value of " + key) for key in reversed(keys)])
+        request = kv.ScanRequest(table="t", prefix=b"scan-")
+        pages = list(self.kv(keys[0]).Scan(request, timeout=DEADLINE_S))
+        rows = [(row.key, row.value) for page in pages for row in page.rows]
+        self.assertEqual(rows, [(key, b"value of " + key) for key in keys])
+        request = kv.ScanRequest(table="t", prefix=b"scan-", reverse=True, limit=3, keys_only=True)
+        pages = self.kv(keys[0]).Scan(request, timeout=DEADLINE_S)
+        self.assertEqual([row.key for page in pages for row in page.rows], keys[:-4:-1])
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,396 @@
+//! Commands and flags. They are stable: scripts and tests depend on them.
+
+use crate::output::Format;
+use crate::parse;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ebla_client::AckLevel;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A tablet cluster database.
+#[derive(Parser, Debug)]
+#[command(name = "ebla", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// Masters or tablet servers, in any mix, separated by commas; one that answers is enough
+    #[arg(
+        long,
+        global = true,
+        env = "EBLA_ENDPOINTS",
+        default_value = "127.0.0.1:7400",
+        value_delimiter = ',',
+        value_name = "HOST:PORT,..."
+    )]
+    pub endpoints: Vec<String>,
+    /// How to print what was asked for
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub output: Format,
+    /// Print bytes that are not UTF-8 as hexadecimal digits, and read keys and values that
+    /// consist of pairs of hexadecimal digits as bytes
+    #[arg(long, global = true)]
+    pub hex: bool,
+    /// How to write logs to stderr; EBLA_LOG sets what is logged
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a whole cluster in one process
+    Dev(Dev),
+    /// Run a master
+    Master(Master),
+    /// Run a tablet server
+    Tabletserver(Tabletserver),
+    /// Show the cluster at a glance
+    Status(Wait),
+    /// Create, list, describe and drop tables
+    #[command(subcommand)]
+    Table(Table),
+    /// List and describe tablets
+    #[command(subcommand)]
+    Tablet(Tablet),
+    /// List tablet servers
+    #[command(subcommand)]
+    Server(Server),
+    /// Read a row
+    Get(Get),
+    /// Write a row
+    Set(Set),
+    /// Delete a row
+    Delete(Delete),
+    /// Delete every row from a key on up to another, which stays
+    DeleteRange(DeleteRange),
+    /// Add to a counter
+    Add(Add),
+    /// Read rows in key order
+    Range(Range),
+    /// Write the rows of a file
+    Load(Load),
+    /// Ask how a write ended whose outcome was unknown
+    Outcome(Outcome),
+}
+
+/// How long to wait.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Wait {
+    /// How long to wait for an answer, such as 2s or 500ms
+    #[arg(long, default_value = "10s", value_parser = parse::duration, value_name = "DURATION")]
+    pub timeout: Duration,
+}
+
+/// How a write is acknowledged.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Ack {
+    /// Copies that must have the write: leader, copies=N or in-sync; the table's own by default
+    #[arg(long, value_parser = parse::ack, value_name = "LEVEL")]
+    pub ack: Option<AckLevel>,
+}
+
+#[derive(Args, Debug)]
+pub struct Dev {
+    /// Where everything is kept
+    #[arg(long, default_value = "./ebla-data", value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Number of masters, 1 or 3; as the data directory has it, or 1
+    #[arg(long, value_parser = parse::masters, value_name = "1|3")]
+    pub masters: Option<u64>,
+    /// Number of tablet servers; as the data directory has it, or 3
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=64), value_name = "N")]
+    pub servers: Option<u64>,
+    /// Address of the first master
+    #[arg(long, default_value = "127.0.0.1:7400", value_parser = parse::address, value_name = "HOST:PORT")]
+    pub listen: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Master {
+    /// Which of the peers this is
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: u64,
+    /// All masters of the cluster, this one included
+    #[arg(long, required = true, value_delimiter = ',', value_parser = parse::peer, value_name = "1=HOST:PORT,...")]
+    pub peers: Vec<(u64, String)>,
+    /// Where its log is kept
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Serve /health, /ready, /metrics and /version here
+    #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
+    pub http: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Tabletserver {
+    /// Masters of the cluster
+    #[arg(long, required = true, value_delimiter = ',', value_parser = parse::address, value_name = "HOST:PORT,...")]
+    pub masters: Vec<String>,
+    /// Address to serve at, under which clients and other servers reach it
+    #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
+    pub listen: String,
+    /// Where rows are kept
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Part of the site that fails together, such as a rack
+    #[arg(long, default_value = "")]
+    pub zone: String,
+    /// Serve /health, /ready, /metrics and /version here
+    #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
+    pub http: Option<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Table {
+    /// Create a table and wait until it serves
+    Create(CreateTable),
+    /// List all tables
+    List(Wait),
+    /// Describe one table
+    Describe(TableName),
+    /// Drop a table with all its rows
+    Drop(DropTable),
+}
+
+#[derive(Args, Debug)]
+pub struct CreateTable {
+    /// Name of the table
+    pub name: String,
+    /// Copies of each tablet
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), value_name = "R")]
+    pub replicas: u32,
+    /// Copies that a write above the level `leader` must reach
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "D")]
+    pub min_in_sync: Option<u32>,
+    #[command(flatten)]
+    pub ack: Ack,
+    /// How long old versions are kept, such as 1h
+    #[arg(long, value_parser = parse::duration, value_name = "DURATION")]
+    pub retention: Option<Duration>,
+    /// Key at which to cut the table into tablets from the start; give it as often as needed
+    #[arg(long, allow_hyphen_values = true, value_name = "KEY")]
+    pub split_at: Vec<OsString>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct TableName {
+    /// Name of the table
+    pub name: String,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct DropTable {
+    /// Name of the table
+    pub name: String,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Tablet {
+    /// List the tablets of one table or of all
+    List(ListTablets),
+    /// Describe one tablet
+    Describe(TabletId),
+}
+
+#[derive(Args, Debug)]
+pub struct ListTablets {
+    /// Name of a table
+    pub table: Option<String>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct TabletId {
+    /// Id of the tablet
+    pub id: u64,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Server {
+    /// List all tablet servers
+    List(Wait),
+}
+
+/// A row.
+#[derive(Args, Debug)]
+pub struct RowAt {
+    /// Name of the table
+    pub table: String,
+    /// Key of the row
+    pub key: OsString,
+}
+
+#[derive(Args, Debug)]
+pub struct Get {
+    #[command(flatten)]
+    pub row: RowAt,
+    /// Read as of a timestamp: a version's ts, an RFC 3339 time, or a duration ago such as -5m
+    #[arg(long, allow_hyphen_values = true, value_parser = parse::at, value_name = "TS")]
+    pub at: Option<ebla_client::Hlc>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("condition").multiple(false))]
+pub struct Set {
+    #[command(flatten)]
+    pub row: RowAt,
+    /// Its new value
+    #[arg(allow_hyphen_values = true)]
+    pub value: OsString,
+    /// Only if there is no such row
+    #[arg(long, group = "condition")]
+    pub if_absent: bool,
+    /// Only if the row's newest version has this timestamp
+    #[arg(long, group = "condition", value_parser = parse::version_ts, value_name = "TS")]
+    pub if_ts: Option<u64>,
+    /// Only if the row has this value
+    #[arg(long, group = "condition", allow_hyphen_values = true, value_name = "V")]
+    pub if_value: Option<OsString>,
+    /// Let the row end after this time, such as 10s
+    #[arg(long, value_parser = parse::duration, value_name = "DURATION")]
+    pub ttl: Option<Duration>,
+    #[command(flatten)]
+    pub ack: Ack,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct Delete {
+    #[command(flatten)]
+    pub row: RowAt,
+    #[command(flatten)]
+    pub ack: Ack,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct DeleteRange {
+    /// Name of the table
+    pub table: String,
+    /// First key to delete; empty for the first of the table
+    pub from: OsString,
+    /// First key to stay; empty for none
+    pub to: OsString,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub ack: Ack,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct Add {
+    #[command(flatten)]
+    pub row: RowAt,
+    /// What to add, a signed 64-bit number
+    #[arg(allow_hyphen_values = true)]
+    pub delta: i64,
+    #[command(flatten)]
+    pub ack: Ack,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct Range {
+    /// Name of the table
+    pub table: String,
+    /// First key
+    #[arg(long, allow_hyphen_values = true, value_name = "K")]
+    pub from: Option<OsString>,
+    /// First key above the range
+    #[arg(long, allow_hyphen_values = true, value_name = "K")]
+    pub to: Option<OsString>,
+    /// Only keys that begin so
+    #[arg(long, allow_hyphen_values = true, value_name = "P")]
+    pub prefix: Option<OsString>,
+    /// Most rows to read
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// From the last key to the first
+    #[arg(long)]
+    pub reverse: bool,
+    /// Leave the values out
+    #[arg(long)]
+    pub keys_only: bool,
+    /// Only count the rows
+    #[arg(long)]
+    pub count: bool,
+    /// Read as of a timestamp: a version's ts, an RFC 3339 time, or a duration ago such as -5m
+    #[arg(long, allow_hyphen_values = true, value_parser = parse::at, value_name = "TS")]
+    pub at: Option<ebla_client::Hlc>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct Load {
+    /// Name of the table
+    pub table: String,
+    /// File to read, - for stdin
+    pub file: PathBuf,
+    /// How the file is written
+    #[arg(long, value_enum)]
+    pub format: LoadFormat,
+    /// Field of each JSON object that holds the key
+    #[arg(long, default_value = "key", value_name = "F")]
+    pub key_field: String,
+    /// Field of each JSON object that holds the value; the whole object by default
+    #[arg(long, value_name = "F")]
+    pub value_field: Option<String>,
+    #[command(flatten)]
+    pub ack: Ack,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// How a file of rows is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LoadFormat {
+    /// Key, TAB, value on each line.
+    Tsv,
+    /// A JSON object on each line.
+    Jsonl,
+}
+
+#[derive(Args, Debug)]
+pub struct Outcome {
+    /// The token that the write printed
+    pub token: String,
+    #[command(flatten)]
+    pub wait: Wait,
+}

@@ -1,0 +1,39 @@
+//! `ebla server`: tablet servers.
+
+use super::{connect, output};
+use crate::cli::{Global, Server};
+use ebla_client::v1;
+use serde_json::{Value as Json, json};
+use std::process::ExitCode;
+
+/// Lists the tablet servers.
+pub async fn run(global: &Global, command: Server) -> anyhow::Result<ExitCode> {
+    let Server::List(wait) = command;
+    let servers = connect(global, wait).await?.admin().list_servers().await?;
+    let objects: Vec<_> = servers.iter().map(server_json).collect();
+    output(global).list(&["id", "address", "zone", "state", "tablets", "leaders"], &objects)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A server as an object.
+pub fn server_json(summary: &v1::ServerSummary) -> Json {
+    let server = summary.server.clone().unwrap_or_default();
+    let state = match server.state() {
+        v1::ServerState::Up => "up",
+        v1::ServerState::Suspect => "suspect",
+        v1::ServerState::Down => "down",
+        v1::ServerState::Draining => "draining",
+        v1::ServerState::Unspecified => "unknown",
+    };
+    json!({
+        "id": server.id,
+        "address": server.address,
+        "zone": server.zone,
+        "state": state,
+        "tablets": summary.tablets,
+        "leaders": summary.leaders,
+        "silent_ms": summary.silent_ms,
+        "disk_bytes": summary.disk_bytes,
+        "disk_bytes_free": summary.disk_bytes_free,
+    })
+}

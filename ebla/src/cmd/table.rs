@@ -1,0 +1,102 @@
+//! `ebla table`: create, list, describe, drop.
+
+use super::{confirm, connect, output};
+use crate::cli::{CreateTable, DropTable, Global, Table};
+use crate::output::{Output, argument_bytes};
+use ebla_client::v1;
+use ebla_proto::convert;
+use serde_json::{Value as Json, json};
+use std::process::ExitCode;
+
+/// Runs one of the commands about tables.
+pub async fn run(global: &Global, command: Table) -> anyhow::Result<ExitCode> {
+    let mut out = output(global);
+    match command {
+        Table::Create(args) => create(global, args, &mut out).await?,
+        Table::List(wait) => {
+            let tables = connect(global, wait).await?.admin().list_tables().await?;
+            let objects: Vec<_> = tables.iter().map(table_json).collect();
+            let columns =
+                ["name", "id", "state", "kind", "replicas", "ack", "tablets", "rows_estimate", "bytes"];
+            out.list(&columns, &objects)?;
+        }
+        Table::Describe(args) => {
+            let described = connect(global, args.wait).await?.admin().describe_table(&args.name).await?;
+            out.describe(&described_json(&described))?;
+        }
+        Table::Drop(args) => drop_table(global, args, &mut out).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow::Result<()> {
+    let mut split_keys: Vec<_> = args.split_at.iter().map(|key| argument_bytes(key, global.hex)).collect();
+    split_keys.sort_unstable();
+    split_keys.dedup();
+    let spec = v1::TableSpec {
+        kind: v1::TableKind::Durable as i32,
+        replicas: args.replicas,
+        min_in_sync: args.min_in_sync.unwrap_or(0),
+        policy: v1::Policy::Unspecified as i32,
+        ack: args.ack.ack.map(convert::ack_to_wire),
+        retention_ms: args
+            .retention
+            .map_or(0, |retention| u64::try_from(retention.as_millis()).unwrap_or(u64::MAX)),
+        split_bytes: 0,
+    };
+    let admin = connect(global, args.wait).await?.admin();
+    let request = v1::CreateTableRequest { name: args.name.clone(), spec: Some(spec), split_keys };
+    let table = admin.create_table(request).await?;
+    let described = admin.describe_table(&table.name).await?;
+    let line = format!("created table {:?} (id {})", table.name, table.id);
+    out.one(&described_json(&described), || line)
+}
+
+async fn drop_table(global: &Global, args: DropTable, out: &mut Output) -> anyhow::Result<()> {
+    confirm(args.yes, &format!("dropping table {:?} with all its rows", args.name))?;
+    connect(global, args.wait).await?.admin().drop_table(&args.name).await?;
+    out.one(&json!({ "name": args.name, "state": "dropped" }), || format!("dropped table {:?}", args.name))
+}
+
+fn described_json(described: &v1::DescribeTableResponse) -> Json {
+    let mut object = table_json(&described.table.clone().unwrap_or_default());
+    object["failures_tolerated"] = json!(described.failures_tolerated);
+    object
+}
+
+fn table_json(summary: &v1::TableSummary) -> Json {
+    let table = summary.table.clone().unwrap_or_default();
+    let spec = table.spec.unwrap_or_default();
+    let state = match summary.state() {
+        v1::TableState::Serving => "serving",
+        v1::TableState::Partial => "partial",
+        v1::TableState::Dropping => "dropping",
+        v1::TableState::Unspecified => "unknown",
+    };
+    let kind = match spec.kind() {
+        v1::TableKind::Durable | v1::TableKind::Unspecified => "durable",
+        v1::TableKind::Memory => "memory",
+    };
+    let policy = match spec.policy() {
+        v1::Policy::Strict | v1::Policy::Unspecified => "strict",
+        v1::Policy::Degraded => "degraded",
+    };
+    let ack =
+        convert::ack(spec.ack.as_ref()).ok().flatten().map_or("leader".to_owned(), |ack| ack.to_string());
+    json!({
+        "name": table.name,
+        "id": table.id,
+        "state": state,
+        "kind": kind,
+        "replicas": spec.replicas,
+        "min_in_sync": spec.min_in_sync,
+        "policy": policy,
+        "ack": ack,
+        "retention_ms": spec.retention_ms,
+        "split_bytes": spec.split_bytes,
+        "tablets": summary.tablets,
+        "tablets_serving": summary.tablets_serving,
+        "rows_estimate": summary.rows_estimate,
+        "bytes": summary.bytes,
+    })
+}

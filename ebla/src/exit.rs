@@ -1,0 +1,136 @@
+//! How the process ends: one place where errors become messages and exit codes.
+//!
+//! 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable or timed out.
+
+use crate::output::Format;
+use ebla_client::Reason;
+use serde_json::json;
+use std::fmt;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+/// It did not work.
+pub const FAILED: u8 = 1;
+/// The arguments are wrong.
+pub const USAGE: u8 = 2;
+/// What was named does not exist.
+pub const NOT_FOUND: u8 = 3;
+/// Nobody answered, or not in time.
+pub const UNAVAILABLE: u8 = 4;
+
+/// An error of the binary itself, with its exit code.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    reason: &'static str,
+    message: String,
+}
+
+impl Failure {
+    /// The arguments are wrong.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { code: USAGE, reason: "BAD_REQUEST", message: message.into() }
+    }
+
+    /// There is no row at a key.
+    pub fn key_not_found(message: impl Into<String>) -> Self {
+        Self { code: NOT_FOUND, reason: "KEY_NOT_FOUND", message: message.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Says what went wrong and gives the exit code for it.
+pub fn report(error: &anyhow::Error, format: Format) -> ExitCode {
+    // The reader of our output has seen enough.
+    if is_broken_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    let (code, reason, definite) = classify(error);
+    write_error(format, reason, &format!("{error:#}"), definite);
+    ExitCode::from(code)
+}
+
+/// Says what is wrong with the arguments, or prints the help that was asked for.
+pub fn report_usage(error: &clap::Error) -> ExitCode {
+    let wants_json = || {
+        let arguments: Vec<_> = std::env::args_os().collect();
+        let is_json = |text: &str| matches!(text, "json" | "jsonl");
+        arguments.iter().filter_map(|argument| argument.to_str()).any(|argument| {
+            ["-o=", "-o", "--output="].iter().any(|flag| argument.strip_prefix(flag).is_some_and(is_json))
+        }) || arguments.windows(2).any(|pair| {
+            matches!(pair[0].to_str(), Some("-o" | "--output")) && pair[1].to_str().is_some_and(is_json)
+        })
+    };
+    if error.use_stderr() && wants_json() {
+        let message = error.render().to_string();
+        write_error(Format::Json, "BAD_REQUEST", message.trim(), true);
+    } else {
+        // Nothing to be done when stderr is closed.
+        let _ = error.print();
+    }
+    ExitCode::from(if error.use_stderr() { USAGE } else { 0 })
+}
+
+fn classify(error: &anyhow::Error) -> (u8, &'static str, bool) {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return (failure.code, failure.reason, true);
+    }
+    match error.downcast_ref::<ebla_client::Error>() {
+        Some(error) => (code_of(error.reason()), error.reason().as_str(), error.is_definite()),
+        None => (FAILED, "FAILED", true),
+    }
+}
+
+/// The exit code of an error of the client.
+pub fn code_of(reason: Reason) -> u8 {
+    match reason {
+        Reason::BadRequest => USAGE,
+        Reason::TableNotFound | Reason::TabletNotFound => NOT_FOUND,
+        Reason::NotLeader
+        | Reason::StaleRoute
+        | Reason::NotEnoughReplicas
+        | Reason::Unavailable
+        | Reason::Draining
+        | Reason::Overloaded
+        | Reason::TimedOut => UNAVAILABLE,
+        Reason::TableExists
+        | Reason::ConditionFailed
+        | Reason::NotACounter
+        | Reason::CounterOverflow
+        | Reason::LimitReached
+        | Reason::DiskFull
+        | Reason::TimestampOutOfRange
+        | Reason::TokenTooOld
+        | Reason::TokenFenced
+        | Reason::Reverted
+        | Reason::Superseded
+        | Reason::WrongCluster
+        | Reason::Corrupt
+        | Reason::Internal => FAILED,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn write_error(format: Format, reason: &str, message: &str, definite: bool) {
+    let line = match format {
+        Format::Table => format!("error: {message}"),
+        Format::Json | Format::Jsonl => {
+            json!({ "reason": reason, "message": message, "definite": definite }).to_string()
+        }
+    };
+    // Nothing to be done when stderr is closed.
+    let _ = writeln!(io::stderr(), "{line}");
+}

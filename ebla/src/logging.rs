@@ -1,0 +1,33 @@
+//! Logs to stderr: warnings by default, more for servers, as EBLA_LOG says if it is set.
+
+use crate::cli::{Cli, Command, LogFormat};
+use tracing_subscriber::EnvFilter;
+
+/// Name of the variable that says what is logged.
+const LOG_VARIABLE: &str = "EBLA_LOG";
+
+/// Starts logging for the whole process.
+pub fn start(cli: &Cli) {
+    let default = match cli.command {
+        Command::Master(_) | Command::Tabletserver(_) => "info",
+        Command::Dev(_)
+        | Command::Status(_)
+        | Command::Table(_)
+        | Command::Tablet(_)
+        | Command::Server(_)
+        | Command::Get(_)
+        | Command::Set(_)
+        | Command::Delete(_)
+        | Command::DeleteRange(_)
+        | Command::Add(_)
+        | Command::Range(_)
+        | Command::Load(_)
+        | Command::Outcome(_) => "warn",
+    };
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.global.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}

@@ -1,0 +1,180 @@
+//! Arguments to values. Messages say what to give instead.
+
+use ebla_client::{AckLevel, Hlc};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A duration above zero, in whole milliseconds at least.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}: give a number with a unit, such as 10s, 500ms or 1h"))?;
+    if duration < Duration::from_millis(1) {
+        return Err("shorter than a millisecond: give at least 1ms".to_owned());
+    }
+    if duration > DURATION_MAX {
+        return Err("longer than a hundred years: give less".to_owned());
+    }
+    Ok(duration)
+}
+
+/// Longest duration that is taken: sums with the present time stay within every clock.
+const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+/// An acknowledgement level.
+pub fn ack(text: &str) -> Result<AckLevel, String> {
+    match (text, text.strip_prefix("copies=").map(str::parse::<u8>)) {
+        ("leader", _) => Ok(AckLevel::Leader),
+        ("in-sync", _) => Ok(AckLevel::InSync),
+        (_, Some(Ok(copies @ 1..))) => Ok(AckLevel::Copies(copies)),
+        _ => Err("give leader, copies=N with N from 1 to 255, or in-sync".to_owned()),
+    }
+}
+
+/// A timestamp to read at: a version's ts, an RFC 3339 time, or `-` and a duration.
+pub fn at(text: &str) -> Result<Hlc, String> {
+    at_from(text, SystemTime::now())
+}
+
+fn at_from(text: &str, now: SystemTime) -> Result<Hlc, String> {
+    if let Some(ago) = text.strip_prefix('-') {
+        let ago = humantime::parse_duration(ago)
+            .map_err(|error| format!("{error}: give a duration ago such as -5m or -1h"))?;
+        return end_of_millisecond(now.checked_sub(ago));
+    }
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return version_ts(text).map(Hlc);
+    }
+    end_of_millisecond(rfc3339(text)).map_err(|_| {
+        "no timestamp: give a version's ts, a time such as 2026-11-21T10:00:00Z, or a duration ago such as -5m".to_owned()
+    })
+}
+
+/// The timestamp of a version.
+pub fn version_ts(text: &str) -> Result<u64, String> {
+    match text.parse::<u64>() {
+        Ok(0) | Err(_) => {
+            Err("no timestamp of a version: give the decimal ts that a read or write printed".to_owned())
+        }
+        Ok(ts) => Ok(ts),
+    }
+}
+
+/// The last timestamp of the millisecond of `time`, so that a read sees all that was written in it.
+fn end_of_millisecond(time: Option<SystemTime>) -> Result<Hlc, String> {
+    let too_early = || "before 1970: give a later time".to_owned();
+    let since_1970 = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).ok_or_else(too_early)?;
+    let ms = u64::try_from(since_1970.as_millis()).map_err(|_| too_early())?;
+    Ok(Hlc::new(ms, u16::MAX))
+}
+
+/// A time of RFC 3339, with `Z` or an offset.
+fn rfc3339(text: &str) -> Option<SystemTime> {
+    let (time, offset_minutes) = match text.len().checked_sub(6).and_then(|at| text.split_at_checked(at)) {
+        Some((time, offset)) if offset.starts_with(['+', '-']) && time.contains(['T', 't', ' ']) => {
+            (format!("{time}Z"), offset_minutes(offset)?)
+        }
+        _ => (text.to_owned(), 0),
+    };
+    let time = humantime::parse_rfc3339(&time.replace(['t', ' '], "T").replace('z', "Z")).ok()?;
+    let offset = Duration::from_secs(offset_minutes.unsigned_abs() * 60);
+    if offset_minutes >= 0 { time.checked_sub(offset) } else { time.checked_add(offset) }
+}
+
+/// Minutes of `+HH:MM` or `-HH:MM`.
+fn offset_minutes(offset: &str) -> Option<i64> {
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let (hours, minutes) = (hours.parse::<u8>().ok()?, minutes.parse::<u8>().ok()?);
+    if hours > 23 || minutes > 59 {
+        return None;
+    }
+    let all = i64::from(hours) * 60 + i64::from(minutes);
+    Some(if offset.starts_with('-') { -all } else { all })
+}
+
+/// A number of masters.
+pub fn masters(text: &str) -> Result<u64, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("a cluster has 1 or 3 masters".to_owned()),
+    }
+}
+
+/// HOST:PORT.
+pub fn address(text: &str) -> Result<String, String> {
+    let hint = || "give HOST:PORT, such as 127.0.0.1:7400".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(hint)?;
+    if host.is_empty() || port.parse::<u16>().is_err() || host.contains(['/', ' ']) {
+        return Err(hint());
+    }
+    Ok(text.to_owned())
+}
+
+/// ID=HOST:PORT.
+pub fn peer(text: &str) -> Result<(u64, String), String> {
+    let hint = || "give ID=HOST:PORT, such as 1=127.0.0.1:7400".to_owned();
+    let (id, peer) = text.split_once('=').ok_or_else(hint)?;
+    match id.parse::<u64>() {
+        Ok(id @ 1..) => Ok((id, address(peer)?)),
+        _ => Err(hint()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at_second(text: &str) -> Option<u64> {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        at_from(text, now).ok().map(|at| at.ms() / 1_000)
+    }
+
+    #[test]
+    fn timestamps_come_in_three_shapes() {
+        assert_eq!(at("123456789"), Ok(Hlc(123_456_789)));
+        assert_eq!(at_second("-5m"), Some(1_000_000 - 300));
+        assert_eq!(at_second("1970-01-01T00:00:10Z"), Some(10));
+        assert_eq!(at_second("1970-01-01T02:00:10+02:00"), Some(10));
+        assert_eq!(at_second("1970-01-01T00:00:10-01:30"), Some(10 + 5_400));
+        assert_eq!(at_second("1970-01-01T00:00:10.5Z"), Some(10));
+    }
+
+    #[test]
+    fn bad_timestamps_are_refused_with_a_hint() {
+        for bad in [
+            "",
+            "0",
+            "-",
+            "5m",
+            "-5",
+            "yesterday",
+            "2026-13-01T00:00:00Z",
+            "2026-01-01",
+            "99999999999999999999",
+            "-99999999y",
+            "é-01:00",
+        ] {
+            assert!(at(bad).is_err(), "{bad}");
+        }
+        assert!(at("soon").unwrap_err().contains("-5m"));
+    }
+
+    #[test]
+    fn a_time_to_live_needs_a_unit_and_more_than_nothing() {
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        for bad in ["", "10", "0s", "1us", "-1s", "1000y", "x"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn levels_addresses_and_peers() {
+        assert_eq!(ack("copies=2"), Ok(AckLevel::Copies(2)));
+        for bad in ["", "copies=0", "copies=256", "all"] {
+            assert!(ack(bad).is_err(), "{bad}");
+        }
+        assert_eq!(peer("2=h:1"), Ok((2, "h:1".to_owned())));
+        for bad in ["h:1", "0=h:1", "x=h:1", "1=h", "1=h:99999"] {
+            assert!(peer(bad).is_err(), "{bad}");
+        }
+    }
+}

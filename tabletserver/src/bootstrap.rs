@@ -1,0 +1,204 @@
+//! From a data directory to replicas: open the three stores, replay the log.
+//!
+//! The log is replayed from each tablet's flushed position; replaying exact versions is
+//! idempotent, so it does not matter how much of it the data store had flushed by itself.
+//! The whole retained log is read for its tokens. Nothing here deletes what it does not know.
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::identity::DataDir;
+use crate::limits;
+use crate::oplog::{Oplog, OplogConfig};
+use crate::pipeline::entry_changes;
+use crate::registry::{EpochSpan, Registry, ReplicaRecord, ReplicaState};
+use crate::store::gc::Floors;
+use crate::store::rocks::{RocksConfig, RocksStore};
+use crate::store::{Applied, Store};
+use ebla_kernel::entry::{Entry, LogEnd, Payload};
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::{Seq, TabletId};
+use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
+use ebla_kernel::range_tombstones::RangeTombstones;
+use ebla_kernel::tablet::token::TokenTable;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tracing::info;
+
+/// An opened data directory.
+pub struct Opened {
+    /// Holds the lock on the directory.
+    pub dir: DataDir,
+    /// The synced records.
+    pub registry: Arc<Registry>,
+    /// All records of replicas, tombstoned ones too.
+    pub records: BTreeMap<TabletId, ReplicaRecord>,
+    /// No timestamp above this was ever issued here.
+    pub hlc_bound: Hlc,
+    /// The rows.
+    pub store: Arc<RocksStore>,
+    /// What garbage collection may take.
+    pub floors: Arc<Floors>,
+    /// The log.
+    pub oplog: Arc<Oplog>,
+    /// The replicas that are to serve.
+    pub replicas: Vec<RecoveredReplica>,
+}
+
+/// A replica as the stores have it, its log replayed.
+pub struct RecoveredReplica {
+    /// The registry's record.
+    pub record: ReplicaRecord,
+    /// Durable end of its log.
+    pub end: LogEnd,
+    /// Which epoch began where.
+    pub epochs: Vec<EpochSpan>,
+    /// The tokens of its log.
+    pub tokens: TokenTable,
+    /// Its range tombstones.
+    pub tombstones: RangeTombstones,
+}
+
+/// Opens `config.data_dir` and replays its log.
+///
+/// # Errors
+/// When the directory is in use, of a newer format, or damaged.
+pub fn open(config: &Config) -> Result<Opened, Error> {
+    let dir = DataDir::open(&config.data_dir)?;
+    let (registry, content) = Registry::open(&config.data_dir.join("registry"))?;
+    let floors = Arc::new(Floors::new());
+    let rocks = RocksConfig {
+        write_buffer_bytes: config.write_buffer_bytes,
+        block_cache_bytes: config.block_cache_bytes,
+        ..RocksConfig::default()
+    };
+    let store = Arc::new(RocksStore::open(&config.data_dir.join("data"), &rocks, Arc::clone(&floors))?);
+    let oplog = Arc::new(Oplog::open(&config.data_dir.join("oplog"), &OplogConfig::default())?);
+    let mut replicas = Vec::new();
+    for record in content.replicas.values().filter(|record| record.state == ReplicaState::Active) {
+        replicas.push(recover(record, &oplog, &*store)?);
+    }
+    info!(replicas = replicas.len(), "the data directory is open and its log replayed");
+    Ok(Opened {
+        dir,
+        registry: Arc::new(registry),
+        records: content.replicas,
+        hlc_bound: content.hlc_bound,
+        store,
+        floors,
+        oplog,
+        replicas,
+    })
+}
+
+/// Replays the log of one replica.
+fn recover(record: &ReplicaRecord, oplog: &Oplog, store: &dyn Store) -> Result<RecoveredReplica, Error> {
+    let mut replay = Replay::new(record, oplog.bounds(record.tablet))?;
+    while let Some(from) = replay.next {
+        let entries = oplog.read(record.tablet, from, limits::REPLAY_BATCH_BYTES)?;
+        for entry in &entries {
+            replay.take(record, entry)?;
+        }
+        apply(record, &entries, store)?;
+        replay.next = entries.last().map(|last| last.seq().next());
+    }
+    let end = replay.finish(record)?;
+    let mut tombstones = RangeTombstones::new();
+    for tombstone in store.load_range_tombstones(record.table, &record.range)? {
+        let (from, to) = (tombstone.range.start().clone(), tombstone.range.end().cloned());
+        tombstones.insert(from, to, tombstone.ts);
+    }
+    Ok(RecoveredReplica {
+        record: record.clone(),
+        end,
+        epochs: replay.epochs,
+        tokens: replay.tokens,
+        tombstones,
+    })
+}
+
+fn apply(record: &ReplicaRecord, entries: &[Entry], store: &dyn Store) -> Result<(), Error> {
+    let unflushed = entries.iter().filter(|entry| entry.seq() > record.flushed.pos.seq);
+    let changes: Vec<Applied<'_>> = unflushed
+        .flat_map(|entry| {
+            let applied = move |change| Applied { table: record.table, ts: entry.ts, change };
+            entry_changes(entry).iter().map(applied)
+        })
+        .collect();
+    if !changes.is_empty() {
+        store.apply(&changes)?;
+    }
+    Ok(())
+}
+
+/// A log on its way through the checks of recovery.
+struct Replay {
+    next: Option<Seq>,
+    /// The last entry seen.
+    end: Option<LogEnd>,
+    epochs: Vec<EpochSpan>,
+    tokens: TokenTable,
+}
+
+impl Replay {
+    fn new(record: &ReplicaRecord, bounds: Option<(Seq, Seq)>) -> Result<Self, Error> {
+        let flushed = record.flushed.pos.seq;
+        if let Some((first, last)) = bounds {
+            if first > flushed.next() {
+                return Err(damaged(record, &format!("the log begins at {first}, rows end at {flushed}")));
+            }
+            if last < flushed {
+                return Err(damaged(
+                    record,
+                    &format!("the log ends at {last}, rows are flushed to {flushed}"),
+                ));
+            }
+        }
+        let is_whole = bounds.map_or(flushed == Seq(0), |(first, _)| first == Seq(1));
+        // Tokens of purged entries are forgotten. None of them was issued after this.
+        let floor_ms = if is_whole { 0 } else { record.flushed.ts.ms() + TOKEN_CLOCK_SLACK_MS };
+        Ok(Self {
+            next: bounds.map(|(first, _)| first),
+            end: None,
+            epochs: record.epochs.clone(),
+            tokens: TokenTable::complete_from(floor_ms),
+        })
+    }
+
+    fn take(&mut self, record: &ReplicaRecord, entry: &Entry) -> Result<(), Error> {
+        match self.end {
+            // What came before the first entry is purged; its own time bounds theirs.
+            None if entry.seq() > Seq(1) => {
+                self.tokens = TokenTable::complete_from(entry.ts.ms() + TOKEN_CLOCK_SLACK_MS);
+            }
+            None => {}
+            Some(end) if end.is_followed_by(entry) => {}
+            Some(end) => {
+                let what = format!("entry {} does not follow {}", entry.pos, end.pos);
+                return Err(damaged(record, &what));
+            }
+        }
+        if entry.seq() == record.flushed.pos.seq && entry.end() != record.flushed {
+            return Err(damaged(record, &format!("entry {} is not the one that was flushed", entry.pos)));
+        }
+        if let Payload::EpochStart { .. } = entry.payload
+            && self.epochs.last().is_none_or(|last| last.epoch < entry.pos.epoch)
+        {
+            self.epochs.push(EpochSpan { epoch: entry.pos.epoch, first: entry.seq() });
+        }
+        self.tokens.note_entry(entry);
+        self.end = Some(entry.end());
+        Ok(())
+    }
+
+    fn finish(&self, record: &ReplicaRecord) -> Result<LogEnd, Error> {
+        let end = self.end.unwrap_or(record.flushed);
+        if end.pos.seq < record.flushed.pos.seq {
+            return Err(damaged(record, "the log is shorter than what is flushed"));
+        }
+        Ok(end)
+    }
+}
+
+fn damaged(record: &ReplicaRecord, what: &str) -> Error {
+    Error::Damaged { what: format!("log of tablet {}: {what}", record.tablet.0) }
+}

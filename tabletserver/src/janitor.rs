@@ -1,0 +1,194 @@
+//! The janitor: what a server does for itself while nobody asks for anything.
+//!
+//! It moves the garbage floors, removes dead tombstones and expired rows, counts rows, looks
+//! at the disk. Each works in small steps with pauses; none of it is on a request's way, and
+//! idle tablets are not looked at.
+
+use crate::limits;
+use crate::node::Node;
+use crate::store::StoreError;
+use crate::store::gc::{GcPass, GcProgress, TableGarbage};
+use crate::store::scan::{Order, PageLimits, Projection, ScanSpec, Scanner};
+use crate::tablets::TabletHandle;
+use bytes::Bytes;
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::range_tombstones::RangeTombstones;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tracing::{debug, error};
+
+/// What the janitor works with.
+pub struct Janitor {
+    /// The server.
+    pub node: Arc<Node>,
+    /// How often to look for garbage.
+    pub gc_interval: Duration,
+    /// Set when the server stops.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Janitor {
+    /// Runs until the server stops.
+    pub fn run(self) {
+        let mut last_gc = Instant::now();
+        let mut last_count = Instant::now();
+        while !self.stop.load(Ordering::Relaxed) {
+            self.node.disk.read();
+            self.publish_floors();
+            self.publish_metrics();
+            if last_count.elapsed() >= limits::COUNT_INTERVAL {
+                self.log_failure("counting rows", self.count_changed());
+                last_count = Instant::now();
+            }
+            if last_gc.elapsed() >= self.gc_interval {
+                self.log_failure("collecting garbage", self.collect_garbage());
+                last_gc = Instant::now();
+            }
+            self.pause(limits::DISK_GAUGE_PACE);
+        }
+    }
+
+    fn log_failure(&self, what: &str, result: Result<(), StoreError>) {
+        if let Err(error) = result {
+            error!(%error, "{what} failed; it is tried again later");
+        }
+    }
+
+    /// Floors move with the clock; no read in use and no unflushed promise is passed.
+    fn publish_floors(&self) {
+        let now = self.node.clock.now();
+        let oldest_read = self.node.pins.oldest().unwrap_or(Hlc::MAX);
+        let routes = self.node.routes.now();
+        let floors: BTreeMap<_, _> = routes
+            .tables()
+            .map(|table| {
+                let kept = Hlc::new(now.ms().saturating_sub(table.retention_ms), 0);
+                (table.id, TableGarbage::Below(kept.min(oldest_read)))
+            })
+            .collect();
+        if !floors.is_empty() {
+            self.node.floors.publish(floors);
+        }
+    }
+
+    fn publish_metrics(&self) {
+        let directory = self.node.directory.load();
+        let serving = directory.tablets().filter(|tablet| tablet.serving().is_some()).count();
+        let health = self.node.reader.store.health();
+        metrics::gauge!("ebla_tablet_replicas_count").set(directory.len() as f64);
+        metrics::gauge!("ebla_tablet_leaders_count").set(serving as f64);
+        metrics::gauge!("ebla_store_memtable_bytes").set(health.memtable_bytes as f64);
+        metrics::gauge!("ebla_store_compaction_pending_bytes").set(health.compaction_pending_bytes as f64);
+        metrics::gauge!("ebla_cache_row_bytes").set(self.node.reader.cache.bytes() as f64);
+        let (bytes, free) = self.node.disk.get();
+        metrics::gauge!("ebla_disk_size_bytes").set(bytes as f64);
+        metrics::gauge!("ebla_disk_free_bytes").set(free as f64);
+    }
+
+    /// Counts the tablets that were written since their last count, up to a budget.
+    fn count_changed(&self) -> Result<(), StoreError> {
+        let mut work_left = limits::COUNT_WORK_MAX;
+        let directory = self.node.directory.load_full();
+        for tablet in directory.tablets() {
+            let is_stale = tablet.size.is_stale.swap(false, Ordering::Relaxed);
+            if is_stale && !self.count(tablet, &mut work_left)? {
+                tablet.size.is_stale.store(true, Ordering::Relaxed);
+            }
+            if work_left == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts one tablet; tells whether the budget sufficed.
+    fn count(&self, tablet: &TabletHandle, work_left: &mut usize) -> Result<bool, StoreError> {
+        let spec = ScanSpec {
+            table: tablet.table,
+            range: tablet.range.clone(),
+            at: self.node.clock.now(),
+            order: Order::Forward,
+            projection: Projection::Rows,
+        };
+        let tombstones = tablet.tombstones.load();
+        let mut scanner = Scanner::open(&*self.node.reader.store, &tombstones, &spec)?;
+        let (mut rows, mut bytes) = (0, 0);
+        loop {
+            let limits =
+                PageLimits { work_max: limits::SCAN_PAGE_WORK.min(*work_left), ..crate::read::SCAN_PAGE };
+            let page = scanner.next_page(&limits)?;
+            rows += page.count;
+            bytes += page.rows.iter().map(row_bytes).sum::<u64>();
+            *work_left = work_left.saturating_sub(page.work);
+            if page.next.is_none() {
+                tablet.size.set(rows, bytes);
+                return Ok(true);
+            }
+            if *work_left == 0 || self.stop.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn collect_garbage(&self) -> Result<(), StoreError> {
+        let directory = self.node.directory.load_full();
+        for tablet in directory.tablets() {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            if tablet.size.has_garbage.swap(false, Ordering::Relaxed) {
+                self.collect_tablet(tablet)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_tablet(&self, tablet: &TabletHandle) -> Result<(), StoreError> {
+        let floor = self.node.floors.floor(tablet.table);
+        // What was written above the floor may be garbage later.
+        if tablet.applied_ts() > floor {
+            tablet.size.has_garbage.store(true, Ordering::Relaxed);
+        }
+        let mut pass = GcPass::new(tablet.table, tablet.range.clone(), floor, &tablet.tombstones.load());
+        loop {
+            match pass.step(&*self.node.reader.store, limits::GC_STEP_VERSIONS)? {
+                GcProgress::Done(gone) => return Ok(forget(tablet, &gone)),
+                GcProgress::More if self.stop.load(Ordering::Relaxed) => return Ok(()),
+                GcProgress::More => std::thread::sleep(limits::GC_STEP_PAUSE),
+            }
+        }
+    }
+
+    fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until && !self.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(limits::FLUSHER_PACE);
+        }
+    }
+}
+
+fn row_bytes(row: &crate::store::scan::Row) -> u64 {
+    let value = match &row.body {
+        Some(ebla_kernel::op::Body::Value(value)) => value.len(),
+        Some(ebla_kernel::op::Body::Counter(_)) => 8,
+        Some(ebla_kernel::op::Body::Tombstone) | None => 0,
+    };
+    (row.key.len() + value) as u64
+}
+
+/// Takes range tombstones that hide nothing any more out of the readers' sight.
+fn forget(tablet: &TabletHandle, gone: &[(Bytes, Hlc)]) {
+    if gone.is_empty() {
+        return;
+    }
+    debug!(tablet = %tablet.id, tombstones = gone.len(), "range tombstones collected");
+    tablet.tombstones.rcu(|known| {
+        let mut left = RangeTombstones::clone(known);
+        for (from, ts) in gone {
+            left.remove(from, *ts);
+        }
+        left
+    });
+}

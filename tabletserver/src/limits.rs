@@ -1,0 +1,191 @@
+//! Every bound that a tablet server sets by itself, each with its reason.
+
+use std::time::Duration;
+
+/// Memtable of the data store in bytes: what a crash makes replay from the log, and what
+/// three servers in one process may hold at once.
+pub const WRITE_BUFFER_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+
+/// Memtables that may wait for their flush before writes are stalled.
+pub const WRITE_BUFFERS_MAX: i32 = 3;
+
+/// Block cache of the data store in bytes; index and filter blocks count against it, so it
+/// bounds what open files cost.
+pub const BLOCK_CACHE_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+
+/// Files that the data store keeps open. Each costs a descriptor; the usual limit is 1,024
+/// per process and three servers may share one.
+pub const DATA_FILES_OPEN_MAX: i32 = 200;
+
+/// Threads of the data store for flushes and compactions.
+pub const STORE_THREADS_MAX: i32 = 2;
+
+/// Size of a data file before compression. Ranges are cleared and moved by file.
+pub const DATA_FILE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Row cache in bytes, keys and values and bookkeeping together.
+pub const ROW_CACHE_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
+
+/// Rows above this share of the row cache are not cached: one of them would drive out
+/// thousands of others.
+pub const ROW_CACHE_ROW_SHARE_MAX: usize = 64;
+
+/// Counters that guard the filling of the row cache. A write makes fills of the same stripe
+/// fail, so there must be many more stripes than writes in flight.
+pub const ROW_CACHE_STRIPES: usize = 4_096;
+
+/// Locks among which the timestamps of running reads are spread.
+pub const READ_PIN_SHARDS: usize = 16;
+
+/// Versions of one row that a cursor steps over before it seeks past the rest. A seek costs
+/// about as much as this many steps.
+pub const VERSIONS_STEPPED_MAX: usize = 8;
+
+/// Exact versions that a garbage pass removes in one batch.
+pub const GC_BATCH_VERSIONS_MAX: usize = 1_000;
+
+/// Size of one file of the log. Whole files are purged, so it is the grain of the space
+/// that a purge gives back.
+pub const OPLOG_FILE_BYTES_DEFAULT: u64 = 32 * 1024 * 1024;
+
+/// Bytes of log below which a purge does nothing.
+pub const OPLOG_PURGE_BYTES_DEFAULT: u64 = 128 * 1024 * 1024;
+
+/// Bytes of entries that one append may bring; the log's own limit is 2 GiB per batch.
+pub const OPLOG_GROUP_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Log batches above this are compressed; below it compression costs more than it saves.
+pub const OPLOG_COMPRESS_BYTES: u64 = 8 * 1024;
+
+/// Threads that read the log at start.
+pub const OPLOG_RECOVERY_THREADS: usize = 2;
+
+/// Memtable of the registry in bytes: some 100,000 records.
+pub const REGISTRY_WRITE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+
+/// Block cache of the registry in bytes: it is read once, at start.
+pub const REGISTRY_BLOCK_CACHE_BYTES: usize = 1024 * 1024;
+
+/// Files that the registry keeps open.
+pub const REGISTRY_FILES_OPEN_MAX: i32 = 16;
+
+/// Terms that a replica's record may list. One is added per change of leader and dropped
+/// when its entries are purged; more than this means that purging does not work.
+pub const EPOCHS_PER_REPLICA_MAX: usize = 4_096;
+
+/// Longest IDENTITY file that is read; a valid one has a few hundred bytes.
+pub const IDENTITY_BYTES_MAX: u64 = 4_096;
+
+/// Log bytes from which on entries go although the token window wants them.
+pub const OPLOG_BYTES_MAX_DEFAULT: u64 = 8 * 1024 * 1024 * 1024;
+
+/// Longest time that applied rows stay unflushed: it bounds what a restart replays.
+pub const FLUSH_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
+
+/// How often dead tombstones and expired rows are looked for.
+pub const GC_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
+
+/// How often the flusher looks whether something is due.
+pub const FLUSHER_PACE: Duration = Duration::from_millis(200);
+
+/// How often rows and bytes of changed tablets are counted again.
+pub const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Versions looked at in one round of counting: a fraction of a second of one core.
+pub const COUNT_WORK_MAX: usize = 400_000;
+
+/// Versions looked at in one step of a garbage pass, after which it pauses.
+pub const GC_STEP_VERSIONS: usize = 10_000;
+
+/// Pause between two steps of a garbage pass: it takes a small share of one core.
+pub const GC_STEP_PAUSE: Duration = Duration::from_millis(20);
+
+/// Requests that wait for the sequencer; past it they are refused with a retry hint.
+pub const REQUESTS_WAITING_MAX: usize = 16 * 1024;
+
+/// Requests sequenced and not answered; past it no more are taken.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 64 * 1024;
+
+/// Inputs that the sequencer takes between two looks at the log: some milliseconds of work.
+pub const SEQUENCER_DRAIN_MAX: usize = 8 * 1024;
+
+/// Bytes of a group past which it takes no more requests. One fsync of this much takes
+/// tens of milliseconds on an ordinary disk.
+pub const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// How often deadlines are looked at while there are any.
+pub const SEQUENCER_TIMER: Duration = Duration::from_millis(20);
+
+/// How long an idle sequencer sleeps: tokens leave their window at this pace.
+pub const SEQUENCER_IDLE_WAIT: Duration = Duration::from_secs(5);
+
+/// How often tokens that left their window are dropped, in milliseconds.
+pub const TOKENS_CHECK_MS: u64 = 10_000;
+
+/// Longest timeout that a request may ask for, in milliseconds.
+pub const REQUEST_TIMEOUT_MS_MAX: u64 = 10 * 60 * 1000;
+
+/// Calls of one stream that wait for an answer; past it no further frame is read.
+pub const PIPE_CALLS_WAITING: usize = 8 * 1024;
+
+/// Frames of answers that wait for a slow client.
+pub const PIPE_FRAMES_WAITING: usize = 16;
+
+/// Answers in one frame.
+pub const PIPE_ANSWERS_PER_FRAME: usize = 1_024;
+
+/// Rows in one page of a scan.
+pub const SCAN_PAGE_ROWS: usize = 1_000;
+
+/// Bytes of keys and values in one page of a scan, but for its last row.
+pub const SCAN_PAGE_BYTES: usize = 512 * 1024;
+
+/// Stored versions that a page looks at: a field of tombstones gives an empty page in
+/// some tens of milliseconds.
+pub const SCAN_PAGE_WORK: usize = 50_000;
+
+/// Pages that wait for a slow client.
+pub const SCAN_PAGES_WAITING: usize = 2;
+
+/// Largest gRPC message that is taken: the largest batch and its framing.
+pub const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Bytes of rows applied in one batch while the log is replayed at start.
+pub const REPLAY_BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// Sets and adds are refused when less than this share of the disk (one in n) is free ...
+pub const DISK_FREE_SHARE_FOR_SETS: u64 = 12;
+/// ... or less than this many bytes, whichever is smaller.
+pub const DISK_FREE_BYTES_FOR_SETS: u64 = 512 * 1024 * 1024;
+
+/// Every write is refused when less than this share of the disk (one in n) is free ...
+pub const DISK_FREE_SHARE_FOR_WRITES: u64 = 20;
+/// ... or less than this many bytes, whichever is smaller.
+pub const DISK_FREE_BYTES_FOR_WRITES: u64 = 128 * 1024 * 1024;
+
+/// How often the disk's fill is read.
+pub const DISK_GAUGE_PACE: Duration = Duration::from_secs(1);
+
+/// Longest wait for a master to answer while a session is opened.
+pub const MASTER_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Pause before another master is tried.
+pub const MASTER_RETRY_PAUSE: Duration = Duration::from_millis(150);
+
+/// Longest wait for what is in flight when the server stops.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Epochs that a replica's record lists; older ones are of no use once their entries are purged.
+pub const EPOCHS_KEPT: usize = 64;
+
+/// How often a server tells its master about itself until the master says otherwise.
+pub const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(500);
+
+/// Messages to a master that wait for a slow stream.
+pub const SESSION_MESSAGES_WAITING: usize = 64;
+
+/// How often an idle connection is asked whether it still lives.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Tablets named in one message to a master.
+pub const REPORTS_PER_MESSAGE: usize = 20_000;

@@ -1,0 +1,520 @@
+//! What every request task of a server needs, and the way of a request from the wire to an
+//! answer: find the tablet, read what must be read, ask the sequencer, check that the tablet
+//! still serves.
+
+use crate::clock::Clock;
+use crate::disk::DiskGauge;
+use crate::limits;
+use crate::pipeline::{Ask, Reply, Request, SequencerHandle, SubmitError};
+use crate::read::{Reader, needs_evidence};
+use crate::routes::{RouteCache, TableInfo};
+use crate::store::StoreError;
+use crate::store::gc::{Floors, ReadPin, ReadPins};
+use crate::tablets::{Directory, TabletHandle};
+use arc_swap::ArcSwap;
+use ebla_kernel::hlc::{ClockError, Hlc};
+use ebla_kernel::ids::{TabletId, Tick};
+use ebla_kernel::limits::{
+    RANGE_TOMBSTONES_PER_TABLET_MAX, REQUEST_TIMEOUT_MS_DEFAULT, TOKEN_CLOCK_SLACK_MS,
+};
+use ebla_kernel::op::{self, AckLevel, Action, Body, Op, Token, Version};
+use ebla_kernel::sequence::{Evidence, Reject};
+use ebla_kernel::tablet::{Answer, Refusal};
+use ebla_proto::convert;
+use ebla_proto::error::{ApiError, Reason};
+use ebla_proto::v1;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::oneshot;
+
+/// What request tasks share.
+pub struct Node {
+    /// Timestamps.
+    pub clock: Arc<Clock>,
+    /// The tablets here.
+    pub directory: ArcSwap<Directory>,
+    /// The map of the cluster.
+    pub routes: RouteCache,
+    /// The rows.
+    pub reader: Reader,
+    /// What reads may still see.
+    pub floors: Arc<Floors>,
+    /// What reads look at now.
+    pub pins: Arc<ReadPins>,
+    /// The way to the cores.
+    pub sequencer: SequencerHandle,
+    /// How full the disk is.
+    pub disk: DiskGauge,
+    /// Set when the server stops: new requests are turned away.
+    pub draining: AtomicBool,
+    /// Makes tokens for writes that come without one.
+    pub tokens: TokenMaker,
+}
+
+/// Names writes that came without a name, so that their outcome can be asked for.
+pub struct TokenMaker {
+    client: u128,
+    next: AtomicU64,
+}
+
+impl Default for TokenMaker {
+    fn default() -> Self {
+        Self { client: uuid::Uuid::now_v7().as_u128(), next: AtomicU64::new(1) }
+    }
+}
+
+impl TokenMaker {
+    fn make(&self) -> Token {
+        let seq = self.next.fetch_add(1, Ordering::Relaxed);
+        Token { issued_ms: Clock::wall_ms(), client: self.client, seq }
+    }
+}
+
+/// A write checked and on its way.
+pub struct Write {
+    /// The tablet of its first row.
+    pub tablet: Arc<TabletHandle>,
+    /// Its operations, within the limits.
+    pub ops: Vec<Op>,
+    /// How many copies to wait for.
+    pub level: AckLevel,
+    /// Its name.
+    pub token: Token,
+    /// When to stop waiting.
+    pub deadline: Tick,
+}
+
+impl Node {
+    /// The table of this name.
+    ///
+    /// # Errors
+    /// `TABLE_NOT_FOUND`, or `UNAVAILABLE` while no map has arrived.
+    pub fn table(&self, name: &str) -> Result<Arc<TableInfo>, ApiError> {
+        let routes = self.routes.now();
+        if let Some(info) = routes.table(name) {
+            return Ok(Arc::clone(info));
+        }
+        if routes.version == 0 {
+            let hint = "this server has not heard from a master yet: try again, or another server";
+            return Err(ApiError::new(Reason::Unavailable, hint));
+        }
+        let hint = format!("there is no table {name:?}: `ebla table list` shows what there is");
+        Err(ApiError::new(Reason::TableNotFound, hint))
+    }
+
+    /// The tablet of `key`, if this server serves it.
+    ///
+    /// # Errors
+    /// `NOT_LEADER` or `UNAVAILABLE` with what the map says of the tablet.
+    pub fn locate(&self, table: &TableInfo, key: &[u8]) -> Result<Arc<TabletHandle>, ApiError> {
+        let directory = self.directory.load();
+        let handle = directory.table(table.id).and_then(|tablets| tablets.find(key));
+        match handle {
+            Some(handle) if handle.serving().is_some() => Ok(Arc::clone(handle)),
+            Some(_) | None => Err(self.elsewhere(table, key)),
+        }
+    }
+
+    /// Says where `key` is served, as far as this server knows.
+    #[must_use]
+    pub fn elsewhere(&self, table: &TableInfo, key: &[u8]) -> ApiError {
+        let routes = self.routes.now();
+        let Some(tablet) = routes.tablet_of(table.id, key) else {
+            let hint = "this server knows no tablet for the key: fetch the route again";
+            return ApiError::new(Reason::StaleRoute, hint);
+        };
+        let named = |error: ApiError| error.with("tablet", tablet.id).with("epoch", tablet.epoch);
+        match routes.server(tablet.leader_server_id) {
+            Some(server) => {
+                let hint = format!("tablet {} is led by {}: ask there", tablet.id, server.address);
+                named(ApiError::new(Reason::NotLeader, hint)).with("leader", &server.address)
+            }
+            None => {
+                let hint = format!("tablet {} has no leader now: try again", tablet.id);
+                named(ApiError::new(Reason::Unavailable, hint))
+            }
+        }
+    }
+
+    /// Reads a row.
+    ///
+    /// # Errors
+    /// As the API says of `Get`.
+    pub async fn get(&self, request: &v1::GetRequest) -> Result<v1::GetResponse, ApiError> {
+        if request.at_ts == 0 {
+            return self.get_newest(request);
+        }
+        let (table, tablet) = self.find_for_read(request)?;
+        let at = Hlc(request.at_ts);
+        let _pin = self.pin(&table, at)?;
+        self.reach(&tablet, at).await?;
+        let version = self.reader.at(&tablet, &request.key, at).map_err(store_error)?;
+        self.check_floor(&table, at)?;
+        self.check_serving(&table, &tablet, &request.key)?;
+        Ok(get_response(version, at))
+    }
+
+    /// Reads the newest version of a row, without waiting for anything.
+    ///
+    /// # Errors
+    /// As the API says of `Get`.
+    pub fn get_newest(&self, request: &v1::GetRequest) -> Result<v1::GetResponse, ApiError> {
+        let (table, tablet) = self.find_for_read(request)?;
+        let version = self.reader.newest(&tablet, &request.key).map_err(store_error)?;
+        self.check_serving(&table, &tablet, &request.key)?;
+        Ok(get_response(version, self.clock.now()))
+    }
+
+    fn find_for_read(
+        &self,
+        request: &v1::GetRequest,
+    ) -> Result<(Arc<TableInfo>, Arc<TabletHandle>), ApiError> {
+        op::check_key(&request.key)?;
+        if v1::Consistency::try_from(request.consistency).is_err() {
+            let hint = format!("unknown consistency {}: leave it at 0 for linearizable", request.consistency);
+            return Err(ApiError::new(Reason::BadRequest, hint));
+        }
+        let table = self.table(&request.table)?;
+        let tablet = self.locate(&table, &request.key)?;
+        Ok((table, tablet))
+    }
+
+    /// The lease is checked after the work: what was read counts only if the tablet still serves.
+    fn check_serving(&self, table: &TableInfo, tablet: &TabletHandle, key: &[u8]) -> Result<(), ApiError> {
+        tablet.serving().map(drop).ok_or_else(|| self.elsewhere(table, key))
+    }
+
+    /// Keeps the versions that a read at `at` sees, for as long as the pin lives.
+    ///
+    /// # Errors
+    /// `TIMESTAMP_OUT_OF_RANGE` when they may be gone already.
+    pub fn pin(&self, table: &TableInfo, at: Hlc) -> Result<ReadPin, ApiError> {
+        let pin = self.pins.pin(at);
+        self.check_floor(table, at)?;
+        Ok(pin)
+    }
+
+    /// Whether everything that a read at `at` sees is still there.
+    ///
+    /// # Errors
+    /// `TIMESTAMP_OUT_OF_RANGE`.
+    pub fn check_floor(&self, table: &TableInfo, at: Hlc) -> Result<(), ApiError> {
+        let oldest = Hlc::new(self.clock.now().ms().saturating_sub(table.retention_ms), 0);
+        if at >= oldest.max(self.floors.floor(table.id)) {
+            return Ok(());
+        }
+        let hint = format!(
+            "timestamp {} is older than the {} ms that table {:?} keeps old versions: read at {} or later",
+            at.0, table.retention_ms, table.table.name, oldest.0
+        );
+        Err(ApiError::new(Reason::TimestampOutOfRange, hint).with("oldest", oldest.0))
+    }
+
+    /// Waits until everything up to `at` is in the store and nothing at or below can follow.
+    ///
+    /// # Errors
+    /// `TIMESTAMP_OUT_OF_RANGE` for the future, or as the sequencer says.
+    pub async fn reach(&self, tablet: &TabletHandle, at: Hlc) -> Result<(), ApiError> {
+        if at <= tablet.applied_ts() {
+            return Ok(());
+        }
+        self.clock.observe(at).map_err(|error| future_timestamp(at, error))?;
+        let answer = self.ask(tablet.id, Ask::Barrier, self.deadline(0)).await?;
+        match answer {
+            Answer::Reached => Ok(()),
+            Answer::Unknown => Err(ApiError::new(
+                Reason::TimedOut,
+                "the read waited too long for writes in flight: try again",
+            )),
+            Answer::Refused(_) | Answer::Committed(_) | Answer::Reverted => Err(ApiError::new(
+                Reason::NotLeader,
+                "the tablet moved while the read waited: fetch the route again",
+            )),
+        }
+    }
+
+    /// Checks a write and finds its tablet.
+    ///
+    /// # Errors
+    /// As the API says of `Write`; nothing was written.
+    pub fn prepare_write(&self, request: v1::WriteRequest) -> Result<Write, ApiError> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(ApiError::new(Reason::Draining, "this server is stopping: fetch the route again"));
+        }
+        let ops = convert::ops(request.ops)?;
+        let table = self.table(&request.table)?;
+        let level = check_level(convert::ack(request.ack.as_ref())?.unwrap_or(table.ack), &table)?;
+        let token = match convert::token(request.token.as_ref())? {
+            Some(token) => check_token(token)?,
+            None => self.tokens.make(),
+        };
+        let tablet = self.locate(&table, first_key(&ops))?;
+        self.check_room(&ops, &tablet)?;
+        Ok(Write { tablet, ops, level, token, deadline: self.deadline(request.timeout_ms) })
+    }
+
+    /// Whether disk and tablet take these operations.
+    fn check_room(&self, ops: &[Op], tablet: &TabletHandle) -> Result<(), ApiError> {
+        let adds_rows = ops.iter().any(|op| matches!(op.action, Action::Set { .. } | Action::Add { .. }));
+        self.disk.check(adds_rows)?;
+        let deletes_range = ops.iter().any(|op| matches!(op.action, Action::DeleteRange { .. }));
+        if deletes_range && tablet.tombstones.load().len() >= RANGE_TOMBSTONES_PER_TABLET_MAX {
+            let hint = format!(
+                "tablet {} already has {RANGE_TOMBSTONES_PER_TABLET_MAX} range tombstones: \
+                 wait for the table's retention to pass, or delete larger ranges",
+                tablet.id.0
+            );
+            return Err(ApiError::new(Reason::LimitReached, hint));
+        }
+        Ok(())
+    }
+
+    /// Runs a write to its end, reading again as often as needed.
+    ///
+    /// # Errors
+    /// As the API says of `Write`; nothing was written.
+    pub async fn write(&self, write: Write) -> Result<v1::WriteResponse, ApiError> {
+        let Write { tablet, ops, level, token, deadline } = write;
+        loop {
+            let evidence = self.evidence(&tablet, &ops)?;
+            let ask = Ask::Write { ops: ops.clone(), level, token: Some(token), evidence };
+            match self.ask(tablet.id, ask, deadline).await? {
+                Answer::Refused(Refusal::Rejected(Reject::ReadAgain)) if self.clock.tick() < deadline => {}
+                answer => return self.write_response(&tablet, answer, token),
+            }
+        }
+    }
+
+    /// What the sequencer must know to run `ops`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn evidence(&self, tablet: &TabletHandle, ops: &[Op]) -> Result<Evidence, ApiError> {
+        if !needs_evidence(ops) {
+            return Ok(Evidence::default());
+        }
+        self.reader.evidence(tablet, ops).map_err(store_error)
+    }
+
+    /// The answer to a write, for the wire.
+    ///
+    /// # Errors
+    /// When it was refused.
+    pub fn write_response(
+        &self,
+        tablet: &TabletHandle,
+        answer: Answer,
+        token: Token,
+    ) -> Result<v1::WriteResponse, ApiError> {
+        match answer {
+            Answer::Committed(committed) => Ok(convert::committed_to_wire(committed, Some(token))),
+            Answer::Reverted => Ok(undecided(v1::WriteOutcome::Reverted, token)),
+            Answer::Unknown | Answer::Reached => Ok(undecided(v1::WriteOutcome::Unknown, token)),
+            Answer::Refused(refusal) => Err(self.refusal(tablet, refusal)),
+        }
+    }
+
+    /// Tells how a write ended, fencing its token when it was never seen.
+    ///
+    /// # Errors
+    /// As the API says of `GetOutcome`.
+    pub async fn outcome(&self, request: &v1::GetOutcomeRequest) -> Result<v1::GetOutcomeResponse, ApiError> {
+        let hint = "give the token that the write answered with";
+        let token =
+            convert::token(request.token.as_ref())?.ok_or_else(|| ApiError::new(Reason::BadRequest, hint))?;
+        op::check_key(&request.key)?;
+        let table = self.table(&request.table)?;
+        let tablet = self.locate(&table, &request.key)?;
+        let answer = self.ask(tablet.id, Ask::GetOutcome { token }, self.deadline(0)).await?;
+        let response = self.write_response(&tablet, answer, token)?;
+        Ok(v1::GetOutcomeResponse {
+            outcome: response.outcome,
+            ts: response.ts,
+            epoch: response.epoch,
+            seq: response.seq,
+            results: response.results,
+        })
+    }
+
+    /// Asks a core and waits for its answer.
+    ///
+    /// # Errors
+    /// `OVERLOADED` or `DRAINING`; nothing was done.
+    async fn ask(&self, tablet: TabletId, ask: Ask, deadline: Tick) -> Result<Answer, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Request { tablet, ask, deadline, reply: Reply::Once(reply) })?;
+        // A pipeline that ends drops its waiters; what they asked may have happened.
+        Ok(answer.await.unwrap_or(Answer::Unknown))
+    }
+
+    /// Hands a request to the sequencer.
+    ///
+    /// # Errors
+    /// `OVERLOADED` or `DRAINING`; nothing was done.
+    pub fn submit(&self, request: Request) -> Result<(), ApiError> {
+        self.sequencer.submit(request).map_err(|error| match error {
+            SubmitError::Full => {
+                ApiError::new(Reason::Overloaded, "too many requests are waiting: try again a little later")
+            }
+            SubmitError::Stopped => {
+                ApiError::new(Reason::Draining, "this server is stopping: fetch the route again")
+            }
+        })
+    }
+
+    /// When a request with this timeout (0: the default) has waited long enough.
+    #[must_use]
+    pub fn deadline(&self, timeout_ms: u64) -> Tick {
+        let timeout_ms = if timeout_ms == 0 { REQUEST_TIMEOUT_MS_DEFAULT } else { timeout_ms };
+        self.clock.tick().plus_ms(timeout_ms.min(limits::REQUEST_TIMEOUT_MS_MAX))
+    }
+
+    fn refusal(&self, tablet: &TabletHandle, refusal: Refusal) -> ApiError {
+        match refusal {
+            Refusal::NotLeader => {
+                let hint =
+                    format!("tablet {} is not served here any more: fetch the route again", tablet.id.0);
+                ApiError::new(Reason::NotLeader, hint).with("tablet", tablet.id.0)
+            }
+            Refusal::OutOfRange => {
+                let hint = format!(
+                    "a batch is atomic within one tablet, and not all of its rows lie in tablet {} {}: \
+                     split the batch by tablet, or fetch the route again",
+                    tablet.id.0, tablet.range
+                );
+                ApiError::new(Reason::StaleRoute, hint).with("tablet", tablet.id.0)
+            }
+            Refusal::NotEnoughReplicas => ApiError::new(
+                Reason::NotEnoughReplicas,
+                "fewer copies are in sync than the write asked for; nothing was written: \
+                 wait for copies to return, or ask for fewer",
+            ),
+            Refusal::TokenTooOld => ApiError::new(
+                Reason::TokenTooOld,
+                "the token is older than the five minutes that tokens are remembered; it was not run now: \
+                 read the row to see whether the write took effect, or check the client's clock",
+            ),
+            Refusal::TokenFenced => ApiError::new(
+                Reason::TokenFenced,
+                "somebody asked for this token's outcome and was told that it never ran, so it never will: \
+                 write again under a new token",
+            ),
+            Refusal::Rejected(reject) => rejected(reject),
+        }
+    }
+}
+
+fn rejected(reject: Reject) -> ApiError {
+    match reject {
+        Reject::ReadAgain => {
+            ApiError::new(Reason::Overloaded, "the row changes faster than it can be read: try again")
+        }
+        Reject::ConditionFailed { op, actual } => {
+            let present = actual.map_or("there is no live version".to_owned(), |ts| {
+                format!("the live version has timestamp {}", ts.0)
+            });
+            let hint = format!(
+                "the condition of operation {op} does not hold ({present}); nothing was written: \
+                 read the row and decide anew"
+            );
+            let error = ApiError::new(Reason::ConditionFailed, hint).with("op", op);
+            match actual {
+                Some(ts) => error.with("actual_ts", ts.0),
+                None => error,
+            }
+        }
+        Reject::NotACounter { op } => {
+            let hint = format!(
+                "operation {op} adds to a row that is not a counter: delete the row first, or use another key"
+            );
+            ApiError::new(Reason::NotACounter, hint).with("op", op)
+        }
+        Reject::CounterOverflow { op, value } => {
+            let hint = format!(
+                "operation {op} leaves the range of a signed 64-bit counter, which is at {value}; nothing was written"
+            );
+            ApiError::new(Reason::CounterOverflow, hint).with("op", op).with("value", value)
+        }
+    }
+}
+
+fn undecided(outcome: v1::WriteOutcome, token: Token) -> v1::WriteResponse {
+    v1::WriteResponse {
+        outcome: outcome as i32,
+        token: Some(convert::token_to_wire(token)),
+        ..v1::WriteResponse::default()
+    }
+}
+
+/// A key by which the tablet of a batch is found; the kernel checks the others.
+fn first_key(ops: &[Op]) -> &[u8] {
+    match ops.first().map(|op| &op.action) {
+        Some(Action::Set { key, .. } | Action::Delete { key } | Action::Add { key, .. }) => key,
+        Some(Action::DeleteRange { from, .. }) => from,
+        None => &[],
+    }
+}
+
+fn check_level(level: AckLevel, table: &TableInfo) -> Result<AckLevel, ApiError> {
+    let AckLevel::Copies(copies) = level else { return Ok(level) };
+    let copies = u32::from(copies);
+    if copies > table.replicas || copies < table.min_in_sync {
+        let hint = format!(
+            "ack copies={copies} does not fit table {:?}: give {} to {}",
+            table.table.name, table.min_in_sync, table.replicas
+        );
+        return Err(ApiError::new(Reason::BadRequest, hint));
+    }
+    Ok(level)
+}
+
+/// A token from the future would outlive the window in which retries are recognised.
+fn check_token(token: Token) -> Result<Token, ApiError> {
+    let ahead_ms = token.issued_ms.saturating_sub(Clock::wall_ms());
+    if ahead_ms > TOKEN_CLOCK_SLACK_MS {
+        let hint = format!("the token was issued {ahead_ms} ms in the future: set the client's clock");
+        return Err(ApiError::new(Reason::BadRequest, hint));
+    }
+    Ok(token)
+}
+
+fn future_timestamp(at: Hlc, error: ClockError) -> ApiError {
+    let ahead_ms = match error {
+        ClockError::TooFarAhead { ahead_ms } => ahead_ms,
+        ClockError::BoundReached => 0,
+    };
+    let hint = format!("timestamp {} lies {ahead_ms} ms in the future: read at the present or before", at.0);
+    ApiError::new(Reason::TimestampOutOfRange, hint)
+}
+
+/// The answer to a read at `at` that found `version`.
+fn get_response(version: Option<Version>, at: Hlc) -> v1::GetResponse {
+    match version.filter(|version| version.is_live(at)) {
+        None => v1::GetResponse::default(),
+        Some(version) => {
+            let (value, counter) = body_to_wire(version.body);
+            v1::GetResponse { found: true, value, ts: version.ts.0, counter }
+        }
+    }
+}
+
+/// A row's value, and whether it is a counter.
+#[must_use]
+pub fn body_to_wire(body: Body) -> (bytes::Bytes, bool) {
+    match body {
+        Body::Tombstone => (bytes::Bytes::new(), false),
+        Body::Value(value) => (value, false),
+        Body::Counter(count) => (bytes::Bytes::copy_from_slice(&count.to_be_bytes()), true),
+    }
+}
+
+/// What a client is told of a store that cannot be read.
+#[must_use]
+pub fn store_error(error: StoreError) -> ApiError {
+    tracing::error!(%error, "a read failed");
+    let reason = match error {
+        StoreError::Corrupt { .. } => Reason::Corrupt,
+        StoreError::NewerFormat { .. } | StoreError::Engine { .. } => Reason::Internal,
+    };
+    ApiError::new(reason, format!("the row cannot be read: {error}"))
+}

@@ -1,0 +1,424 @@
+//! What a server must know before it reads a single row: its replicas and its bounds.
+//!
+//! A small RocksDB with its log on and every commit synced; everything in it is read once at
+//! start. A change that touches several records is one [`RegistryBatch`], all or nothing.
+//! Keys: `'r' · tablet (8 BE)`, `'h'` clock bound, `'l'` longest lease, `'g' · table (4 BE)`
+//! garbage floor. Values: a format byte, then borsh; worked bytes in `docs/formats.md`.
+//!
+//! Not here: the server's identity (a text file, [`crate::identity`]), table settings
+//! (metadata has them), anything per row.
+
+use crate::limits::{
+    EPOCHS_PER_REPLICA_MAX, REGISTRY_BLOCK_CACHE_BYTES, REGISTRY_FILES_OPEN_MAX, REGISTRY_WRITE_BUFFER_BYTES,
+};
+use borsh::{BorshDeserialize, BorshSerialize};
+use ebla_kernel::entry::LogEnd;
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::range::KeyRange;
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBRecoveryMode, ErrorKind, IteratorMode, Options, WriteBatch, WriteOptions,
+};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Version of the records' layout, the first byte of each.
+pub const REGISTRY_FORMAT: u8 = 1;
+
+const REPLICA: u8 = b'r';
+const HLC_BOUND: u8 = b'h';
+const LEASE_MS_MAX: u8 = b'l';
+const GC_FLOOR: u8 = b'g';
+
+/// What went wrong in the registry.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// Records that no version has written, or a broken file. The server starts as damaged.
+    #[error("the registry is damaged: {what}; rebuild this server's replicas from good copies")]
+    Damaged {
+        /// What was found.
+        what: String,
+    },
+    /// A newer version wrote a record.
+    #[error("a registry record has format {format}, this ebla knows {REGISTRY_FORMAT}: use a newer ebla")]
+    NewerFormat {
+        /// Its format.
+        format: u8,
+    },
+    /// A replica's record lists more terms than may be.
+    #[error(
+        "the record of {tablet} lists {epochs} epochs, the limit is {EPOCHS_PER_REPLICA_MAX}: purge its log"
+    )]
+    TooManyEpochs {
+        /// The tablet.
+        tablet: TabletId,
+        /// How many.
+        epochs: usize,
+    },
+    /// The disk failed. What the last commit did is unknown until the registry is opened
+    /// again: the process must end.
+    #[error("the registry failed to {tried}")]
+    Io {
+        /// What was tried.
+        tried: &'static str,
+        /// What the engine said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Where a replica stands in its life on this server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum ReplicaState {
+    /// It holds its rows and its log.
+    Active,
+    /// Metadata has removed it; its range is still to be cleared. Never becomes active again.
+    Tombstoned,
+    /// Removed and cleared; kept so that late messages for it create nothing.
+    Cleared,
+}
+
+/// A term and its first entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct EpochSpan {
+    /// The term.
+    pub epoch: Epoch,
+    /// Its first entry.
+    pub first: Seq,
+}
+
+/// One replica on this server.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct ReplicaRecord {
+    /// Its tablet.
+    pub tablet: TabletId,
+    /// The tablet's table.
+    pub table: TableId,
+    /// Its own id.
+    pub replica: ReplicaId,
+    /// The tablet's keys.
+    pub range: KeyRange,
+    /// Where it stands in its life.
+    pub state: ReplicaState,
+    /// It takes nothing of an epoch below this one (m5, m34).
+    pub promised_epoch: Epoch,
+    /// The terms of its log, rising.
+    pub epochs: Vec<EpochSpan>,
+    /// Everything up to here is durable in the store: replay begins after it.
+    pub flushed: LogEnd,
+    /// The first entry that must be in the log.
+    pub log_first: Seq,
+    /// Entries after this one are to be ignored: a cut that the log has not seen yet.
+    pub log_end_cut: Option<LogEnd>,
+    /// Its ancestry.
+    pub lineage: Lineage,
+    /// Version of the in-sync set that it knows.
+    pub config_version: ConfigVersion,
+    /// Live rows, about.
+    pub rows_estimate: u64,
+    /// Bytes of its rows, about.
+    pub bytes_estimate: u64,
+}
+
+/// Everything in a registry.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RegistryContent {
+    /// The replicas, those removed included.
+    pub replicas: BTreeMap<TabletId, ReplicaRecord>,
+    /// No timestamp above it was issued; the clock starts above it.
+    pub hlc_bound: Hlc,
+    /// The longest lease ever promised, in milliseconds (m21).
+    pub lease_ms_max: u64,
+    /// Garbage floor of each table.
+    pub gc_floors: BTreeMap<TableId, Hlc>,
+}
+
+/// Changes that become durable together or not at all.
+#[derive(Default)]
+pub struct RegistryBatch {
+    changes: WriteBatch,
+    refused: Option<RegistryError>,
+}
+
+impl RegistryBatch {
+    /// No change.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether there is nothing to commit.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.refused.is_none()
+    }
+
+    /// Puts the record of a replica.
+    pub fn put_replica(&mut self, record: &ReplicaRecord) -> &mut Self {
+        let (tablet, epochs) = (record.tablet, record.epochs.len());
+        if epochs > EPOCHS_PER_REPLICA_MAX {
+            self.refused = Some(RegistryError::TooManyEpochs { tablet, epochs });
+        }
+        self.changes.put(replica_key(tablet), encode(record));
+        self
+    }
+
+    /// Forgets a replica.
+    pub fn remove_replica(&mut self, tablet: TabletId) -> &mut Self {
+        self.changes.delete(replica_key(tablet));
+        self
+    }
+
+    /// Sets the bound of issued timestamps.
+    pub fn set_hlc_bound(&mut self, bound: Hlc) -> &mut Self {
+        self.changes.put([HLC_BOUND], encode(&bound));
+        self
+    }
+
+    /// Sets the longest lease ever promised.
+    pub fn set_lease_ms_max(&mut self, lease_ms: u64) -> &mut Self {
+        self.changes.put([LEASE_MS_MAX], encode(&lease_ms));
+        self
+    }
+
+    /// Sets the garbage floor of a table.
+    pub fn set_gc_floor(&mut self, table: TableId, floor: Hlc) -> &mut Self {
+        self.changes.put(gc_floor_key(table), encode(&floor));
+        self
+    }
+
+    /// Forgets the garbage floor of a table.
+    pub fn remove_gc_floor(&mut self, table: TableId) -> &mut Self {
+        self.changes.delete(gc_floor_key(table));
+        self
+    }
+}
+
+/// The registry of a server.
+pub struct Registry {
+    db: DB,
+}
+
+impl Registry {
+    /// Opens the registry in `dir`, creating it if there is none, and reads all of it.
+    ///
+    /// # Errors
+    /// `Damaged`, `NewerFormat` or `Io`.
+    pub fn open(dir: &Path) -> Result<(Self, RegistryContent), RegistryError> {
+        let db = DB::open(&db_options(), dir).map_err(|e| failed("open its directory", e))?;
+        let registry = Self { db };
+        let content = registry.read_all()?;
+        Ok((registry, content))
+    }
+
+    /// Makes all changes of `batch` durable, or none.
+    ///
+    /// # Errors
+    /// `TooManyEpochs`: nothing was written. `Io`: end the process.
+    pub fn commit(&self, batch: RegistryBatch) -> Result<(), RegistryError> {
+        if let Some(refused) = batch.refused {
+            return Err(refused);
+        }
+        if batch.changes.is_empty() {
+            return Ok(());
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.db.write_opt(batch.changes, &options).map_err(|e| failed("commit a batch", e))
+    }
+
+    fn read_all(&self) -> Result<RegistryContent, RegistryError> {
+        let mut content = RegistryContent::default();
+        for record in self.db.iterator(IteratorMode::Start) {
+            let (key, value) = record.map_err(|e| failed("read its records", e))?;
+            content.add(&key, &value)?;
+        }
+        Ok(content)
+    }
+}
+
+impl RegistryContent {
+    fn add(&mut self, key: &[u8], value: &[u8]) -> Result<(), RegistryError> {
+        match key.split_first() {
+            Some((&HLC_BOUND, [])) => self.hlc_bound = decode(value)?,
+            Some((&LEASE_MS_MAX, [])) => self.lease_ms_max = decode(value)?,
+            Some((&GC_FLOOR, table)) => {
+                let table = table.try_into().map_err(|_| unknown_key(key))?;
+                self.gc_floors.insert(TableId(u32::from_be_bytes(table)), decode(value)?);
+            }
+            Some((&REPLICA, tablet)) => {
+                let tablet = TabletId(u64::from_be_bytes(tablet.try_into().map_err(|_| unknown_key(key))?));
+                let record: ReplicaRecord = decode(value)?;
+                if record.tablet != tablet {
+                    return Err(unknown_key(key));
+                }
+                self.replicas.insert(tablet, record);
+            }
+            Some(_) | None => return Err(unknown_key(key)),
+        }
+        Ok(())
+    }
+}
+
+fn replica_key(tablet: TabletId) -> [u8; 9] {
+    let mut key = [REPLICA; 9];
+    key[1..].copy_from_slice(&tablet.0.to_be_bytes());
+    key
+}
+
+fn gc_floor_key(table: TableId) -> [u8; 5] {
+    let mut key = [GC_FLOOR; 5];
+    key[1..].copy_from_slice(&table.0.to_be_bytes());
+    key
+}
+
+fn encode<T: BorshSerialize>(record: &T) -> Vec<u8> {
+    let mut out = vec![REGISTRY_FORMAT];
+    record.serialize(&mut out).expect("writing to a vector does not fail");
+    out
+}
+
+fn decode<T: BorshDeserialize>(value: &[u8]) -> Result<T, RegistryError> {
+    match value.split_first() {
+        Some((&REGISTRY_FORMAT, record)) => borsh::from_slice(record)
+            .map_err(|error| RegistryError::Damaged { what: format!("malformed record: {error}") }),
+        Some((&format, _)) if format > REGISTRY_FORMAT => Err(RegistryError::NewerFormat { format }),
+        Some(_) | None => Err(RegistryError::Damaged { what: "record without a format".into() }),
+    }
+}
+
+fn unknown_key(key: &[u8]) -> RegistryError {
+    RegistryError::Damaged { what: format!("unknown key {}", key.escape_ascii()) }
+}
+
+fn db_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_paranoid_checks(true);
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_write_buffer_size(REGISTRY_WRITE_BUFFER_BYTES);
+    options.set_max_open_files(REGISTRY_FILES_OPEN_MAX);
+    options.set_keep_log_file_num(2);
+    options.set_stats_dump_period_sec(0);
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(REGISTRY_BLOCK_CACHE_BYTES));
+    options.set_block_based_table_factory(&table);
+    options
+}
+
+fn failed(tried: &'static str, source: rocksdb::Error) -> RegistryError {
+    match source.kind() {
+        ErrorKind::Corruption => RegistryError::Damaged { what: source.to_string() },
+        _ => RegistryError::Io { tried, source: source.into() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use ebla_kernel::ids::Pos;
+
+    fn replica(tablet: u64) -> ReplicaRecord {
+        ReplicaRecord {
+            tablet: TabletId(tablet),
+            table: TableId(2),
+            replica: ReplicaId(tablet + 1),
+            range: KeyRange::new(Bytes::from_static(b"a"), Some(Bytes::from_static(b"m"))).unwrap(),
+            state: ReplicaState::Active,
+            promised_epoch: Epoch(3),
+            epochs: vec![EpochSpan { epoch: Epoch(3), first: Seq(9) }],
+            flushed: LogEnd { pos: Pos::new(Epoch(3), Seq(12)), hash: 0xABCD, ts: Hlc(77) },
+            log_first: Seq(9),
+            log_end_cut: None,
+            lineage: Lineage(1),
+            config_version: ConfigVersion(4),
+            rows_estimate: 10,
+            bytes_estimate: 1_000,
+        }
+    }
+
+    #[test]
+    fn a_reopened_registry_holds_what_was_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, content) = Registry::open(dir.path()).unwrap();
+        assert_eq!(content, RegistryContent::default());
+        let mut batch = RegistryBatch::new();
+        batch.put_replica(&replica(5)).put_replica(&replica(6)).set_hlc_bound(Hlc(99));
+        batch.set_lease_ms_max(1_000).set_gc_floor(TableId(2), Hlc(4)).set_gc_floor(TableId(3), Hlc(5));
+        registry.commit(batch).unwrap();
+        let mut batch = RegistryBatch::new();
+        batch.remove_replica(TabletId(6)).remove_gc_floor(TableId(3));
+        registry.commit(batch).unwrap();
+        drop(registry);
+        let (_, content) = Registry::open(dir.path()).unwrap();
+        let wanted = RegistryContent {
+            replicas: BTreeMap::from([(TabletId(5), replica(5))]),
+            hlc_bound: Hlc(99),
+            lease_ms_max: 1_000,
+            gc_floors: BTreeMap::from([(TableId(2), Hlc(4))]),
+        };
+        assert_eq!(content, wanted);
+    }
+
+    #[test]
+    fn a_refused_batch_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, _) = Registry::open(dir.path()).unwrap();
+        let mut swollen = replica(5);
+        swollen.epochs = vec![swollen.epochs[0]; EPOCHS_PER_REPLICA_MAX + 1];
+        let mut batch = RegistryBatch::new();
+        batch.put_replica(&replica(4)).put_replica(&swollen);
+        assert!(matches!(registry.commit(batch), Err(RegistryError::TooManyEpochs { .. })));
+        assert_eq!(registry.read_all().unwrap(), RegistryContent::default());
+    }
+
+    #[test]
+    fn garbage_records_are_typed_errors() {
+        let wrong_key = encode(&replica(6));
+        let cases: [(&[u8], &[u8], bool); 8] = [
+            (b"r\0\0\0\0\0\0\0\x05", b"", false),
+            (b"r\0\0\0\0\0\0\0\x05", &[REGISTRY_FORMAT, 1, 2, 3], false),
+            (b"r\0\0\0\0\0\0\0\x05", &wrong_key, false),
+            (b"r\x05", &wrong_key, false),
+            (b"z", &[REGISTRY_FORMAT], false),
+            (b"g\x05", &encode(&Hlc(1)), false),
+            (b"h", &[0, 0], false),
+            (b"h", &[REGISTRY_FORMAT + 1, 0], true),
+        ];
+        for (key, value, is_newer) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let (registry, _) = Registry::open(dir.path()).unwrap();
+            registry.db.put(key, value).unwrap();
+            drop(registry);
+            match Registry::open(dir.path()).map(drop) {
+                Err(RegistryError::NewerFormat { .. }) => assert!(is_newer, "{key:?}"),
+                Err(RegistryError::Damaged { .. }) => assert!(!is_newer, "{key:?}"),
+                other => panic!("{key:?} gave {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn ten_thousand_replicas_load_fast() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, _) = Registry::open(dir.path()).unwrap();
+        let mut batch = RegistryBatch::new();
+        for tablet in 1..=10_000 {
+            batch.put_replica(&replica(tablet));
+        }
+        registry.commit(batch).unwrap();
+        drop(registry);
+        let started = std::time::Instant::now();
+        let (_, content) = Registry::open(dir.path()).unwrap();
+        assert_eq!(content.replicas.len(), 10_000);
+        assert!(started.elapsed().as_millis() < 1_000, "took {:?}", started.elapsed());
+    }
+
+    #[test]
+    fn worked_bytes_of_the_documentation() {
+        let text = include_str!("../../docs/formats.md");
+        crate::documented::check(text, "registry-replica-key", &replica_key(TabletId(5)));
+        crate::documented::check(text, "registry-replica", &encode(&replica(5)));
+        crate::documented::check(text, "registry-hlc-bound", &encode(&Hlc::new(1, 2)));
+    }
+}

@@ -1,0 +1,285 @@
+//! The coming and going of replicas: what metadata assigns, made so.
+//!
+//! `observed` is the directory, `intent` comes from the master; what differs is done, in an
+//! order that survives a crash anywhere: a record before the first promise, a tombstone
+//! before the first row is cleared, the record's end after the last.
+
+use crate::bootstrap::RecoveredReplica;
+use crate::error::Error;
+use crate::node::Node;
+use crate::oplog::Oplog;
+use crate::pipeline::{Appointed, Control};
+use crate::registry::{EpochSpan, ReplicaRecord, ReplicaState};
+use crate::replicas::Replicas;
+use crate::tablets::{Directory, HandleSpec, TabletHandle};
+use ebla_kernel::entry::LogEnd;
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::{ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::range::KeyRange;
+use ebla_kernel::range_tombstones::RangeTombstones;
+use ebla_kernel::tablet::token::TokenTable;
+use ebla_kernel::tablet::{Recovered, Tablet};
+use ebla_proto::convert;
+use ebla_proto::v1;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+/// The replicas of this server.
+pub struct ReplicaSet {
+    node: Arc<Node>,
+    replicas: Arc<Replicas>,
+    oplog: Arc<Oplog>,
+    incarnation: Incarnation,
+    /// Names rows in the row cache; a replica that comes anew gets a new one.
+    next_generation: AtomicU64,
+}
+
+impl ReplicaSet {
+    /// Takes the recovered replicas in: from now on they answer fences.
+    #[must_use]
+    pub fn new(
+        node: Arc<Node>,
+        replicas: Arc<Replicas>,
+        oplog: Arc<Oplog>,
+        incarnation: Incarnation,
+        recovered: Vec<RecoveredReplica>,
+    ) -> Self {
+        let set = Self { node, replicas, oplog, incarnation, next_generation: AtomicU64::new(1) };
+        let mut directory = Directory::default();
+        for replica in recovered {
+            set.node.clock.raise(replica.end.ts);
+            directory.insert(set.install(replica));
+        }
+        set.node.directory.store(Arc::new(directory));
+        set
+    }
+
+    /// Makes the assignments of a master so.
+    ///
+    /// # Errors
+    /// When the registry or a store fails: the server must end.
+    pub async fn assign(&self, assignments: v1::Assignments) -> Result<(), Error> {
+        let assigned: Vec<Assigned> = assignments.assignments.iter().filter_map(read_assignment).collect();
+        let directory = self.node.directory.load_full();
+        let mut gone: BTreeSet<TabletId> =
+            assignments.removed_tablet_ids.iter().copied().map(TabletId).collect();
+        if assignments.full {
+            let wanted: BTreeSet<TabletId> = assigned.iter().map(|assigned| assigned.tablet).collect();
+            gone.extend(directory.tablets().map(|tablet| tablet.id).filter(|id| !wanted.contains(id)));
+        }
+        gone.extend(assigned.iter().filter(|assigned| assigned.replaces(&directory)).map(|a| a.tablet));
+        gone.retain(|id| directory.tablet(*id).is_some());
+        if !gone.is_empty() {
+            self.remove(gone.into_iter().collect()).await?;
+        }
+        self.create(&assigned)?;
+        let appointed = assigned.into_iter().filter_map(|assigned| assigned.appointed(self.incarnation));
+        let appointed: Vec<_> = appointed.collect();
+        if !appointed.is_empty() {
+            let _ = self.node.sequencer.control.send(Control::Appoint(appointed));
+        }
+        Ok(())
+    }
+
+    /// Adds the replicas that are not here yet. A new one promises the present epoch (m23).
+    fn create(&self, assigned: &[Assigned]) -> Result<(), Error> {
+        let directory = self.node.directory.load_full();
+        let new: Vec<&Assigned> =
+            assigned.iter().filter(|assigned| directory.tablet(assigned.tablet).is_none()).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<ReplicaRecord> = new.iter().map(|assigned| assigned.new_record()).collect();
+        self.replicas.put(records.clone())?;
+        let mut directory = Directory::clone(&directory);
+        for record in records {
+            directory.insert(self.install(RecoveredReplica {
+                end: LogEnd::default(),
+                epochs: Vec::new(),
+                tokens: TokenTable::default(),
+                tombstones: RangeTombstones::new(),
+                record,
+            }));
+        }
+        info!(replicas = new.len(), "created replicas");
+        self.node.directory.store(Arc::new(directory));
+        Ok(())
+    }
+
+    fn install(&self, replica: RecoveredReplica) -> Arc<TabletHandle> {
+        let RecoveredReplica { record, end, epochs, tokens, tombstones } = replica;
+        let handle = Arc::new(TabletHandle::new(HandleSpec {
+            id: record.tablet,
+            table: record.table,
+            range: record.range.clone(),
+            replica: record.replica,
+            generation: self.next_generation.fetch_add(1, Ordering::Relaxed),
+            tombstones,
+            applied: end,
+        }));
+        handle.size.set(record.rows_estimate, record.bytes_estimate);
+        // Entries above the flushed position were replayed without being counted.
+        handle.size.is_stale.store(end.pos.seq > record.flushed.pos.seq, Ordering::Relaxed);
+        handle.size.has_garbage.store(end.pos.seq > Seq(0), Ordering::Relaxed);
+        let tablet = Tablet::new(Recovered {
+            id: record.tablet,
+            replica: record.replica,
+            incarnation: self.incarnation,
+            range: record.range,
+            promised: record.promised_epoch,
+            epochs: epochs.iter().map(|span| (span.epoch, span.first)).collect(),
+            end,
+            tokens,
+        });
+        let _ = self.node.sequencer.control.send(Control::Install(Box::new(tablet), Arc::clone(&handle)));
+        handle
+    }
+
+    /// Lets replicas go for good: tombstone, then log and rows, then the record.
+    async fn remove(&self, tablets: Vec<TabletId>) -> Result<(), Error> {
+        info!(replicas = tablets.len(), "removing replicas");
+        let mut directory = Directory::clone(&self.node.directory.load());
+        let handles: Vec<_> = tablets.iter().filter_map(|id| directory.remove(*id)).collect();
+        for handle in &handles {
+            handle.set_serving(None);
+        }
+        self.node.directory.store(Arc::new(directory));
+        for id in &tablets {
+            let (done, drained) = oneshot::channel();
+            let _ = self.node.sequencer.control.send(Control::Remove(*id, done));
+            let _ = drained.await;
+        }
+        self.replicas.tombstone(&tablets)?;
+        let ranges = handles.iter().map(|handle| (handle.table, handle.range.clone())).collect();
+        let (node, replicas, oplog) =
+            (Arc::clone(&self.node), Arc::clone(&self.replicas), Arc::clone(&self.oplog));
+        let cleared = tokio::task::spawn_blocking(move || clear(&node, &replicas, &oplog, ranges, &tablets));
+        cleared
+            .await
+            .unwrap_or_else(|error| Err(Error::Fatal { what: format!("removal of replicas ({error})") }))
+    }
+
+    /// Ends removals that a crash cut short.
+    ///
+    /// # Errors
+    /// As the stores say.
+    pub fn finish_removals(&self, records: &[ReplicaRecord]) -> Result<(), Error> {
+        let gone: Vec<_> = records.iter().filter(|record| record.state == ReplicaState::Tombstoned).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let ranges = gone.iter().map(|record| (record.table, record.range.clone())).collect();
+        let tablets: Vec<TabletId> = gone.iter().map(|record| record.tablet).collect();
+        clear(&self.node, &self.replicas, &self.oplog, ranges, &tablets)
+    }
+}
+
+/// Clears rows and logs of replicas that are tombstoned, neighbours as one range.
+fn clear(
+    node: &Node,
+    replicas: &Replicas,
+    oplog: &Oplog,
+    ranges: Vec<(TableId, KeyRange)>,
+    tablets: &[TabletId],
+) -> Result<(), Error> {
+    oplog.remove(tablets)?;
+    for (table, range) in joined(ranges) {
+        node.reader.store.clear_range(table, &range)?;
+    }
+    replicas.forget(tablets)?;
+    Ok(())
+}
+
+/// Joins ranges that touch: a dropped table of many tablets is cleared at once.
+fn joined(mut ranges: Vec<(TableId, KeyRange)>) -> Vec<(TableId, KeyRange)> {
+    ranges.sort();
+    let mut out: Vec<(TableId, KeyRange)> = Vec::new();
+    for (table, range) in ranges {
+        match out.last_mut() {
+            Some((last_table, last)) if *last_table == table && last.is_followed_by(&range) => {
+                *last = KeyRange::new(last.start().clone(), range.end().cloned())
+                    .expect("two ranges that touch make a range");
+            }
+            Some(_) | None => out.push((table, range)),
+        }
+    }
+    out
+}
+
+/// An assignment in kernel types.
+struct Assigned {
+    tablet: TabletId,
+    table: TableId,
+    replica: ReplicaId,
+    range: KeyRange,
+    epoch: Epoch,
+    leads: bool,
+    in_sync: BTreeSet<ReplicaId>,
+    min_in_sync: u8,
+    lineage: Lineage,
+    config_version: ConfigVersion,
+}
+
+impl Assigned {
+    /// Another copy of the tablet is here, which this one takes the place of.
+    fn replaces(&self, directory: &Directory) -> bool {
+        directory.tablet(self.tablet).is_some_and(|known| known.replica != self.replica)
+    }
+
+    fn new_record(&self) -> ReplicaRecord {
+        ReplicaRecord {
+            tablet: self.tablet,
+            table: self.table,
+            replica: self.replica,
+            range: self.range.clone(),
+            state: ReplicaState::Active,
+            promised_epoch: self.epoch,
+            epochs: Vec::<EpochSpan>::new(),
+            flushed: LogEnd::default(),
+            log_first: Seq(1),
+            log_end_cut: None,
+            lineage: self.lineage,
+            config_version: self.config_version,
+            rows_estimate: 0,
+            bytes_estimate: 0,
+        }
+    }
+
+    fn appointed(self, incarnation: Incarnation) -> Option<(TabletId, Appointed)> {
+        let Self { tablet, replica, epoch, leads, in_sync, min_in_sync, .. } = self;
+        leads.then_some((tablet, Appointed { epoch, replica, incarnation, in_sync, min_in_sync }))
+    }
+}
+
+/// Reads an assignment; one that makes no sense is left out and said.
+fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
+    let (tablet, table) = (wire.tablet.as_ref()?, wire.table.as_ref()?);
+    let Ok(range) = convert::tablet_range(tablet) else {
+        warn!(tablet = tablet.id, "an assignment with an inverted range is ignored");
+        return None;
+    };
+    let in_sync = tablet.replicas.iter().filter(|replica| replica.in_sync);
+    let min_in_sync = table.spec.map_or(1, |spec| spec.min_in_sync);
+    Some(Assigned {
+        tablet: TabletId(tablet.id),
+        table: TableId(table.id),
+        replica: ReplicaId(wire.replica_id),
+        range,
+        epoch: Epoch(tablet.epoch),
+        leads: wire.leads,
+        in_sync: in_sync.map(|replica| ReplicaId(replica.replica_id)).collect(),
+        min_in_sync: u8::try_from(min_in_sync).unwrap_or(u8::MAX).max(1),
+        lineage: Lineage(tablet.lineage),
+        config_version: ConfigVersion(tablet.config_version),
+    })
+}
+
+/// A floor for this server's clock out of the assignments, so that nothing is issued below
+/// what metadata has seen.
+#[must_use]
+pub fn clock_floor(assignments: &v1::Assignments) -> Hlc {
+    Hlc(assignments.assignments.iter().map(|assignment| assignment.appointed_ts).max().unwrap_or(0))
+}

@@ -1,0 +1,154 @@
+//! The registry's records of this server's replicas: one owner for all who change them.
+//!
+//! Promises, flushed positions and the coming and going of replicas are rare and never on a
+//! request's way, so one lock over record and commit keeps them in order.
+
+use crate::registry::{EpochSpan, Registry, RegistryBatch, RegistryError, ReplicaRecord, ReplicaState};
+use ebla_kernel::entry::LogEnd;
+use ebla_kernel::ids::{Epoch, Seq, TabletId};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// The records of all replicas.
+pub struct Replicas {
+    registry: Arc<Registry>,
+    records: Mutex<BTreeMap<TabletId, ReplicaRecord>>,
+}
+
+/// What a flush made durable of one tablet.
+pub struct Flushed {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// Everything up to here is on disk.
+    pub end: LogEnd,
+    /// Live rows, about.
+    pub rows: u64,
+    /// Their bytes, about.
+    pub bytes: u64,
+}
+
+impl Replicas {
+    /// The records as they were found at start.
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, records: BTreeMap<TabletId, ReplicaRecord>) -> Self {
+        Self { registry, records: Mutex::new(records) }
+    }
+
+    /// The record of a tablet.
+    #[must_use]
+    pub fn get(&self, tablet: TabletId) -> Option<ReplicaRecord> {
+        self.lock().get(&tablet).cloned()
+    }
+
+    /// Adds records, or replaces them.
+    ///
+    /// # Errors
+    /// When they are not durable.
+    pub fn put(&self, new: Vec<ReplicaRecord>) -> Result<(), RegistryError> {
+        self.change(|records, touched| {
+            for record in new {
+                touched.push(record.tablet);
+                records.insert(record.tablet, record);
+            }
+        })
+    }
+
+    /// Stores promises: nothing below them is accepted any more.
+    ///
+    /// # Errors
+    /// When they are not durable; they must not be acted on.
+    pub fn promise(&self, promises: &[(TabletId, Epoch)]) -> Result<(), RegistryError> {
+        self.change(|records, touched| {
+            for (tablet, epoch) in promises {
+                if let Some(record) = records.get_mut(tablet) {
+                    record.promised_epoch = record.promised_epoch.max(*epoch);
+                    touched.push(*tablet);
+                }
+            }
+        })
+    }
+
+    /// Stores what a flush that has returned made durable.
+    ///
+    /// # Errors
+    /// When it is not stored; nothing may be purged on the strength of it.
+    pub fn flushed(&self, flushed: &[Flushed]) -> Result<(), RegistryError> {
+        self.change(|records, touched| {
+            for Flushed { tablet, end, rows, bytes } in flushed {
+                if let Some(record) = records.get_mut(tablet) {
+                    note_epoch(&mut record.epochs, end);
+                    record.flushed = *end;
+                    record.rows_estimate = *rows;
+                    record.bytes_estimate = *bytes;
+                    touched.push(*tablet);
+                }
+            }
+        })
+    }
+
+    /// Marks replicas as gone: their rows are to be cleared, and they never come back.
+    ///
+    /// # Errors
+    /// When the marks are not durable.
+    pub fn tombstone(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
+        self.change(|records, touched| {
+            for tablet in tablets {
+                if let Some(record) = records.get_mut(tablet) {
+                    record.state = ReplicaState::Tombstoned;
+                    touched.push(*tablet);
+                }
+            }
+        })
+    }
+
+    /// Forgets replicas whose rows are cleared.
+    ///
+    /// # Errors
+    /// When that is not durable; they are cleared again at the next start.
+    pub fn forget(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
+        let mut records = self.lock();
+        let mut batch = RegistryBatch::new();
+        for tablet in tablets {
+            batch.remove_replica(*tablet);
+        }
+        self.registry.commit(batch)?;
+        records.retain(|tablet, _| !tablets.contains(tablet));
+        Ok(())
+    }
+
+    /// Changes a copy, makes it durable, and only then takes it for true.
+    fn change(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<TabletId, ReplicaRecord>, &mut Vec<TabletId>),
+    ) -> Result<(), RegistryError> {
+        let mut records = self.lock();
+        let mut changed = records.clone();
+        let mut touched = Vec::new();
+        change(&mut changed, &mut touched);
+        let mut batch = RegistryBatch::new();
+        for record in touched.iter().filter_map(|tablet| changed.get(tablet)) {
+            batch.put_replica(record);
+        }
+        if !batch.is_empty() {
+            self.registry.commit(batch)?;
+        }
+        *records = changed;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TabletId, ReplicaRecord>> {
+        self.records.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// The list of epochs must outlive the log entries that began them. With one copy nobody
+/// compares lists; the last epoch is what an election asks for.
+fn note_epoch(epochs: &mut Vec<EpochSpan>, end: &LogEnd) {
+    let known = epochs.last().is_some_and(|span| span.epoch >= end.pos.epoch);
+    if !known {
+        let first = epochs.last().map_or(Seq(1), |_| end.pos.seq);
+        epochs.push(EpochSpan { epoch: end.pos.epoch, first });
+    }
+    let excess = epochs.len().saturating_sub(crate::limits::EPOCHS_KEPT);
+    epochs.drain(..excess);
+}

@@ -1,0 +1,369 @@
+//! A tablet server from start to stop.
+
+use crate::bootstrap::{self, Opened};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::disk::DiskGauge;
+use crate::error::Error;
+use crate::flusher::Flusher;
+use crate::identity::DataDir;
+use crate::janitor::Janitor;
+use crate::limits;
+use crate::master_link::{self, Link, Masters, Registration, forward_outward, open_session};
+use crate::node::{Node, TokenMaker};
+use crate::oplog::Oplog;
+use crate::pipeline::{Apply, Control, Log, Outward, Sequencer, SequencerHandle};
+use crate::read::Reader;
+use crate::replica_set::ReplicaSet;
+use crate::replicas::Replicas;
+use crate::routes::RouteCache;
+use crate::service::{Kv, Route};
+use crate::store::Store;
+use crate::store::cache::RowCache;
+use crate::store::gc::ReadPins;
+use arc_swap::ArcSwap;
+use crossbeam::channel;
+use ebla_kernel::ids::Incarnation;
+use ebla_proto::v1::kv_service_server::KvServiceServer;
+use ebla_proto::v1::route_service_server::RouteServiceServer;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::TcpListenerStream;
+use tracing::{error, info, warn};
+
+/// A running tablet server.
+pub struct TabletServer {
+    address: SocketAddr,
+    node: Arc<Node>,
+    registered: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+    /// Tells the gRPC server and the tasks to end.
+    ending: watch::Sender<bool>,
+    failed: Arc<Failure>,
+    threads: Vec<JoinHandle<()>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// The first reason for which the server must end.
+#[derive(Default)]
+struct Failure {
+    first: Mutex<Option<Error>>,
+    told: tokio::sync::Notify,
+}
+
+impl Failure {
+    fn report(&self, error: Error) {
+        error!(error = &error as &dyn std::error::Error, "the server must end");
+        self.first.lock().expect("no holder of this lock panics").get_or_insert(error);
+        self.told.notify_one();
+    }
+}
+
+impl TabletServer {
+    /// Opens the data directory, replays the log, listens, and registers with the masters in
+    /// the background.
+    ///
+    /// # Errors
+    /// When the directory cannot be used or the address cannot be listened on.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        let listen_error = |source| Error::Listen { listen: config.listen.clone(), source };
+        let listener = TcpListener::bind(&config.listen).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let opening = config.clone();
+        let opened = tokio::task::spawn_blocking(move || bootstrap::open(&opening))
+            .await
+            .map_err(|error| Error::Fatal { what: format!("recovery ({error})") })??;
+        Ok(Self::run(config, opened, listener, address))
+    }
+
+    fn run(config: Config, opened: Opened, listener: TcpListener, address: SocketAddr) -> Self {
+        let failed = Arc::new(Failure::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ending, ended) = watch::channel(false);
+        let replicas = Arc::new(Replicas::new(Arc::clone(&opened.registry), opened.records.clone()));
+        let (node, outward, mut threads) = start_pipeline(&config, &opened, &failed);
+        threads.extend(start_upkeep(&config, &opened.oplog, &node, &replicas, &stop, &failed));
+        let mut server = Self {
+            address,
+            node: Arc::clone(&node),
+            registered: Arc::default(),
+            stop,
+            ending,
+            failed: Arc::clone(&failed),
+            threads,
+            tasks: Vec::new(),
+        };
+        server.spawn(ended.clone(), serve(Arc::clone(&node), listener, ended));
+        let masters = Arc::new(Masters::new(config.masters.clone()));
+        let ended = server.ending.subscribe();
+        let watching = master_link::watch_routes(Arc::clone(&masters), Arc::clone(&node));
+        server.spawn(ended.clone(), async move {
+            watching.await;
+            Ok(())
+        });
+        let linking = link(Linking {
+            address: advertised(&config, address),
+            config,
+            masters,
+            node,
+            replicas,
+            opened,
+            outward,
+            registered: Arc::clone(&server.registered),
+        });
+        server.spawn(ended, linking);
+        server
+    }
+
+    /// Runs a part of the server until it ends or the server does.
+    fn spawn(
+        &mut self,
+        mut ended: watch::Receiver<bool>,
+        part: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) {
+        let failed = Arc::clone(&self.failed);
+        self.tasks.push(tokio::spawn(async move {
+            tokio::select! {
+                result = part => if let Err(error) = result {
+                    failed.report(error);
+                },
+                _ = ended.wait_for(|ended| *ended) => {}
+            }
+        }));
+    }
+
+    /// Where the server listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Registered, and every tablet that it should lead serves.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.registered.load(Ordering::Relaxed)
+            && self.node.routes.now().version > 0
+            && self.node.directory.load().tablets().all(|tablet| tablet.serving().is_some())
+    }
+
+    /// Resolves when the server must end, with the reason.
+    pub async fn failed(&self) -> Error {
+        loop {
+            self.failed.told.notified().await;
+            if let Some(error) = self.failed.first.lock().expect("no holder of this lock panics").take() {
+                return error;
+            }
+        }
+    }
+
+    /// Stops cleanly: takes no new writes, finishes what is in flight, flushes, closes.
+    ///
+    /// # Errors
+    /// When what is in flight cannot be finished in time; nothing acknowledged is lost.
+    pub async fn stop(self) -> Result<(), Error> {
+        self.node.draining.store(true, Ordering::Relaxed);
+        let (done, drained) = oneshot::channel();
+        let _ = self.node.sequencer.control.send(Control::StepDown(done));
+        if tokio::time::timeout(limits::DRAIN_TIMEOUT, drained).await.is_err() {
+            warn!("writes in flight did not end in time; the next start replays them");
+        }
+        let _ = self.ending.send(true);
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            let _ = tokio::time::timeout(limits::DRAIN_TIMEOUT, task).await;
+        }
+        let _ = self.node.sequencer.control.send(Control::Stop);
+        let threads = self.threads;
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().map(JoinHandle::join).all(|joined| joined.is_ok())
+        });
+        match joined.await {
+            Ok(true) => {
+                info!("stopped cleanly");
+                Ok(())
+            }
+            Ok(false) | Err(_) => Err(Error::Fatal { what: "shutdown".to_owned() }),
+        }
+    }
+}
+
+/// The three threads of the commit pipeline, and what is around them.
+fn start_pipeline(
+    config: &Config,
+    opened: &Opened,
+    failed: &Arc<Failure>,
+) -> (Arc<Node>, mpsc::UnboundedReceiver<Outward>, Vec<JoinHandle<()>>) {
+    let clock = Arc::new(Clock::new(Arc::clone(&opened.registry), opened.hlc_bound));
+    let cache = Arc::new(RowCache::new(config.row_cache_bytes));
+    let store: Arc<dyn Store> = Arc::clone(&opened.store) as Arc<dyn Store>;
+    let (requests, asked) = channel::bounded(limits::REQUESTS_WAITING_MAX);
+    let (control, told) = channel::unbounded();
+    // No queue before the log: a group grows in the sequencer until the log takes it.
+    let (groups, to_log) = channel::bounded(0);
+    let (durable, to_apply) = channel::bounded(1);
+    let (outward, outward_messages) = mpsc::unbounded_channel();
+    let sequencer = Sequencer::new(asked, told, groups, outward, Arc::clone(&clock));
+    let log = Log { groups: to_log, durable, control: control.clone(), oplog: Arc::clone(&opened.oplog) };
+    let apply = Apply {
+        durable: to_apply,
+        control: control.clone(),
+        store: Arc::clone(&store),
+        cache: Arc::clone(&cache),
+    };
+    let threads = vec![
+        spawn_thread("sequencer", failed, move || {
+            sequencer.run();
+            Ok(())
+        }),
+        spawn_thread("log", failed, move || log.run().map_err(Error::from)),
+        spawn_thread("apply", failed, move || apply.run().map_err(Error::from)),
+    ];
+    let node = Arc::new(Node {
+        reader: Reader { store, cache, clock: Arc::clone(&clock) },
+        clock,
+        directory: ArcSwap::default(),
+        routes: RouteCache::default(),
+        floors: Arc::clone(&opened.floors),
+        pins: ReadPins::new(),
+        sequencer: SequencerHandle { requests, control },
+        disk: DiskGauge::new(&config.data_dir),
+        draining: AtomicBool::new(false),
+        tokens: TokenMaker::default(),
+    });
+    (node, outward_messages, threads)
+}
+
+/// The threads that look after the stores.
+fn start_upkeep(
+    config: &Config,
+    oplog: &Arc<Oplog>,
+    node: &Arc<Node>,
+    replicas: &Arc<Replicas>,
+    stop: &Arc<AtomicBool>,
+    failed: &Arc<Failure>,
+) -> Vec<JoinHandle<()>> {
+    let flusher = Flusher {
+        node: Arc::clone(node),
+        replicas: Arc::clone(replicas),
+        oplog: Arc::clone(oplog),
+        memtable_bytes: (config.write_buffer_bytes as u64) / 4 * 3,
+        interval: config.flush_interval,
+        oplog_bytes_max: config.oplog_bytes_max,
+        stop: Arc::clone(stop),
+    };
+    let janitor = Janitor { node: Arc::clone(node), gc_interval: config.gc_interval, stop: Arc::clone(stop) };
+    vec![
+        spawn_thread("flusher", failed, move || flusher.run()),
+        spawn_thread("janitor", failed, move || {
+            janitor.run();
+            Ok(())
+        }),
+    ]
+}
+
+/// A named thread whose failure or panic ends the server.
+fn spawn_thread(
+    name: &'static str,
+    failed: &Arc<Failure>,
+    body: impl FnOnce() -> Result<(), Error> + Send + 'static,
+) -> JoinHandle<()> {
+    let failed = Arc::clone(failed);
+    let guarded = move || match std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => failed.report(error),
+        Err(_) => failed.report(Error::Fatal { what: format!("{name} thread") }),
+    };
+    let builder = std::thread::Builder::new().name(format!("ebla-{name}"));
+    builder.spawn(guarded).expect("the system gives a thread")
+}
+
+/// The gRPC server.
+async fn serve(
+    node: Arc<Node>,
+    listener: TcpListener,
+    mut ended: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<KvServiceServer<Kv>>().await;
+    health.set_serving::<RouteServiceServer<Route>>().await;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(ebla_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let bad_descriptors = |error| Error::Fatal { what: format!("reflection ({error})") };
+    let kv = KvServiceServer::new(Kv { node: Arc::clone(&node) })
+        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+    let route = RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+    tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
+        .add_service(kv)
+        .add_service(route)
+        .add_service(health_service)
+        .add_service(reflection().build_v1().map_err(bad_descriptors)?)
+        .add_service(reflection().build_v1alpha().map_err(bad_descriptors)?)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+            let _ = ended.wait_for(|ended| *ended).await;
+        })
+        .await?;
+    Ok(())
+}
+
+/// What the link to the masters begins with.
+struct Linking {
+    config: Config,
+    address: String,
+    masters: Arc<Masters>,
+    node: Arc<Node>,
+    replicas: Arc<Replicas>,
+    opened: Opened,
+    outward: mpsc::UnboundedReceiver<Outward>,
+    registered: Arc<AtomicBool>,
+}
+
+async fn link(linking: Linking) -> Result<(), Error> {
+    let Linking { config, address, masters, node, replicas, opened, outward, registered } = linking;
+    let boot_id = uuid::Uuid::now_v7().as_u64_pair().1;
+    let registration = Registration { address, zone: config.zone, boot_id };
+    let dir: Arc<Mutex<DataDir>> = Arc::new(Mutex::new(opened.dir));
+    let session = open_session(&masters, &registration, &dir).await?;
+    let incarnation = Incarnation(session.registered.incarnation);
+    info!(server = session.registered.server_id, %incarnation, "registered");
+    let (reports, reports_received) = mpsc::unbounded_channel();
+    let set =
+        ReplicaSet::new(Arc::clone(&node), Arc::clone(&replicas), opened.oplog, incarnation, opened.replicas);
+    set.finish_removals(&opened.records.into_values().collect::<Vec<_>>())?;
+    registered.store(true, Ordering::Relaxed);
+    let forwarding = forward_outward(outward, replicas, node.sequencer.clone(), reports);
+    let link = Link {
+        masters,
+        registration,
+        dir,
+        node,
+        set,
+        incarnation,
+        reports: reports_received,
+        told: HashMap::new(),
+    };
+    tokio::select! {
+        result = link.run(session) => result,
+        result = forwarding => result,
+    }
+}
+
+/// The address that clients are told: the configured host with the port that was bound.
+fn advertised(config: &Config, bound: SocketAddr) -> String {
+    match config.listen.rsplit_once(':') {
+        Some((host, _)) if !host.is_empty() && host != "0.0.0.0" && host != "[::]" => {
+            format!("{host}:{}", bound.port())
+        }
+        Some(_) | None => bound.to_string(),
+    }
+}

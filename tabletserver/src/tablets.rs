@@ -1,0 +1,246 @@
+//! The tablets of this server as readers see them.
+//!
+//! A [`TabletHandle`] is what a request task needs of a replica without asking its core:
+//! whether it serves, how far it is applied, its range tombstones, its counts. The core's
+//! shell writes it, readers only look. The [`Directory`] finds the handle of a key; it is
+//! replaced as a whole when the set of replicas changes.
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use ebla_kernel::entry::LogEnd;
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::{Epoch, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::op::Version;
+use ebla_kernel::range::KeyRange;
+use ebla_kernel::range_tombstones::RangeTombstones;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// One replica as readers see it.
+pub struct TabletHandle {
+    /// The tablet.
+    pub id: TabletId,
+    /// Its table.
+    pub table: TableId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// Its copy here.
+    pub replica: ReplicaId,
+    /// Names its rows in the row cache.
+    pub generation: u64,
+    /// Its range tombstones, applied ones only.
+    pub tombstones: ArcSwap<RangeTombstones>,
+    /// What the last count and the writes since say of its size.
+    pub size: Size,
+    serving: AtomicU64,
+    applied_seq: AtomicU64,
+    applied_ts: AtomicU64,
+    applied_end: Mutex<LogEnd>,
+}
+
+/// Rows and bytes of a tablet: counted now and then, adjusted by each write between counts.
+#[derive(Default)]
+pub struct Size {
+    /// Live rows.
+    pub rows: AtomicU64,
+    /// Bytes of keys and newest values.
+    pub bytes: AtomicU64,
+    /// Written since the last count.
+    pub is_stale: AtomicBool,
+    /// Holds versions that garbage collection may remove.
+    pub has_garbage: AtomicBool,
+}
+
+impl Size {
+    /// Notes a version that was put.
+    pub fn put(&self, is_row: bool, bytes: usize) {
+        if is_row {
+            self.rows.fetch_add(1, Ordering::Relaxed);
+            self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        self.is_stale.store(true, Ordering::Relaxed);
+        self.has_garbage.store(true, Ordering::Relaxed);
+    }
+
+    /// Replaces the numbers by a count.
+    pub fn set(&self, rows: u64, bytes: u64) {
+        self.rows.store(rows, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Rows and bytes.
+    #[must_use]
+    pub fn get(&self) -> (u64, u64) {
+        (self.rows.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+/// What a handle begins with.
+pub struct HandleSpec {
+    /// The tablet.
+    pub id: TabletId,
+    /// Its table.
+    pub table: TableId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// Its copy here.
+    pub replica: ReplicaId,
+    /// Names its rows in the row cache.
+    pub generation: u64,
+    /// Its range tombstones.
+    pub tombstones: RangeTombstones,
+    /// Everything up to here is applied.
+    pub applied: LogEnd,
+}
+
+impl TabletHandle {
+    /// A replica that does not serve yet.
+    #[must_use]
+    pub fn new(spec: HandleSpec) -> Self {
+        Self {
+            id: spec.id,
+            table: spec.table,
+            range: spec.range,
+            replica: spec.replica,
+            generation: spec.generation,
+            tombstones: ArcSwap::from_pointee(spec.tombstones),
+            size: Size::default(),
+            serving: AtomicU64::new(0),
+            applied_seq: AtomicU64::new(spec.applied.pos.seq.0),
+            applied_ts: AtomicU64::new(spec.applied.ts.0),
+            applied_end: Mutex::new(spec.applied),
+        }
+    }
+
+    /// The epoch that this replica leads and serves.
+    #[must_use]
+    pub fn serving(&self) -> Option<Epoch> {
+        Some(Epoch(self.serving.load(Ordering::Acquire))).filter(|epoch| epoch.0 > 0)
+    }
+
+    /// Opens or closes the replica to requests.
+    pub fn set_serving(&self, epoch: Option<Epoch>) {
+        self.serving.store(epoch.map_or(0, |epoch| epoch.0), Ordering::Release);
+    }
+
+    /// Everything up to here is in the store.
+    #[must_use]
+    pub fn applied_seq(&self) -> Seq {
+        Seq(self.applied_seq.load(Ordering::Acquire))
+    }
+
+    /// Every version up to here is in the store.
+    #[must_use]
+    pub fn applied_ts(&self) -> Hlc {
+        Hlc(self.applied_ts.load(Ordering::Acquire))
+    }
+
+    /// The last applied entry.
+    #[must_use]
+    pub fn applied_end(&self) -> LogEnd {
+        *self.applied_end.lock().expect("no holder of this lock panics")
+    }
+
+    /// Publishes that everything up to `end` is in the store.
+    pub fn set_applied(&self, end: LogEnd) {
+        *self.applied_end.lock().expect("no holder of this lock panics") = end;
+        self.applied_ts.store(end.ts.0, Ordering::Release);
+        self.applied_seq.store(end.pos.seq.0, Ordering::Release);
+    }
+
+    /// `version` of `key` as a read at `at` sees it, range tombstones counted in.
+    #[must_use]
+    pub fn uncovered(&self, key: &[u8], version: Option<Version>, at: Hlc) -> Option<Version> {
+        let tombstones = self.tombstones.load();
+        let version = version?;
+        let covered = tombstones.newest_covering(key, at).is_some_and(|ts| ts > version.ts);
+        (!covered).then_some(version)
+    }
+}
+
+/// One table's replicas here, by first key.
+#[derive(Clone, Default)]
+pub struct TableTablets {
+    by_start: BTreeMap<Bytes, Arc<TabletHandle>>,
+}
+
+impl TableTablets {
+    /// The replica whose range holds `key`.
+    #[must_use]
+    pub fn find(&self, key: &[u8]) -> Option<&Arc<TabletHandle>> {
+        let upto = (std::ops::Bound::Unbounded, std::ops::Bound::Included(key));
+        let (_, handle) = self.by_start.range::<[u8], _>(upto).next_back()?;
+        handle.range.contains(key).then_some(handle)
+    }
+
+    /// The replica that holds the greatest key below `key`; without `key`, the last one.
+    #[must_use]
+    pub fn find_below(&self, key: Option<&[u8]>) -> Option<&Arc<TabletHandle>> {
+        let upper = key.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let (_, handle) = self.by_start.range::<[u8], _>((std::ops::Bound::Unbounded, upper)).next_back()?;
+        let reaches = match (key, handle.range.end()) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            (Some(key), Some(end)) => key <= &end[..],
+        };
+        reaches.then_some(handle)
+    }
+}
+
+/// All replicas of this server.
+#[derive(Clone, Default)]
+pub struct Directory {
+    by_id: HashMap<TabletId, Arc<TabletHandle>>,
+    by_table: HashMap<TableId, TableTablets>,
+}
+
+impl Directory {
+    /// The replica of a tablet.
+    #[must_use]
+    pub fn tablet(&self, id: TabletId) -> Option<&Arc<TabletHandle>> {
+        self.by_id.get(&id)
+    }
+
+    /// The replicas of a table.
+    #[must_use]
+    pub fn table(&self, id: TableId) -> Option<&TableTablets> {
+        self.by_table.get(&id)
+    }
+
+    /// Every replica, in no order.
+    pub fn tablets(&self) -> impl Iterator<Item = &Arc<TabletHandle>> {
+        self.by_id.values()
+    }
+
+    /// How many replicas there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// Adds a replica.
+    pub fn insert(&mut self, handle: Arc<TabletHandle>) {
+        let tablets = self.by_table.entry(handle.table).or_default();
+        tablets.by_start.insert(handle.range.start().clone(), Arc::clone(&handle));
+        self.by_id.insert(handle.id, handle);
+    }
+
+    /// Takes a replica out.
+    pub fn remove(&mut self, id: TabletId) -> Option<Arc<TabletHandle>> {
+        let handle = self.by_id.remove(&id)?;
+        if let Some(tablets) = self.by_table.get_mut(&handle.table) {
+            tablets.by_start.remove(handle.range.start());
+            if tablets.by_start.is_empty() {
+                self.by_table.remove(&handle.table);
+            }
+        }
+        Some(handle)
+    }
+}
