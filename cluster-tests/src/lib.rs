@@ -1,12 +1,12 @@
-//! Tests of whole clusters, in two worlds.
+//! Tests of whole clusters, in two ways.
 //!
-//! Real processes: [`binary`] finds the program, [`process`] runs it as child processes and
-//! treats them badly, [`cluster`] puts masters and tablet servers together, [`cli`] calls
-//! commands and reads their JSON. Nothing there looks inside a server: what a test cannot
-//! see from outside, a user cannot rely on.
+//! **Real processes**, seen only from outside: [`binary`] finds the program, [`process`] runs
+//! it as child processes and treats them badly, [`cluster`] puts masters and tablet servers
+//! together, [`cli`] calls commands and reads their JSON. What such a test cannot see, a user
+//! cannot rely on.
 //!
-//! Simulation: [`sim`] runs a cluster on a single thread out of a seed, with [`oracle`] as
-//! the truth and [`invariants`] as the law.
+//! **Simulated**, seen from within: [`sim`] runs a cluster on one thread out of a seed, with
+//! [`oracle`] as the truth and [`invariants`] as the law.
 
 pub mod binary;
 pub mod cli;

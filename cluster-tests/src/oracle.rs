@@ -63,6 +63,8 @@ pub enum Outcome {
     Rejected(Reject),
     /// Nobody said.
     Unknown,
+    /// The token is older than what is remembered: nobody can say any more.
+    TokenTooOld,
     /// A row.
     Row {
         /// Its version, a tombstone included; none where there never was one.

@@ -11,6 +11,7 @@
 //! Source: Kulkarni et al., "Logical Physical Clocks", OPODIS 2014.
 
 use crate::limits::{CLOCK_OFFSET_MS_MAX, HLC_BOUND_AHEAD_MS, HLC_BOUND_MARGIN_MS};
+use crate::mutated;
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::fmt;
 
@@ -91,7 +92,8 @@ impl HlcClock {
     /// A clock that issues only above `persisted_bound`, the greatest bound ever persisted.
     #[must_use]
     pub fn new(persisted_bound: Hlc) -> Self {
-        Self { last: persisted_bound, bound: persisted_bound }
+        let last = if mutated!(ClockBoundIgnored) { Hlc::MIN } else { persisted_bound };
+        Self { last, bound: persisted_bound }
     }
 
     /// The greatest timestamp issued or observed.

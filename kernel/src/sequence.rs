@@ -10,6 +10,7 @@
 use crate::hlc::Hlc;
 use crate::ids::{Seq, Tick};
 use crate::limits::{DELETE_RANGE_EXPANDED_ROWS_MAX, RECENT_BYTES_MAX, RECENT_WRITES_MS};
+use crate::mutated;
 use crate::op::{Action, Body, Change, Condition, Op, OpResult, Version};
 use crate::range::KeyRange;
 use bytes::Bytes;
@@ -320,7 +321,7 @@ impl Batch<'_> {
         if let Some(version) = self.recent.newest(key) {
             return Ok(Some(version));
         }
-        if self.evidence.as_of < self.recent.forgotten {
+        if self.evidence.as_of < self.recent.forgotten && !mutated!(StaleEvidenceAccepted) {
             return Err(Reject::ReadAgain);
         }
         self.evidence.rows.get(key).cloned().ok_or(Reject::ReadAgain)

@@ -31,10 +31,14 @@ impl Invariant for OneLeader {
                 Ok(())
             }
             Observation::Appended { tablet, entry } => match entry.payload {
-                Payload::EpochStart { replica, incarnation } => self.begin(*tablet, entry.pos.epoch, (replica, incarnation)),
+                Payload::EpochStart { replica, incarnation } => {
+                    self.begin(*tablet, entry.pos.epoch, (replica, incarnation))
+                }
                 Payload::Write(_) | Payload::TokenFence { .. } => Ok(()),
             },
-            Observation::Durable { .. } | Observation::FenceAnswered { .. } | Observation::Stepped(_) => Ok(()),
+            Observation::Durable { .. } | Observation::FenceAnswered { .. } | Observation::Stepped(_) => {
+                Ok(())
+            }
         }
     }
 }
@@ -48,12 +52,18 @@ impl OneLeader {
         only(&mut self.began, key, leader)?;
         match self.appointed.get(&key) {
             Some(appointed) if *appointed == leader => Ok(()),
-            appointed => Err(format!("{tablet} {epoch} begins under {leader:?}, appointed was {appointed:?}")),
+            appointed => {
+                Err(format!("{tablet} {epoch} begins under {leader:?}, appointed was {appointed:?}"))
+            }
         }
     }
 }
 
-fn only(known: &mut BTreeMap<(TabletId, Epoch), Leader>, key: (TabletId, Epoch), leader: Leader) -> Result<(), String> {
+fn only(
+    known: &mut BTreeMap<(TabletId, Epoch), Leader>,
+    key: (TabletId, Epoch),
+    leader: Leader,
+) -> Result<(), String> {
     match known.insert(key, leader) {
         Some(before) if before != leader => {
             Err(format!("{} {} has two leaders: {before:?} and {leader:?}", key.0, key.1))

@@ -59,7 +59,8 @@ fn replay(
     ops: &[Op],
 ) -> Result<(), String> {
     let before = rows.clone();
-    let results: Result<Vec<OpResult>, String> = ops.iter().map(|op| run(op, range, rows, entry.ts)).collect();
+    let results: Result<Vec<OpResult>, String> =
+        ops.iter().map(|op| run(op, range, rows, entry.ts)).collect();
     let results = results.map_err(|why| format!("{tablet} {entry:?} of {ops:?}: {why}"))?;
     if results != write.results {
         return Err(format!("{tablet} {entry:?} should have given {results:?}"));
@@ -114,7 +115,8 @@ fn run(op: &Op, range: &KeyRange, rows: &mut Newest, ts: Hlc) -> Result<OpResult
         Action::DeleteRange { from, to } => {
             let asked = KeyRange::new(from.clone(), to.clone()).map_err(|_| "an inverted range")?;
             let Some(range) = asked.intersect(range) else { return Ok(OpResult::Done) };
-            let gone = rows.iter_mut().filter(|(key, (_, body))| range.contains(key) && *body != Body::Tombstone);
+            let gone =
+                rows.iter_mut().filter(|(key, (_, body))| range.contains(key) && *body != Body::Tombstone);
             gone.for_each(|(_, version)| *version = (ts, Body::Tombstone));
         }
     }
@@ -130,7 +132,9 @@ fn holds(condition: &Condition, live: Option<&(Hlc, Body)>) -> bool {
         (Condition::Absent, live) => live.is_none(),
         (Condition::TsIs(expected), Some((ts, _))) => ts == expected,
         (Condition::ValueIs(expected), Some((_, Body::Value(value)))) => value == expected,
-        (Condition::ValueIs(expected), Some((_, Body::Counter(value)))) => value.to_be_bytes()[..] == expected[..],
+        (Condition::ValueIs(expected), Some((_, Body::Counter(value)))) => {
+            value.to_be_bytes()[..] == expected[..]
+        }
         (Condition::ValueIs(_), Some((_, Body::Tombstone))) => false,
         (Condition::TsIs(_) | Condition::ValueIs(_), None) => false,
     }

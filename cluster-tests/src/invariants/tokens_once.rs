@@ -41,7 +41,10 @@ impl Invariant for TokensOnce {
                 Some(Outcome::Reverted) => true,
                 // A copy that is still under way may run later; a single one was refused.
                 Some(Outcome::Rejected(_)) => operation.copies == 1,
-                Some(Outcome::Committed(_) | Outcome::Unknown | Outcome::Row { .. }) | None => false,
+                Some(
+                    Outcome::Committed(_) | Outcome::Unknown | Outcome::TokenTooOld | Outcome::Row { .. },
+                )
+                | None => false,
             };
             if never && writes.contains_key(token) {
                 return Err(format!("{operation:?} is in the log"));

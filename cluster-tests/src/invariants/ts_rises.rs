@@ -19,7 +19,9 @@ impl Invariant for TsRises {
     fn observe(&mut self, observation: &Observation<'_>) -> Result<(), String> {
         let Observation::Durable { tablet, entry } = observation else { return Ok(()) };
         match self.last.insert(*tablet, entry.ts) {
-            Some(last) if last >= entry.ts => Err(format!("{tablet} {} at {} after {last}", entry.pos, entry.ts)),
+            Some(last) if last >= entry.ts => {
+                Err(format!("{tablet} {} at {} after {last}", entry.pos, entry.ts))
+            }
             Some(_) | None => Ok(()),
         }
     }

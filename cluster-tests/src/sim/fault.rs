@@ -36,17 +36,21 @@ pub struct Profile {
     pub server_crash_us: Option<SpanUs>,
     /// Pause between two crashes of the metadata node; none without crashes.
     pub meta_crash_us: Option<SpanUs>,
+    /// Pause between two elections that nothing but an operator asks for; none without them.
+    pub depose_us: Option<SpanUs>,
     /// How long something that crashed stays away.
     pub down_us: SpanUs,
     /// Pause between two jumps of a server's wall clock; none without jumps.
     pub wall_jump_us: Option<SpanUs>,
     /// Greatest jump of a wall clock, either way, in milliseconds.
     pub wall_jump_ms_max: u64,
+    /// Greatest difference of a client's clock, either way, in milliseconds.
+    pub client_skew_ms_max: u64,
     /// Requests of which the task is slow between reading and sequencing, per mille.
     pub slow_task_pm: u64,
     /// How long a slow task takes.
     pub slow_task_us: SpanUs,
-    /// Entries that a log keeps above its tokens' window.
+    /// Entries above which a log is purged.
     pub log_entries_max: usize,
 }
 
@@ -101,9 +105,11 @@ impl Profile {
             disk: DiskFaults::draw(rng),
             server_crash_us: rng.chance(800).then_some((200_000, 1 + rng.below(4) * SECOND_US)),
             meta_crash_us: maybe(rng, (500_000, 4 * SECOND_US)),
+            depose_us: rng.chance(600).then_some((20_000, 1 << (16 + rng.below(5)))),
             down_us: (1_000, 1 << (12 + rng.below(9))),
             wall_jump_us: maybe(rng, (100_000, 2 * SECOND_US)),
             wall_jump_ms_max: [20, 600, 10_000, 3_600_000][rng.index(4)],
+            client_skew_ms_max: [0, 1_000, 5_000][rng.index(3)],
             slow_task_pm: [0, 20, 200][rng.index(3)],
             slow_task_us: (1_000, 800_000),
             log_entries_max: [5, 50, 100_000][rng.index(3)],
@@ -125,6 +131,7 @@ impl Profile {
         self.disk.sync_us = (200, 2_000);
         self.server_crash_us = None;
         self.meta_crash_us = None;
+        self.depose_us = None;
         self.wall_jump_us = None;
         self.slow_task_pm = 0;
     }

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Incarnation, ServerId, TabletId};
 use ebla_kernel::meta::{
-    Changes, ClusterId, Command, Control, Effect, Input, NewTablet, RegisterServer, Rejection, Reply, State, TableSpec,
-    apply, state_hash,
+    Changes, ClusterId, Command, Control, Effect, Input, NewTablet, RegisterServer, Rejection, Reply, State,
+    TableSpec, apply, state_hash,
 };
 use ebla_kernel::range::KeyRange;
 use std::collections::BTreeMap;
@@ -112,6 +112,16 @@ impl MetaNode {
         }
     }
 
+    /// Raises the epoch of a tablet of chance, whoever leads it.
+    pub fn depose(&mut self, env: &mut Env) {
+        let Some(run) = &self.run else { return };
+        let count = run.state.tablet_count();
+        let victim = env.rng.index(count.max(1));
+        let Some(tablet) = run.state.tablets().nth(victim) else { return };
+        let command = Command::Recover { tablets: vec![(tablet.id, tablet.epoch)] };
+        self.propose(env, command, None);
+    }
+
     fn register(&mut self, env: &mut Env, registration: Registration) {
         let command = Command::RegisterServer(RegisterServer {
             cluster_id: registration.identity.map(|(cluster, _)| cluster),
@@ -188,7 +198,11 @@ impl MetaNode {
                     let message = Message::Superseded { boot_id: registration.boot_id };
                     env.send(Address::Meta, to, message);
                 }
-                _ => {}
+                Reply::Rejected(_)
+                | Reply::Initialized(_)
+                | Reply::Created(..)
+                | Reply::Dropped(_)
+                | Reply::Elections(_) => {}
             }
         }
         self.hash = state_hash(&run.state);

@@ -8,6 +8,7 @@ use crate::invariants::Observation;
 use ebla_kernel::entry::{Entry, Payload};
 use ebla_kernel::ids::{Epoch, Seq, TabletId};
 use ebla_kernel::mutated;
+use ebla_kernel::op::Token;
 use ebla_kernel::tablet::{Input, Tablet};
 use std::collections::BTreeMap;
 
@@ -122,20 +123,15 @@ impl Server {
     /// Purges logs that are above their size, once the floor of their tokens is durable.
     pub(super) fn flushed(&mut self, env: &mut Env, positions: &[(TabletId, Seq)]) {
         for (id, upto) in positions {
-            let Some(log) = self.disk.log.tablet(*id) else { continue };
             let Some(run) = &mut self.run else { return };
+            let Some(log) = self.disk.log.tablet(*id) else { continue };
             if log.entries.len() <= env.profile.log_entries_max || run.purging.contains_key(id) {
                 continue;
             }
             let purged = log.entries.iter().take_while(|entry| entry.seq() <= *upto);
-            let tokens = purged.filter_map(|entry| match &entry.payload {
-                Payload::EpochStart { .. } => None,
-                Payload::Write(write) => write.token,
-                Payload::TokenFence { token } => Some(*token),
-            });
-            let floor_ms = tokens.map(|token| token.issued_ms + 1).max().unwrap_or_default();
+            let floor_ms = purged.filter_map(token).map(|token| token.issued_ms + 1).max();
+            let floor_ms = floor_ms.filter(|_| !mutated!(TokenFloorForgotten)).unwrap_or_default();
             run.purging.insert(*id, *upto);
-            let floor_ms = if mutated!(TokenFloorForgotten) { 0 } else { floor_ms };
             self.write_registry(env, RegistryChange::TokenFloor(*id, floor_ms));
         }
     }
@@ -146,5 +142,13 @@ impl Server {
         if let Some(upto) = run.purging.remove(&id) {
             self.disk.log.purge(id, upto);
         }
+    }
+}
+
+fn token(entry: &Entry) -> Option<Token> {
+    match &entry.payload {
+        Payload::EpochStart { .. } => None,
+        Payload::Write(write) => write.token,
+        Payload::TokenFence { token } => Some(*token),
     }
 }

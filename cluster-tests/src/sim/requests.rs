@@ -9,8 +9,9 @@ use bytes::Bytes;
 use ebla_kernel::entry::{Entry, Payload};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{RequestId, TabletId};
+use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::mutated;
-use ebla_kernel::op::{Action, Change, Op, Version};
+use ebla_kernel::op::{Action, Change, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::{Evidence, RangeEvidence, Reject};
 use ebla_kernel::tablet::{Answer, Input, Refusal, WriteRequest};
@@ -108,6 +109,11 @@ impl Server {
             return;
         }
         match &request.body {
+            RequestBody::Write { token, .. } | RequestBody::Outcome { token }
+                if self.is_ahead(env, token) =>
+            {
+                self.respond(env, &request, Reply::Busy);
+            }
             RequestBody::Write { .. } => self.read_evidence(env, request, 1),
             RequestBody::Get { key } => {
                 let key = key.clone();
@@ -117,6 +123,12 @@ impl Server {
                 self.timed(env, Timed::Request(request));
             }
         }
+    }
+
+    /// Whether a token was issued further ahead of our clock than the floor of a purged log
+    /// allows for.
+    fn is_ahead(&self, env: &Env, token: &Token) -> bool {
+        token.issued_ms > self.wall.ms(env.now_us) + TOKEN_CLOCK_SLACK_MS
     }
 
     /// What the batch needs to know of the store, then on to the sequencer.

@@ -8,7 +8,7 @@
 //! - a log is purged only up to `flushed`, and after the floor of its tokens is durable;
 //! - timestamps are issued only below a durable bound, and a later run starts above it.
 
-use super::clock::{WallClock, tick};
+use super::clock::WallClock;
 use super::disk::{Disk, RegistryChange, Replica};
 use super::env::{Env, Event};
 use super::network::{Address, Assignment, FenceAnswers, Message, Registration, Request, Welcome};
@@ -426,7 +426,9 @@ impl Server {
         match effect {
             Effect::PersistPromise { epoch } => self.write_registry(env, RegistryChange::Promise(id, epoch)),
             Effect::AnswerFence(answer) => {
-                env.say(|| format!("server {index} {id} answers fence {}, end {}", answer.epoch, answer.end.pos));
+                env.say(|| {
+                    format!("server {index} {id} answers fence {}, end {}", answer.epoch, answer.end.pos)
+                });
                 env.observe(&Observation::FenceAnswered { tablet: id, answer });
                 self.answer_fence(env, id, answer);
             }
@@ -444,7 +446,9 @@ impl Server {
 
     fn answer_fence(&mut self, env: &mut Env, id: TabletId, answer: ebla_kernel::tablet::FenceAnswer) {
         let Some(run) = &self.run else { return };
-        let (Some((server, incarnation)), Some(tablet)) = (run.identity, run.tablets.get(&id)) else { return };
+        let (Some((server, incarnation)), Some(tablet)) = (run.identity, run.tablets.get(&id)) else {
+            return;
+        };
         let answer = meta::FenceAnswer {
             tablet: id,
             replica: tablet.replica(),

@@ -131,8 +131,11 @@ impl Client {
         self.send(env);
     }
 
+    /// A fresh token, by the client's own clock.
     fn token(&self, env: &Env) -> Token {
-        let issued_ms = EPOCH_MS + env.now_us / 1_000;
+        let step = 2 * env.profile.client_skew_ms_max / env.profile.clients as u64;
+        let ahead_ms = (self.index as u64 + 1) * step;
+        let issued_ms = EPOCH_MS + env.now_us / 1_000 + ahead_ms - env.profile.client_skew_ms_max;
         Token { issued_ms, client: self.index as u128, seq: self.sequence }
     }
 
@@ -182,7 +185,7 @@ impl Client {
             Reply::Answer(Answer::Reverted | Answer::Refused(Refusal::TokenFenced)) => {
                 self.end(env, Outcome::Reverted);
             }
-            Reply::Answer(Answer::Refused(Refusal::TokenTooOld)) => self.end(env, Outcome::Unknown),
+            Reply::Answer(Answer::Refused(Refusal::TokenTooOld)) => self.too_old(env),
             Reply::Answer(Answer::Refused(Refusal::Rejected(reject))) => {
                 self.end(env, Outcome::Rejected(reject));
             }
@@ -193,6 +196,15 @@ impl Client {
                 | Answer::Refused(Refusal::NotLeader | Refusal::OutOfRange | Refusal::NotEnoughReplicas),
             ) => self.retry(env),
         }
+    }
+
+    /// A client whose clock is behind another's, after a log was purged. A probe goes on
+    /// with a fresh token.
+    fn too_old(&mut self, env: &mut Env) {
+        if let Some(Current { is_probe: true, body: RequestBody::Write { ops, token }, .. }) = &self.current {
+            self.probes.push(Asked::Write { ops: ops.clone(), token: *token });
+        }
+        self.end(env, Outcome::TokenTooOld);
     }
 
     fn end(&mut self, env: &mut Env, outcome: Outcome) {

@@ -28,6 +28,8 @@ pub enum Fault {
     CrashServer,
     /// The metadata node loses power.
     CrashMeta,
+    /// An operator asks for the election of a tablet of chance.
+    Depose,
     /// A server comes back.
     StartServer(usize),
     /// The metadata node comes back.
@@ -89,6 +91,7 @@ impl World {
         let profile = env.profile.clone();
         self.schedule(profile.server_crash_us, Fault::CrashServer);
         self.schedule(profile.meta_crash_us, Fault::CrashMeta);
+        self.schedule(profile.depose_us, Fault::Depose);
         self.schedule(profile.network.cut_us, Fault::Cut);
         self.schedule(profile.wall_jump_us, Fault::JumpWall);
         self.env.after(OPERATOR_US, Event::Fault(Fault::Operator));
@@ -145,6 +148,7 @@ impl World {
             // What was scheduled before everything was healed does not happen any more.
             Fault::CrashServer if profile.server_crash_us.is_none() => {}
             Fault::CrashMeta if profile.meta_crash_us.is_none() => {}
+            Fault::Depose if profile.depose_us.is_none() => {}
             Fault::Cut if profile.network.cut_us.is_none() => {}
             Fault::JumpWall if profile.wall_jump_us.is_none() => {}
             Fault::CrashServer => {
@@ -158,6 +162,10 @@ impl World {
                     self.schedule(Some(profile.down_us), Fault::StartMeta);
                 }
                 self.schedule(profile.meta_crash_us, fault);
+            }
+            Fault::Depose => {
+                self.meta.depose(&mut self.env);
+                self.schedule(profile.depose_us, fault);
             }
             Fault::StartServer(server) => {
                 if !self.servers[server].is_up() {
@@ -247,7 +255,10 @@ impl World {
         }
         let probes = &self.env.history.operations[before..];
         let failed = probes.iter().find(|probe| {
-            !matches!(probe.outcome(), Some(Outcome::Committed(_) | Outcome::Row { .. }))
+            !matches!(
+                probe.outcome(),
+                Some(Outcome::Committed(_) | Outcome::Row { .. } | Outcome::TokenTooOld)
+            )
         });
         failed.map_or(Ok(()), |probe| Err(self.not_alive(&format!("{probe:?}"))))
     }

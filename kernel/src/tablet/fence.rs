@@ -2,6 +2,7 @@
 
 use super::{Answer, Effect, FenceAnswer, Tablet};
 use crate::ids::{Epoch, Seq};
+use crate::mutated;
 
 impl Tablet {
     /// Metadata wants a promise. A polled leader first steps down for good, then answers.
@@ -37,7 +38,8 @@ impl Tablet {
     /// Answers once the promise is durable and nothing appended before is in doubt (m32).
     pub(super) fn proceed_fence(&mut self, effects: &mut Vec<Effect>) {
         let Some(epoch) = self.fence else { return };
-        if self.promised < epoch || !self.queued.is_empty() {
+        let drained = self.queued.is_empty() || mutated!(FenceAnsweredUndrained);
+        if self.promised < epoch || !drained {
             return;
         }
         self.fence = None;

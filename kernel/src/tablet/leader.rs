@@ -6,6 +6,7 @@ use super::{Answer, Appointment, Effect, Refusal, Tablet, WriteRequest};
 use crate::entry::{Payload, WriteRecord};
 use crate::hlc::Hlc;
 use crate::ids::{Epoch, Pos, ReplicaId, RequestId, Seq, Tick};
+use crate::mutated;
 use crate::op::{Action, Committed, Op, Token};
 use crate::range::KeyRange;
 use crate::sequence::{Recent, Reject, sequence};
@@ -135,7 +136,8 @@ impl Wait {
 
 impl Tablet {
     pub(super) fn appoint(&mut self, appointment: Appointment, effects: &mut Vec<Effect>) {
-        let mine = appointment.replica == self.replica && appointment.incarnation == self.incarnation;
+        let own_run = appointment.incarnation == self.incarnation || mutated!(AnyIncarnationLeads);
+        let mine = appointment.replica == self.replica && own_run;
         if !mine || self.is_stale(appointment.epoch) {
             return;
         }
@@ -149,7 +151,8 @@ impl Tablet {
     /// still on its way to the registry (m5, m32), or it began already, in this process or,
     /// as the log says, in an earlier one (m7).
     fn is_stale(&self, epoch: Epoch) -> bool {
-        epoch < self.promised.max(self.promising.unwrap_or_default())
+        let promising = self.promising.filter(|_| !mutated!(PromiseInFlightIgnored)).unwrap_or_default();
+        (epoch < self.promised.max(promising) && !mutated!(LowerEpochAccepted))
             || epoch <= self.led.max(self.end.pos.epoch)
     }
 
@@ -166,7 +169,7 @@ impl Tablet {
 
     fn start_epoch(&mut self, appointment: Appointment, effects: &mut Vec<Effect>) {
         let Appointment { epoch, in_sync, min_in_sync, ts, .. } = appointment;
-        if epoch != self.promised {
+        if epoch != self.promised && !mutated!(LowerEpochAccepted) {
             return; // promised to a later epoch meanwhile
         }
         let payload = Payload::EpochStart { replica: self.replica, incarnation: self.incarnation };
@@ -181,6 +184,9 @@ impl Tablet {
             waiting: BTreeMap::new(),
             earliest: None,
         });
+        if mutated!(QCountsOlderEpochs) {
+            self.count_own_copy(self.durable.pos);
+        }
         self.append(entry, effects);
     }
 
@@ -234,7 +240,7 @@ impl Tablet {
     fn reject(&mut self, write: &WriteRequest, reject: Reject) -> Result<(), Answer> {
         let answer = Answer::Refused(Refusal::Rejected(reject));
         let waits = answer != Answer::Refused(Refusal::Rejected(Reject::ReadAgain));
-        if !waits || self.applied == self.end.pos.seq {
+        if !waits || mutated!(RefusalBeforeDurable) || self.applied == self.end.pos.seq {
             return Err(answer);
         }
         self.wait(self.end.pos.seq, write.request, Wait::Applied(answer), write.deadline);
@@ -255,7 +261,7 @@ impl Tablet {
 
     /// Whether the write is a retry of one that the log holds; then its client waits for that.
     fn is_retry(&mut self, token: Token, write: &WriteRequest) -> Result<bool, Answer> {
-        let (pos, committed) = match self.tokens.look_up(token, write.wall_ms) {
+        let (pos, committed) = match self.look_up(token, write.wall_ms) {
             TokenLookup::New => return Ok(false),
             TokenLookup::TooOld => return Err(Answer::Refused(Refusal::TokenTooOld)),
             TokenLookup::Known(record) => (record.pos(), record.committed()),
@@ -270,6 +276,17 @@ impl Tablet {
         };
         self.wait(pos.seq, write.request, wait, write.deadline);
         Ok(true)
+    }
+
+    fn look_up(&self, token: Token, wall_ms: u64) -> TokenLookup<'_> {
+        match self.tokens.look_up(token, wall_ms) {
+            TokenLookup::Known(record)
+                if mutated!(QueuedTokensIgnored) && record.pos().seq > self.durable.pos.seq =>
+            {
+                TokenLookup::New
+            }
+            known => known,
+        }
     }
 
     pub(super) fn barrier(&mut self, request: RequestId, deadline: Tick, effects: &mut Vec<Effect>) {
@@ -289,7 +306,7 @@ impl Tablet {
             effects.push(Effect::Reply { request: question.request, answer });
             return;
         };
-        let (seq, answer) = match self.tokens.look_up(question.token, question.wall_ms) {
+        let (seq, answer) = match self.look_up(question.token, question.wall_ms) {
             TokenLookup::Known(record) => (record.pos().seq, outcome(record)),
             TokenLookup::TooOld => {
                 let answer = Answer::Refused(Refusal::TokenTooOld);

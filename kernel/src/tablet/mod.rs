@@ -29,6 +29,7 @@ pub mod token;
 use crate::entry::{Entry, LogEnd, Payload};
 use crate::hlc::Hlc;
 use crate::ids::{Epoch, Incarnation, Pos, ReplicaId, RequestId, Seq, TabletId, Tick};
+use crate::mutated;
 use crate::op::{AckLevel, Committed, Op, Token};
 use crate::range::KeyRange;
 use crate::sequence::{Evidence, Recent, Reject};
@@ -281,7 +282,7 @@ impl Tablet {
             durable: end,
             queued: VecDeque::new(),
             applied: end.pos.seq,
-            tokens,
+            tokens: if mutated!(TokensNotRebuilt) { TokenTable::default() } else { tokens },
             recent: Recent::new(end.pos.seq),
             fence: None,
             appointment: None,
@@ -379,14 +380,25 @@ impl Tablet {
 
     fn append(&mut self, entry: Entry, effects: &mut Vec<Effect>) {
         assert!(self.end.is_followed_by(&entry), "an entry follows the end of its log");
-        assert!(entry.pos.epoch >= self.promised, "m5: nothing below the promise is appended");
+        let allowed = entry.pos.epoch >= self.promised || mutated!(LowerEpochAccepted);
+        assert!(allowed, "m5: nothing below the promise is appended");
         self.end = entry.end();
         self.queued.push_back(entry.end());
         if let Payload::EpochStart { .. } = entry.payload {
             self.epochs.push((entry.pos.epoch, entry.seq()));
         }
         self.tokens.note_entry(&entry);
+        if mutated!(OwnCopyCountedEarly) {
+            self.count_own_copy(entry.pos);
+        }
         effects.push(Effect::Append(entry));
+    }
+
+    /// The leader's own copy counts like any other, once it is durable (m33).
+    fn count_own_copy(&mut self, pos: Pos) {
+        if let Some(leader) = &mut self.leader {
+            leader.durable(self.replica, pos);
+        }
     }
 
     fn persisted(&mut self, upto: Seq, effects: &mut Vec<Effect>) {
@@ -394,15 +406,14 @@ impl Tablet {
             self.queued.pop_front();
             self.durable = end;
         }
-        if let Some(leader) = &mut self.leader {
-            leader.durable(self.replica, self.durable.pos);
-        }
+        self.count_own_copy(self.durable.pos);
         self.proceed(effects);
         self.answer_waiting(effects);
     }
 
     fn applied(&mut self, now: Tick, upto: Seq, effects: &mut Vec<Effect>) {
-        assert!(upto <= self.durable.pos.seq, "m38: rows come from the durable log only");
+        let allowed = upto <= self.durable.pos.seq || mutated!(ApplyBeforeDurable);
+        assert!(allowed, "m38: rows come from the durable log only");
         self.applied = self.applied.max(upto);
         self.recent.applied(now, self.applied);
         self.proceed(effects);

@@ -4,6 +4,7 @@
 //! the in-sync set never count (m3); Q counts entries of the leader's own epoch only (m13).
 
 use crate::ids::{Epoch, Pos, ReplicaId, Seq};
+use crate::mutated;
 use crate::op::AckLevel;
 use std::collections::BTreeMap;
 
@@ -35,7 +36,8 @@ impl Progress {
     /// Q: the highest position of this epoch that is durable on D in-sync copies.
     #[must_use]
     pub fn q(&self) -> Option<Pos> {
-        self.durable_on(self.min_in_sync).filter(|pos| pos.epoch == self.epoch)
+        self.durable_on(self.min_in_sync)
+            .filter(|pos| pos.epoch == self.epoch || mutated!(QCountsOlderEpochs))
     }
 
     /// Whether enough copies have the entry at `seq` of this epoch.

@@ -15,12 +15,13 @@
 //! ```
 
 use bytes::Bytes;
-use ebla_kernel::entry::{Entry, LogEnd, Payload};
+use ebla_kernel::entry::{Entry, Payload};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId, RequestId, Seq, TabletId, Tick};
 use ebla_kernel::op::{AckLevel, Action, Body, Change, Condition, Op, OpResult, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::{Evidence, RangeEvidence};
+use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Answer, Appointment, Effect, Input, Recovered, Tablet, WriteRequest};
 use std::collections::BTreeMap;
 
@@ -71,7 +72,7 @@ fn number(word: Option<&&str>) -> Option<u64> {
 impl Session {
     pub fn new() -> Self {
         let mut session = Self {
-            tablet: open(Incarnation(1), Epoch(0), Vec::new(), LogEnd::default()),
+            tablet: open(Incarnation(1), Epoch(0), &[]),
             now: Tick(0),
             last_ts: Hlc::MIN,
             promised: Epoch(0),
@@ -247,17 +248,9 @@ impl Session {
         let words = Words::of(rest, &["incarnation"]);
         let incarnation = Incarnation(words.number("incarnation", 2));
         self.log.truncate(self.durable);
-        let epochs = self.log.iter().filter_map(|entry| match entry.payload {
-            Payload::EpochStart { .. } => Some((entry.pos.epoch, entry.seq())),
-            Payload::Write(_) | Payload::TokenFence { .. } => None,
-        });
-        let end = self.log.last().map(Entry::end).unwrap_or_default();
-        self.tablet = open(incarnation, self.promised, epochs.collect(), end);
+        self.tablet = open(incarnation, self.promised, &self.log);
         let entries = self.log.clone();
-        for entry in &entries {
-            self.tablet.recover_tokens(entry);
-            self.fold(entry);
-        }
+        entries.iter().for_each(|entry| self.fold(entry));
         vec![self.show()]
     }
 
@@ -285,9 +278,23 @@ impl Session {
     }
 }
 
-fn open(incarnation: Incarnation, promised: Epoch, epochs: Vec<(Epoch, Seq)>, end: LogEnd) -> Tablet {
-    let range = KeyRange::new(Bytes::from_static(b"a"), Some(Bytes::from_static(b"z"))).expect("a range");
-    Tablet::new(Recovered { id: TabletId(7), replica: REPLICA, incarnation, range, promised, epochs, end })
+fn open(incarnation: Incarnation, promised: Epoch, log: &[Entry]) -> Tablet {
+    let epoch_start = |entry: &Entry| match entry.payload {
+        Payload::EpochStart { .. } => Some((entry.pos.epoch, entry.seq())),
+        Payload::Write(_) | Payload::TokenFence { .. } => None,
+    };
+    let mut tokens = TokenTable::default();
+    log.iter().for_each(|entry| tokens.note_entry(entry));
+    Tablet::new(Recovered {
+        id: TabletId(7),
+        replica: REPLICA,
+        incarnation,
+        range: KeyRange::new(Bytes::from_static(b"a"), Some(Bytes::from_static(b"z"))).expect("a range"),
+        promised,
+        epochs: log.iter().filter_map(epoch_start).collect(),
+        end: log.last().map(Entry::end).unwrap_or_default(),
+        tokens,
+    })
 }
 
 fn parse_op(text: &str) -> Op {
