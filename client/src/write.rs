@@ -118,6 +118,11 @@ impl Client {
         let mut may_have_run = false;
         loop {
             let error = match self.write_once(&request, &ticket, &mut tries).await {
+                Ok(response) if response.outcome == v1::WriteOutcome::Unknown as i32 => {
+                    // Not decided there: the same token elsewhere, or later, settles it.
+                    may_have_run = true;
+                    Error::new(Reason::Unavailable, "the server stopped before it could tell the outcome")
+                }
                 Ok(response) => return outcome(response, &ticket),
                 Err(NoOutcome::Refused(error)) if error.is_worth_a_retry() => error,
                 Err(NoOutcome::Refused(error)) if may_have_run => {

@@ -148,6 +148,13 @@ impl HlcClock {
         near.then(|| Hlc::new(next.ms().saturating_add(HLC_BOUND_AHEAD_MS), 0))
     }
 
+    /// Ends the clock: it issues nothing any more, and gives the bound that a clean stop
+    /// records.
+    pub fn close(&mut self) -> Hlc {
+        self.bound = Hlc::MIN;
+        self.last
+    }
+
     /// Tells the clock that `bound` is durable.
     pub fn bound_persisted(&mut self, bound: Hlc) {
         self.bound = self.bound.max(bound);

@@ -37,11 +37,14 @@ pub const TOKENS_PER_SERVER_MAX: usize = 2_000_000;
 /// adopted. One machine that runs hours ahead must not drag a cluster with it.
 pub const CLOCK_OFFSET_MS_MAX: u64 = 500;
 
-/// How far ahead the persisted upper bound of issued timestamps is put.
-pub const HLC_BOUND_AHEAD_MS: u64 = 5_000;
+/// How far ahead the persisted upper bound of issued timestamps is put. After a crash a
+/// server starts there, so it must stay below `CLOCK_OFFSET_MS_MAX`: otherwise the others
+/// would not believe it (`docs/decisions/0005-clock-bound.md`).
+pub const HLC_BOUND_AHEAD_MS: u64 = 400;
 
-/// A bound closer than this is extended before timestamps are issued.
-pub const HLC_BOUND_MARGIN_MS: u64 = 1_000;
+/// A bound closer than this is extended while timestamps are issued: time enough for the
+/// sync of a busy disk.
+pub const HLC_BOUND_MARGIN_MS: u64 = 250;
 
 /// Default retention of old versions: long enough for a slow scan and a backup.
 pub const RETENTION_MS_DEFAULT: u64 = 60 * 60 * 1000;

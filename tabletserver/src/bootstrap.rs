@@ -4,6 +4,7 @@
 //! idempotent, so it does not matter how much of it the data store had flushed by itself.
 //! The whole retained log is read for its tokens. Nothing here deletes what it does not know.
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::Error;
 use crate::identity::DataDir;
@@ -77,6 +78,7 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
     for record in content.replicas.values().filter(|record| record.state == ReplicaState::Active) {
         replicas.push(recover(record, &oplog, &*store)?);
     }
+    Clock::catch_up(content.hlc_bound);
     info!(replicas = replicas.len(), "the data directory is open and its log replayed");
     Ok(Opened {
         dir,

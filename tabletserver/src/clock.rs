@@ -5,10 +5,17 @@
 //! idle server writes nothing.
 
 use crate::registry::{Registry, RegistryBatch, RegistryError};
+use crossbeam::channel::{self, Receiver, Sender};
 use ebla_kernel::hlc::{ClockError, Hlc, HlcClock};
 use ebla_kernel::ids::Tick;
+use ebla_kernel::limits::CLOCK_OFFSET_MS_MAX;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tracing::warn;
+
+/// How often the thread that extends the bound looks whether the server stops.
+const BOUND_LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// The clock of one server.
 pub struct Clock {
@@ -16,15 +23,30 @@ pub struct Clock {
     registry: Arc<Registry>,
     /// Held while a bound is on its way to the registry.
     extending: Mutex<()>,
+    /// Asks for a higher bound before it is needed.
+    wants_bound: Sender<()>,
     started: Instant,
 }
 
 impl Clock {
     /// A clock that starts above `bound`, below which everything may have been issued.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, bound: Hlc) -> Self {
-        let hlc = HlcClock::new(bound);
-        Self { hlc: Mutex::new(hlc), registry, extending: Mutex::new(()), started: Instant::now() }
+    pub fn new(registry: Arc<Registry>, bound: Hlc) -> (Self, Receiver<()>) {
+        let hlc = Mutex::new(HlcClock::new(bound));
+        let (wants_bound, wanted) = channel::bounded(1);
+        (Self { hlc, registry, extending: Mutex::new(()), wants_bound, started: Instant::now() }, wanted)
+    }
+
+    /// Waits until wall time has passed everything that an earlier run may have issued, so
+    /// that restarts do not drive this clock ahead of the others. A wall clock that was set
+    /// back is not waited for.
+    pub fn catch_up(bound: Hlc) {
+        let ahead_ms = bound.ms().saturating_sub(Self::wall_ms());
+        if ahead_ms <= CLOCK_OFFSET_MS_MAX {
+            std::thread::sleep(Duration::from_millis(ahead_ms));
+        } else {
+            warn!(ahead_ms, "the wall clock was set back; timestamps run ahead of it for that long");
+        }
     }
 
     /// Wall time in milliseconds since 1970.
@@ -47,11 +69,40 @@ impl Clock {
     pub fn issue(&self) -> Result<Hlc, RegistryError> {
         loop {
             let wall_ms = Self::wall_ms();
-            if let Ok(ts) = self.lock().issue(wall_ms) {
+            let (issued, is_near) = {
+                let mut hlc = self.lock();
+                (hlc.issue(wall_ms), hlc.wanted_bound(wall_ms).is_some())
+            };
+            if is_near {
+                // Asked already is as good.
+                let _ = self.wants_bound.try_send(());
+            }
+            if let Ok(ts) = issued {
                 return Ok(ts);
             }
             self.extend_bound()?;
         }
+    }
+
+    /// Extends the bound whenever it is wanted, until the clock is gone or `stop` says so.
+    ///
+    /// # Errors
+    /// When a bound cannot be persisted.
+    pub fn keep_bound_ahead(&self, wanted: &Receiver<()>, stop: &AtomicBool) -> Result<(), RegistryError> {
+        while !stop.load(Ordering::Relaxed) {
+            if wanted.recv_timeout(BOUND_LOOK_EVERY).is_ok() {
+                self.extend_bound()?;
+            }
+        }
+        self.persist_exactly()
+    }
+
+    /// After a clean stop the next start need not jump ahead.
+    fn persist_exactly(&self) -> Result<(), RegistryError> {
+        let _one_at_a_time = self.extending.lock().expect("no holder of this lock panics");
+        let mut batch = RegistryBatch::default();
+        batch.set_hlc_bound(self.lock().close());
+        self.registry.commit(batch)
     }
 
     /// Persists a higher bound when one is due; for whoever has time before it is needed.

@@ -78,7 +78,7 @@ impl Janitor {
         let directory = self.node.directory.load();
         let serving = directory.tablets().filter(|tablet| tablet.serving().is_some()).count();
         let health = self.node.reader.store.health();
-        metrics::gauge!("ebla_tablet_replicas_count").set(directory.len() as f64);
+        metrics::gauge!("ebla_tablet_replicas_count").set(directory.count() as f64);
         metrics::gauge!("ebla_tablet_leaders_count").set(serving as f64);
         metrics::gauge!("ebla_store_memtable_bytes").set(health.memtable_bytes as f64);
         metrics::gauge!("ebla_store_compaction_pending_bytes").set(health.compaction_pending_bytes as f64);

@@ -34,12 +34,6 @@ impl Replicas {
         Self { registry, records: Mutex::new(records) }
     }
 
-    /// The record of a tablet.
-    #[must_use]
-    pub fn get(&self, tablet: TabletId) -> Option<ReplicaRecord> {
-        self.lock().get(&tablet).cloned()
-    }
-
     /// Adds records, or replaces them.
     ///
     /// # Errors

@@ -74,12 +74,6 @@ impl Routes {
         self.servers.get(&id)
     }
 
-    /// The masters.
-    #[must_use]
-    pub fn masters(&self) -> &[v1::Master] {
-        &self.masters
-    }
-
     /// The map for the wire, of the tables that `wanted` names.
     #[must_use]
     pub fn to_wire(&self, wanted: impl Fn(&TableInfo) -> bool) -> v1::RouteMap {

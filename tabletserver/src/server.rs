@@ -86,7 +86,7 @@ impl TabletServer {
         let stop = Arc::new(AtomicBool::new(false));
         let (ending, ended) = watch::channel(false);
         let replicas = Arc::new(Replicas::new(Arc::clone(&opened.registry), opened.records.clone()));
-        let (node, outward, mut threads) = start_pipeline(&config, &opened, &failed);
+        let (node, outward, mut threads) = start_pipeline(&config, &opened, &stop, &failed);
         threads.extend(start_upkeep(&config, &opened.oplog, &node, &replicas, &stop, &failed));
         let mut server = Self {
             address,
@@ -168,7 +168,7 @@ impl TabletServer {
     pub async fn stop(self) -> Result<(), Error> {
         self.node.draining.store(true, Ordering::Relaxed);
         let (done, drained) = oneshot::channel();
-        let _ = self.node.sequencer.control.send(Control::StepDown(done));
+        let _ = self.node.sequencer.control.send(Control::Drain(done));
         if tokio::time::timeout(limits::DRAIN_TIMEOUT, drained).await.is_err() {
             warn!("writes in flight did not end in time; the next start replays them");
         }
@@ -196,9 +196,11 @@ impl TabletServer {
 fn start_pipeline(
     config: &Config,
     opened: &Opened,
+    stop: &Arc<AtomicBool>,
     failed: &Arc<Failure>,
 ) -> (Arc<Node>, mpsc::UnboundedReceiver<Outward>, Vec<JoinHandle<()>>) {
-    let clock = Arc::new(Clock::new(Arc::clone(&opened.registry), opened.hlc_bound));
+    let (clock, bound_wanted) = Clock::new(Arc::clone(&opened.registry), opened.hlc_bound);
+    let clock = Arc::new(clock);
     let cache = Arc::new(RowCache::new(config.row_cache_bytes));
     let store: Arc<dyn Store> = Arc::clone(&opened.store) as Arc<dyn Store>;
     let (requests, asked) = channel::bounded(limits::REQUESTS_WAITING_MAX);
@@ -215,7 +217,11 @@ fn start_pipeline(
         store: Arc::clone(&store),
         cache: Arc::clone(&cache),
     };
+    let (bound_clock, bound_stop) = (Arc::clone(&clock), Arc::clone(stop));
     let threads = vec![
+        spawn_thread("clock", failed, move || {
+            bound_clock.keep_bound_ahead(&bound_wanted, &bound_stop).map_err(Error::from)
+        }),
         spawn_thread("sequencer", failed, move || {
             sequencer.run();
             Ok(())

@@ -98,8 +98,8 @@ pub enum Control {
     Applied(Vec<(TabletId, Seq)>),
     /// Entries from these on were not written.
     AppendFailed(Vec<(TabletId, Seq)>),
-    /// Give up every epoch; tell when nothing is in flight.
-    StepDown(oneshot::Sender<()>),
+    /// Finish what was asked, then give up every epoch, then tell.
+    Drain(oneshot::Sender<()>),
     /// End the thread.
     Stop,
 }
@@ -188,6 +188,7 @@ pub struct Sequencer {
     with_tokens: HashSet<TabletId>,
     tokens: usize,
     tokens_checked: Tick,
+    draining: Option<oneshot::Sender<()>>,
     stopped: bool,
     effects: Vec<Effect>,
     promises: Vec<(TabletId, Epoch)>,
@@ -230,6 +231,7 @@ impl Sequencer {
             with_tokens: HashSet::new(),
             tokens: 0,
             tokens_checked: Tick(0),
+            draining: None,
             stopped: false,
             effects: Vec::new(),
             promises: Vec::new(),
@@ -250,6 +252,7 @@ impl Sequencer {
             self.drain();
             self.tick();
             self.hand_on();
+            self.finish_drain();
             self.send_outward();
             if self.stopped {
                 return;
@@ -336,12 +339,7 @@ impl Sequencer {
                 self.each(starts, |from| Input::AppendFailed { from });
                 self.tell_drained();
             }
-            Control::StepDown(done) => {
-                let all: Vec<TabletId> = self.slots.keys().copied().collect();
-                self.each(all.into_iter().map(|id| (id, ())), |()| Input::StepDown);
-                self.drained.push(done);
-                self.tell_drained();
-            }
+            Control::Drain(done) => self.draining = Some(done),
         }
     }
 
@@ -398,6 +396,19 @@ impl Sequencer {
             for done in self.drained.drain(..) {
                 let _ = done.send(());
             }
+        }
+    }
+
+    /// Steps down once every request that was taken is answered.
+    fn finish_drain(&mut self) {
+        let is_busy = self.in_flight > 0 || !self.group.parts.is_empty() || !self.waiting.is_empty();
+        if is_busy || !self.requests.is_empty() {
+            return;
+        }
+        if let Some(done) = self.draining.take() {
+            let all: Vec<TabletId> = self.slots.keys().copied().collect();
+            self.each(all.into_iter().map(|id| (id, ())), |()| Input::StepDown);
+            let _ = done.send(());
         }
     }
 
