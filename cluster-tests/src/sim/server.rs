@@ -164,7 +164,7 @@ impl Server {
         }
         self.run = Some(Run {
             number: self.runs,
-            boot_id: env.rng.next(),
+            boot_id: env.rng.draw(),
             identity: None,
             clock,
             bound_writing: false,
