@@ -19,7 +19,8 @@ export CXX = $(ccache)g++
 endif
 
 # Seeds of the simulator and rounds of the tests with real processes, in `make sim` and `make chaos`.
-SEEDS ?= 2000
+SEEDS ?= 20000
+SEEDS_IN_CHECK ?= 2000
 ROUNDS ?= 20
 
 .PHONY: help deps run test build check fix bench sim chaos doc
@@ -51,6 +52,7 @@ check: test ## what CI runs; never writes into the tree
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 	sh scripts/lint-protos.sh
+	"$(TARGET_DIR)/debug/sim" --seeds $(SEEDS_IN_CHECK)
 	EBLA_BIN="$(TARGET_DIR)/debug/ebla" sh scripts/python-client.sh
 	EBLA_BIN="$(TARGET_DIR)/debug/ebla" sh scripts/demo-check.sh
 
@@ -62,8 +64,8 @@ bench: deps ## measure the cluster beside raw RocksDB, as a markdown table; ARGS
 	cargo build --locked --release --bin ebla --bin ebla-bench
 	"$(TARGET_DIR)/release/ebla-bench" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
 
-sim: deps ## many seeds of the simulator; SEEDS=2000
-	EBLA_SIM_SEEDS=$(SEEDS) cargo test --locked --workspace --test sim -- --nocapture
+sim: deps ## many seeds of the simulator; SEEDS=20000
+	cargo run --locked --release --bin sim -- --seeds $(SEEDS)
 
 chaos: build ## kill real processes again and again; ROUNDS=20
 	@for round in $$(seq $(ROUNDS)); do \

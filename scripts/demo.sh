@@ -52,7 +52,8 @@ show() {
     printf '$ ebla %s\n' "$*"
     status=0
     "$bin" "$@" >"$scratch/out" 2>&1 || status=$?
-    head -n 14 "$scratch/out" | cut -c 1-150
+    # Lines of a table are whole, long values are cut.
+    head -n 14 "$scratch/out" | sed -e '/[─═]/b' -e 's/^\(.\{150\}\).*/\1 .../'
     [ "$status" = 0 ] || return "$status"
 }
 

@@ -12,6 +12,9 @@ use tokio::task::JoinSet;
 /// What is left out at the beginning: connections and caches fill.
 const WARM_UP: Duration = Duration::from_millis(500);
 
+/// Longest call that is told apart, in nanoseconds: ten minutes.
+const LATENCY_NANOS_MAX: u64 = 600 * 1_000_000_000;
+
 /// A measurement.
 pub struct Measured {
     /// Operations done.
@@ -39,7 +42,7 @@ impl Measured {
 }
 
 fn new_histogram() -> Histogram<u64> {
-    Histogram::new(3).expect("three digits are a legal precision")
+    Histogram::new_with_bounds(1, LATENCY_NANOS_MAX, 3).expect("bounds and precision are legal")
 }
 
 /// One caller's own records.

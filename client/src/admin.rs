@@ -3,7 +3,7 @@
 use crate::channel::Lane;
 use crate::client::Client;
 use crate::error::Error;
-use crate::limits::{CREATE_TABLE_TIMEOUT, MESSAGE_BYTES_MAX};
+use crate::limits::{ADMIN_READ_TIMEOUT, CREATE_TABLE_TIMEOUT, MESSAGE_BYTES_MAX};
 use crate::retry::{Backoff, Deadline};
 use crate::route_source::unreachable;
 use ebla_proto::error::Reason;
@@ -31,6 +31,15 @@ impl Client {
 
 type AdminClient = AdminServiceClient<Channel>;
 
+/// What a call may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// It changes nothing, so that another master may be asked when one is silent.
+    Question,
+    /// It changes something and may take this long.
+    Change(Duration),
+}
+
 impl Admin {
     /// Creates a table and returns when every tablet of it serves.
     ///
@@ -39,7 +48,7 @@ impl Admin {
     pub async fn create_table(&self, request: v1::CreateTableRequest) -> Result<v1::Table, Error> {
         let mut lost = false;
         let created = self
-            .call(CREATE_TABLE_TIMEOUT, &mut lost, |mut admin| {
+            .call(Kind::Change(CREATE_TABLE_TIMEOUT), &mut lost, |mut admin| {
                 let request = request.clone();
                 async move { admin.create_table(request).await }
             })
@@ -63,7 +72,7 @@ impl Admin {
     pub async fn drop_table(&self, name: &str) -> Result<(), Error> {
         let mut lost = false;
         let dropped = self
-            .call(self.client.timeout, &mut lost, |mut admin| {
+            .call(Kind::Change(self.client.timeout), &mut lost, |mut admin| {
                 let request = v1::DropTableRequest { name: name.to_owned() };
                 async move { admin.drop_table(request).await }
             })
@@ -145,15 +154,14 @@ impl Admin {
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        self.call(self.client.timeout, &mut false, call).await
+        self.call(Kind::Question, &mut false, call).await
     }
 
     /// Calls the master that leads: candidates in turn, following what they say about who
-    /// leads. A leader has to be found within the client's deadline; then the call itself may
-    /// take `run`. `lost` is set when a try may have run without an answer.
+    /// leads. A leader has to be found within the client's deadline. `lost` is set when a try may have run without an answer.
     async fn call<T, F>(
         &self,
-        run: Duration,
+        kind: Kind,
         lost: &mut bool,
         call: impl Fn(AdminClient) -> F,
     ) -> Result<T, Error>
@@ -171,10 +179,17 @@ impl Admin {
                 }
                 let admin = self.client.shared.channels.get(&address, Lane::Calls)?;
                 let admin = AdminServiceClient::new(admin).max_decoding_message_size(MESSAGE_BYTES_MAX);
-                let limit = run.max(find.left());
+                let limit = match kind {
+                    Kind::Question => ADMIN_READ_TIMEOUT.min(find.left()),
+                    Kind::Change(run) => run.max(find.left()),
+                };
                 let status = match tokio::time::timeout(limit, call(admin)).await {
                     Ok(Ok(response)) => return Ok(response.into_inner()),
                     Ok(Err(status)) => status,
+                    Err(_) if kind == Kind::Question => {
+                        round.failed.push(format!("{address} (no answer)"));
+                        continue;
+                    }
                     Err(_) => {
                         return Err(Error::timed_out("the request to the master", limit, None).indefinite());
                     }

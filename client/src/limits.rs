@@ -77,3 +77,7 @@ pub const WATCH_BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How long the creation of a table may take: thousands of tablets are placed, appointed
 /// and served before it returns.
 pub const CREATE_TABLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How long one master may take over a question before another is asked: a frozen one must
+/// not use up the deadline.
+pub const ADMIN_READ_TIMEOUT: Duration = Duration::from_secs(3);

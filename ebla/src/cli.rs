@@ -149,8 +149,12 @@ pub struct Tabletserver {
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Part of the site that fails together, such as a rack
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "default")]
     pub zone: String,
+    /// Longest time that rows stay out of data files; `off`: only a clean stop writes them
+    /// there. The log keeps every acknowledged row either way
+    #[arg(long, default_value = "60s", value_parser = parse::interval, value_name = "TIME")]
+    pub flush_interval: parse::Interval,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
     pub http: Option<String>,

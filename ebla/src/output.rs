@@ -4,7 +4,7 @@
 use anyhow::Context as _;
 use clap::ValueEnum;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ContentArrangement, Table, TableComponent};
 use ebla_client::{AckLevel, Cell, Row, Value};
 use serde_json::{Map, Value as Json, json};
 use std::ffi::OsStr;
@@ -200,6 +200,23 @@ fn table(columns: &[&str], objects: &[Json]) -> Table {
 fn bare_table() -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    // One line under the header; rows stand close, so that many fit on a screen.
+    for component in [
+        TableComponent::HorizontalLines,
+        TableComponent::MiddleIntersections,
+        TableComponent::LeftBorderIntersections,
+        TableComponent::RightBorderIntersections,
+        TableComponent::TopBorder,
+        TableComponent::TopBorderIntersections,
+        TableComponent::TopLeftCorner,
+        TableComponent::TopRightCorner,
+        TableComponent::BottomBorder,
+        TableComponent::BottomBorderIntersections,
+        TableComponent::BottomLeftCorner,
+        TableComponent::BottomRightCorner,
+    ] {
+        table.remove_style(component);
+    }
     table
 }
 

@@ -16,6 +16,18 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// How often something happens by itself; none: never.
+#[derive(Clone, Copy, Debug)]
+pub struct Interval(pub Option<Duration>);
+
+/// An interval, or `off`.
+pub fn interval(text: &str) -> Result<Interval, String> {
+    if text == "off" {
+        return Ok(Interval(None));
+    }
+    duration(text).map(|every| Interval(Some(every))).map_err(|error| format!("{error}, or `off`"))
+}
+
 /// Longest duration that is taken: sums with the present time stay within every clock.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 

@@ -9,7 +9,7 @@ use crate::limits::CONTROL_QUEUE_MAX;
 use crate::liveness::Liveness;
 use crate::raft::node::Raft;
 use crate::raft::view::Role;
-use ebla_kernel::ids::{Incarnation, ServerId, TabletId, Tick};
+use ebla_kernel::ids::{Epoch, Incarnation, ServerId, TabletId, Tick};
 use ebla_kernel::meta::{Changes, ClusterId, Command, Control, Effect, Fence, FenceAnswer, Input, State};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::{meta, v1};
@@ -34,6 +34,8 @@ pub(crate) enum Event {
     },
     /// A session ended.
     Closed { server: ServerId, number: u64 },
+    /// A server gave epochs up for good.
+    GaveUp { server: ServerId, number: u64, epochs: Vec<(TabletId, Epoch)> },
     /// A server answered fences.
     Answers { server: ServerId, number: u64, answers: Vec<FenceAnswer> },
 }
@@ -166,6 +168,11 @@ impl Controller {
             Event::Closed { server, number } => {
                 if self.is_present(server, number) {
                     self.close(server);
+                }
+            }
+            Event::GaveUp { server, number, epochs } => {
+                if self.is_present(server, number) {
+                    self.step(Input::GaveUp { server, epochs });
                 }
             }
             Event::Answers { server, number, answers } => {

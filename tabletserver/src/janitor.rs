@@ -33,7 +33,8 @@ impl Janitor {
     /// Runs until the server stops.
     pub fn run(self) {
         let mut last_gc = Instant::now();
-        let mut last_count = Instant::now();
+        // What was replayed at start is counted soon.
+        let mut last_count = Instant::now().checked_sub(limits::COUNT_INTERVAL).unwrap_or_else(Instant::now);
         while !self.stop.load(Ordering::Relaxed) {
             self.node.disk.read();
             self.publish_floors();

@@ -189,3 +189,6 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Tablets named in one message to a master.
 pub const REPORTS_PER_MESSAGE: usize = 20_000;
+
+/// Largest message from a master: the whole map of a large cluster.
+pub const MASTER_MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;

@@ -145,8 +145,8 @@ fn register_message(registration: &Registration, dir: &Mutex<DataDir>) -> v1::Re
 async fn try_open(address: &str, register: v1::Register) -> Result<Session, tonic::Status> {
     let open = async {
         let mut client = ServerControlServiceClient::new(connect(address).await?)
-            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+            .max_decoding_message_size(limits::MASTER_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MASTER_MESSAGE_BYTES_MAX);
         let (up, messages) = mpsc::channel(limits::SESSION_MESSAGES_WAITING);
         let first = v1::SessionRequest { message: Some(Up::Register(register)) };
         up.send(first).await.expect("the receiver is here");
@@ -303,7 +303,15 @@ impl Link {
         for tablet in self.node.directory.load().tablets() {
             let (rows_estimate, bytes) = tablet.size.get();
             let serving_epoch = tablet.serving().map_or(0, |epoch| epoch.0);
-            let report = v1::TabletReport { tablet_id: tablet.id.0, serving_epoch, rows_estimate, bytes };
+            let is_stopping = self.node.draining.load(Ordering::Relaxed);
+            let gave_up_epoch = if is_stopping { 0 } else { tablet.gave_up() };
+            let report = v1::TabletReport {
+                tablet_id: tablet.id.0,
+                serving_epoch,
+                rows_estimate,
+                bytes,
+                gave_up_epoch,
+            };
             if self.told.get(&tablet.id) != Some(&report) && tablets.len() < limits::REPORTS_PER_MESSAGE {
                 self.told.insert(tablet.id, report);
                 tablets.push(report);
@@ -351,8 +359,8 @@ pub async fn watch_routes(masters: Arc<Masters>, node: Arc<Node>) {
 }
 
 async fn follow_routes(address: &str, node: &Node) -> Result<(), tonic::Status> {
-    let mut client =
-        RouteServiceClient::new(connect(address).await?).max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
+    let mut client = RouteServiceClient::new(connect(address).await?)
+        .max_decoding_message_size(limits::MASTER_MESSAGE_BYTES_MAX);
     let mut changes = client.watch_routes(v1::WatchRoutesRequest::default()).await?.into_inner();
     while let Some(change) = changes.message().await? {
         node.routes.take(change);

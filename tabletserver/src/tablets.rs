@@ -34,6 +34,7 @@ pub struct TabletHandle {
     /// What the last count and the writes since say of its size.
     pub size: Size,
     serving: AtomicU64,
+    gave_up: AtomicU64,
     applied_seq: AtomicU64,
     applied_ts: AtomicU64,
     applied_end: Mutex<LogEnd>,
@@ -107,6 +108,7 @@ impl TabletHandle {
             tombstones: ArcSwap::from_pointee(spec.tombstones),
             size: Size::default(),
             serving: AtomicU64::new(0),
+            gave_up: AtomicU64::new(0),
             applied_seq: AtomicU64::new(spec.applied.pos.seq.0),
             applied_ts: AtomicU64::new(spec.applied.ts.0),
             applied_end: Mutex::new(spec.applied),
@@ -122,6 +124,18 @@ impl TabletHandle {
     /// Opens or closes the replica to requests.
     pub fn set_serving(&self, epoch: Option<Epoch>) {
         self.serving.store(epoch.map_or(0, |epoch| epoch.0), Ordering::Release);
+    }
+
+    /// Notes that an epoch was given up; metadata is told so that it names a new leader.
+    pub fn give_up(&self, epoch: Epoch) {
+        self.set_serving(None);
+        self.gave_up.store(epoch.0, Ordering::Relaxed);
+    }
+
+    /// The last epoch that was given up; 0 for none.
+    #[must_use]
+    pub fn gave_up(&self) -> u64 {
+        self.gave_up.load(Ordering::Relaxed)
     }
 
     /// Everything up to here is in the store.

@@ -113,6 +113,7 @@ pub async fn run_master(args: MasterArgs) -> anyhow::Result<ExitCode> {
 pub async fn run_tabletserver(args: Tabletserver) -> anyhow::Result<ExitCode> {
     let config = ebla_tabletserver::Config {
         zone: args.zone,
+        flush_interval: args.flush_interval.0,
         ..ebla_tabletserver::Config::new(args.masters, args.listen, args.data_dir)
     };
     run(async { Ok(TabletServer::start(config).await?) }, args.http.as_deref()).await

@@ -13,7 +13,7 @@ use super::command::{Appointment, Command};
 use super::election::{Election, Fence, FenceAnswer, best, counts, quota};
 use super::state::{ClusterId, State, Tablet};
 use crate::hlc::Hlc;
-use crate::ids::{Incarnation, ServerId, TabletId, Tick};
+use crate::ids::{Epoch, Incarnation, ServerId, TabletId, Tick};
 use crate::limits::{ELECTION_BATCH_TABLETS_MAX, ELECTION_GRACE_MS};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,6 +49,13 @@ pub enum Input {
         server: ServerId,
         /// Its answers.
         answers: Vec<FenceAnswer>,
+    },
+    /// A server gave epochs up for good: an append of theirs failed.
+    GaveUp {
+        /// Which.
+        server: ServerId,
+        /// What it led.
+        epochs: Vec<(TabletId, Epoch)>,
     },
     /// Time has passed.
     Tick {
@@ -94,6 +101,8 @@ pub struct Control {
     wall: Hlc,
     sessions: BTreeMap<ServerId, Incarnation>,
     elections: BTreeMap<TabletId, Election>,
+    /// Epochs that their leaders gave up though their process lives.
+    gave_up: BTreeMap<TabletId, Epoch>,
     /// Tablets to look at before this step ends.
     dirty: BTreeSet<TabletId>,
     deadlines: BTreeSet<(Tick, TabletId)>,
@@ -102,7 +111,7 @@ pub struct Control {
 /// Commands and fences that one step collects.
 #[derive(Default)]
 struct Batch {
-    recover: Vec<(TabletId, crate::ids::Epoch)>,
+    recover: Vec<(TabletId, Epoch)>,
     appoint: Vec<Appointment>,
     fences: BTreeMap<ServerId, Vec<Fence>>,
 }
@@ -119,6 +128,7 @@ impl Control {
             }
             Input::SessionClosed { server } => self.on_closed(state, server),
             Input::FenceAnswered { server, answers } => self.on_answers(state, server, answers),
+            Input::GaveUp { server, epochs } => self.on_gave_up(state, server, epochs),
             Input::Tick { wall } => self.on_tick(now, wall),
         }
         if self.leading {
@@ -267,6 +277,18 @@ impl Control {
         }
     }
 
+    /// A release is definite: nobody needs to be asked whether the leader is gone.
+    fn on_gave_up(&mut self, state: &State, server: ServerId, epochs: Vec<(TabletId, Epoch)>) {
+        for (id, epoch) in epochs {
+            let led =
+                state.tablet(id).filter(|tablet| tablet.epoch == epoch).and_then(|tablet| tablet.leader);
+            if led.is_some_and(|leader| leader.server == server) {
+                self.gave_up.insert(id, epoch);
+                self.dirty.insert(id);
+            }
+        }
+    }
+
     fn on_tick(&mut self, now: Tick, wall: Hlc) {
         self.wall = self.wall.max(wall);
         while let Some((at, id)) = self.deadlines.first().copied() {
@@ -289,8 +311,14 @@ impl Control {
     fn advance(&mut self, now: Tick, state: &State, effects: &mut Vec<Effect>) {
         let mut batch = Batch::default();
         for id in std::mem::take(&mut self.dirty) {
+            let epoch = state.tablet(id).map(|tablet| tablet.epoch);
+            if self.gave_up.get(&id).is_some_and(|gave_up| Some(*gave_up) != epoch) {
+                self.gave_up.remove(&id);
+            }
             match state.tablet(id) {
-                Some(tablet) if needs_leader(state, tablet) => self.elect(now, state, tablet, &mut batch),
+                Some(tablet) if needs_leader(state, tablet) || self.gave_up.contains_key(&id) => {
+                    self.elect(now, state, tablet, &mut batch);
+                }
                 Some(_) | None => self.finish(id),
             }
         }

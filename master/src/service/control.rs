@@ -5,14 +5,14 @@ use super::{Answers, Shared, stopped};
 use crate::clock;
 use crate::controller::{Event, Events, superseded};
 use crate::limits::{HEARTBEAT_MS, REGISTER_TIMEOUT, SESSION_QUEUE_MAX, SUSPECT_SILENCE};
-use ebla_kernel::ids::{DiskGeneration, ServerId};
+use ebla_kernel::ids::{DiskGeneration, Epoch, ServerId, TabletId};
 use ebla_kernel::meta::{ClusterId, Command, RegisterServer, Registered, Reply};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::meta::fence_answer;
 use ebla_proto::v1::server_control_service_server::ServerControlService;
 use ebla_proto::v1::session_request::Message as Up;
 use ebla_proto::v1::session_response::Message as Down;
-use ebla_proto::v1::{self, SessionRequest, SessionResponse};
+use ebla_proto::v1::{self, Heartbeat, SessionRequest, SessionResponse};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -164,11 +164,23 @@ impl Session {
         let _ = self.events.send(Event::Closed { server: self.server, number: self.number }).await;
     }
 
+    fn note(&self, heartbeat: &Heartbeat) {
+        let state = self.shared.raft.view().state();
+        self.shared.liveness.heartbeat(&state, self.server, heartbeat);
+    }
+
     async fn take(&self, request: SessionRequest) {
         match request.message {
             Some(Up::Heartbeat(heartbeat)) => {
-                let state = self.shared.raft.view().state();
-                self.shared.liveness.heartbeat(&state, self.server, &heartbeat);
+                self.note(&heartbeat);
+                let gave_up = heartbeat.tablets.iter().filter(|report| report.gave_up_epoch > 0);
+                let epochs: Vec<_> =
+                    gave_up.map(|report| (TabletId(report.tablet_id), Epoch(report.gave_up_epoch))).collect();
+                if !epochs.is_empty() {
+                    let event = Event::GaveUp { server: self.server, number: self.number, epochs };
+                    // A controller that is gone ends the session by itself.
+                    let _ = self.events.send(event).await;
+                }
             }
             Some(Up::FenceAnswers(answers)) => {
                 let answers = answers.answers.iter().map(fence_answer).collect();

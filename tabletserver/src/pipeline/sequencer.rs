@@ -475,7 +475,7 @@ impl Sequencer {
             }
             Effect::StopServing { epoch } => {
                 info!(tablet = %id, %epoch, "gave up an epoch");
-                slot.handle.set_serving(None);
+                slot.handle.give_up(epoch);
                 self.serving_changed = true;
             }
             Effect::Reply { request, answer } => {
