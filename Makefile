@@ -23,10 +23,10 @@ SEEDS ?= 20000
 SEEDS_IN_CHECK ?= 2000
 ROUNDS ?= 20
 
-.PHONY: help deps run test build check fix bench sim chaos doc
+.PHONY: help deps run test build check fix bench sim sim-mutants chaos doc
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install the Debian packages that the build needs
 	@sh scripts/deps.sh
@@ -64,8 +64,11 @@ bench: deps ## measure the cluster beside raw RocksDB, as a markdown table; ARGS
 	cargo build --locked --release --bin ebla --bin ebla-bench
 	"$(TARGET_DIR)/release/ebla-bench" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
 
-sim: deps ## many seeds of the simulator; SEEDS=20000
-	cargo run --locked --release --bin sim -- --seeds $(SEEDS)
+sim: deps ## many seeds of the simulator; SEEDS=20000, or one in words with SEED=n
+	cargo run --locked --release --bin sim -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+sim-mutants: deps ## seed known bugs, one per rule; the simulator must find each
+	cargo run --locked -p ebla-cluster-tests --features mutations --bin sim -- --mutants
 
 chaos: build ## kill real processes again and again; ROUNDS=20
 	@for round in $$(seq $(ROUNDS)); do \

@@ -145,6 +145,7 @@ mod mutants {
             Some(seed) => (seed, 1, Narration::Told),
             None => (args.start.unwrap_or(1), args.seeds.unwrap_or(SEEDS_MAX), Narration::Silent),
         };
+        let name = format!("{mutation:?}");
         let mut events = 0;
         for seed in start..start.saturating_add(seeds) {
             let report = run(seed, narration);
@@ -152,11 +153,11 @@ mod mutants {
             report.log.iter().for_each(|line| println!("{line}"));
             if let Some(violation) = report.violation {
                 let what: String = violation.to_string().chars().take(150).collect();
-                println!("{mutation:<28?} {:<24} seed {seed:<5} {events:>9} events  {what}", mutation.rule());
+                println!("{name:<24} {:<20} seed {seed:<5} {events:>9} events  {what}", mutation.rule());
                 return true;
             }
         }
-        println!("{mutation:<28?} {:<24} NOT FOUND in {seeds} seeds, {events} events", mutation.rule());
+        println!("{name:<24} {:<20} NOT FOUND in {seeds} seeds, {events} events", mutation.rule());
         false
     }
 }

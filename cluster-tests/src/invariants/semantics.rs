@@ -82,7 +82,8 @@ fn replay(
         // A tombstone over a row that was dead already is no harm.
         let known = rows.get(key).is_some_and(|(ts, _)| *ts == entry.ts);
         let dead = before.get(key).is_none_or(|(_, body)| *body == Body::Tombstone);
-        if !known && !(dead && *body == Body::Tombstone) {
+        let harmless = dead && *body == Body::Tombstone;
+        if !known && !harmless {
             return Err(format!("{tablet} {entry:?} should not have put {key:?}"));
         }
         rows.insert(key.clone(), (entry.ts, body.clone()));

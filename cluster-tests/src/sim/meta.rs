@@ -103,6 +103,11 @@ impl MetaNode {
         match message {
             Message::Register(registration) => self.register(env, registration),
             Message::FenceAnswers(answers) => self.fence_answers(env, answers),
+            Message::GaveUp { server, incarnation, epochs } => {
+                if self.is_session(server, incarnation) {
+                    self.step(env, Input::GaveUp { server, epochs });
+                }
+            }
             Message::Registered(_)
             | Message::Superseded { .. }
             | Message::Fences(_)
@@ -137,11 +142,15 @@ impl MetaNode {
 
     fn fence_answers(&mut self, env: &mut Env, message: FenceAnswers) {
         let FenceAnswers { server, incarnation, answers } = message;
-        let Some(run) = &self.run else { return };
-        // Answers count only in the session of the run that gave them.
-        if run.sessions.get(&server).is_some_and(|(_, known)| *known == incarnation) {
+        if self.is_session(server, incarnation) {
             self.step(env, Input::FenceAnswered { server, answers });
         }
+    }
+
+    /// What a run says counts only in its own session.
+    fn is_session(&self, server: ServerId, incarnation: Incarnation) -> bool {
+        let session = self.run.as_ref().and_then(|run| run.sessions.get(&server));
+        session.is_some_and(|(_, known)| *known == incarnation)
     }
 
     fn tick(&mut self, env: &mut Env) {

@@ -34,6 +34,15 @@ pub enum Message {
     Register(Registration),
     /// A server answers fences.
     FenceAnswers(FenceAnswers),
+    /// A server gave epochs up for good though its process lives.
+    GaveUp {
+        /// Which.
+        server: ServerId,
+        /// Its run.
+        incarnation: Incarnation,
+        /// What it led.
+        epochs: Vec<(TabletId, Epoch)>,
+    },
     /// The metadata took a server in.
     Registered(Welcome),
     /// The metadata knows a later run of the server than this one.

@@ -91,7 +91,9 @@ pub(super) struct Run {
     /// What waits for a higher bound of the clock.
     for_clock: VecDeque<Timed>,
     pub cache: Cache,
-    has_failed: bool,
+    is_superseded: bool,
+    /// Epochs that ended here.
+    gave_up: BTreeMap<TabletId, Epoch>,
 }
 
 /// Something that needs a timestamp.
@@ -123,21 +125,15 @@ impl Server {
         self.disk.registry.replicas.keys().all(|id| run.is_serving(*id))
     }
 
-    /// Whether the process cannot go on: an append was refused, so that the epoch is lost and
-    /// the metadata sees no reason to give out another; or a later run is registered.
+    /// Whether a later run is registered, so that this process must end.
     #[must_use]
-    pub fn has_failed(&self) -> bool {
-        self.run.as_ref().is_some_and(|run| run.has_failed)
-    }
-
-    fn fail(&mut self) {
-        let Some(run) = &mut self.run else { return };
-        run.has_failed = true;
+    pub fn is_superseded(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.is_superseded)
     }
 
     fn superseded(&mut self, boot_id: u64) {
-        if self.run.as_ref().is_some_and(|run| run.boot_id == boot_id) {
-            self.fail();
+        if let Some(run) = self.run.as_mut().filter(|run| run.boot_id == boot_id) {
+            run.is_superseded = true;
         }
     }
 
@@ -164,7 +160,7 @@ impl Server {
         }
         self.run = Some(Run {
             number: self.runs,
-            boot_id: env.rng.next(),
+            boot_id: env.rng.draw(),
             identity: None,
             clock,
             bound_writing: false,
@@ -177,7 +173,8 @@ impl Server {
             requests: BTreeMap::new(),
             for_clock: VecDeque::new(),
             cache: Cache::default(),
-            has_failed: false,
+            is_superseded: false,
+            gave_up: BTreeMap::new(),
         });
         let (index, runs) = (self.index, self.runs);
         env.say(|| format!("server {index} starts, run {runs}"));
@@ -206,10 +203,7 @@ impl Server {
         match event {
             Internal::RegistrySynced => self.registry_synced(env),
             Internal::LogSynced => self.log_synced(env),
-            Internal::Refused(tablet, from) => {
-                self.fail();
-                self.step(env, tablet, Input::AppendFailed { from });
-            }
+            Internal::Refused(tablet, from) => self.step(env, tablet, Input::AppendFailed { from }),
             Internal::Apply(entries) => self.apply(env, &entries),
             Internal::FlushBegins => self.flush_begins(env),
             Internal::FlushReturns { count, positions } => self.flush_returns(env, count, positions),
@@ -229,7 +223,10 @@ impl Server {
                 assignments.into_iter().for_each(|assignment| self.assigned(env, assignment));
             }
             Message::Request(request) => self.request(env, request),
-            Message::Register(_) | Message::FenceAnswers(_) | Message::Response(_) => {
+            Message::Register(_)
+            | Message::FenceAnswers(_)
+            | Message::GaveUp { .. }
+            | Message::Response(_) => {
                 unreachable!("nobody sends this to a server")
             }
         }
@@ -247,8 +244,20 @@ impl Server {
                 boot_id: run.boot_id,
             };
             env.send(self.address(), Address::Meta, Message::Register(registration));
+            self.report_given_up(env);
         }
         self.after(env, REGISTER_EVERY_US, Internal::Register);
+    }
+
+    /// Tells which epochs ended though the process lives, again and again until it leads.
+    fn report_given_up(&self, env: &mut Env) {
+        let Some(run) = &self.run else { return };
+        let Some((server, incarnation)) = run.identity else { return };
+        let epochs: Vec<_> = run.gave_up.iter().map(|(id, epoch)| (*id, *epoch)).collect();
+        if !epochs.is_empty() {
+            let message = Message::GaveUp { server, incarnation, epochs };
+            env.send(self.address(), Address::Meta, message);
+        }
     }
 
     fn registered(&mut self, env: &mut Env, welcome: Welcome) {
@@ -439,7 +448,11 @@ impl Server {
                 self.append(env, id, entry);
             }
             Effect::Serve { epoch } => env.say(|| format!("server {index} {id} serves {epoch}")),
-            Effect::StopServing { epoch } => env.say(|| format!("server {index} {id} stops serving {epoch}")),
+            Effect::StopServing { epoch } => {
+                env.say(|| format!("server {index} {id} stops serving {epoch}"));
+                let Some(run) = &mut self.run else { return };
+                run.gave_up.insert(id, epoch);
+            }
             Effect::Reply { request, answer } => self.answer(env, request, answer),
         }
     }

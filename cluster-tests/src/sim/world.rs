@@ -18,7 +18,7 @@ const LIVENESS_US: u64 = 30 * SECOND_US;
 /// How long nothing is asked before the end is judged.
 const REST_US: u64 = 2 * SECOND_US;
 
-/// How often somebody looks for servers that cannot go on.
+/// How often somebody looks for servers that ended.
 const OPERATOR_US: u64 = 100_000;
 
 /// Something breaks or comes back.
@@ -40,7 +40,7 @@ pub enum Fault {
     Join(Address, Address),
     /// A wall clock of chance jumps.
     JumpWall,
-    /// Servers that cannot go on are started again.
+    /// Servers that were told to end are started again.
     Operator,
 }
 
@@ -217,7 +217,7 @@ impl World {
 
     fn operate(&mut self) {
         for server in 0..self.servers.len() {
-            if self.servers[server].has_failed() {
+            if self.servers[server].is_superseded() {
                 self.crash(server);
             }
         }
