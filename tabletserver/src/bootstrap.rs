@@ -157,7 +157,7 @@ impl Replay {
         }
         let is_whole = bounds.map_or(flushed == Seq(0), |(first, _)| first == Seq(1));
         // Tokens of purged entries are forgotten. None of them was issued after this.
-        let floor_ms = if is_whole { 0 } else { record.flushed.ts.ms() + TOKEN_CLOCK_SLACK_MS };
+        let floor_ms = if is_whole { 0 } else { record.flushed.ts.ms() + TOKEN_CLOCK_SLACK_MS + 1 };
         Ok(Self {
             next: bounds.map(|(first, _)| first),
             end: None,
@@ -170,7 +170,7 @@ impl Replay {
         match self.end {
             // What came before the first entry is purged; its own time bounds theirs.
             None if entry.seq() > Seq(1) => {
-                self.tokens = TokenTable::complete_from(entry.ts.ms() + TOKEN_CLOCK_SLACK_MS);
+                self.tokens = TokenTable::complete_from(entry.ts.ms() + TOKEN_CLOCK_SLACK_MS + 1);
             }
             None => {}
             Some(end) if end.is_followed_by(entry) => {}

@@ -256,6 +256,7 @@ impl Run {
             serving_epoch,
             rows_estimate: 7,
             bytes: 70,
+            gave_up_epoch: 0,
         };
         v1::Heartbeat {
             draining: false,
