@@ -89,6 +89,13 @@ pub enum Command {
     Outcome(Outcome),
 }
 
+impl Command {
+    /// Whether it runs servers in this process.
+    pub fn is_server(&self) -> bool {
+        matches!(self, Self::Dev(_) | Self::Master(_) | Self::Tabletserver(_))
+    }
+}
+
 /// How long to wait.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Wait {

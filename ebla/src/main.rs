@@ -14,6 +14,10 @@ mod parse;
 
 use clap::Parser as _;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// Longest wait for tasks of a server that has stopped.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
@@ -30,8 +34,14 @@ fn main() -> ExitCode {
 
 fn run(cli: cli::Cli) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let is_server = cli.command.is_server();
     let code = runtime.block_on(cmd::run(cli));
-    // What still runs belongs to commands that ended; a read of stdin could wait for ever.
-    runtime.shutdown_background();
+    if is_server {
+        // The stores must be closed before the process unwinds under their threads.
+        runtime.shutdown_timeout(CLOSE_WITHIN);
+    } else {
+        // What still runs belongs to commands that ended; a read of stdin could wait for ever.
+        runtime.shutdown_background();
+    }
     code
 }
