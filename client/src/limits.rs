@@ -56,8 +56,9 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// Pages of one tablet that a scan reads ahead of its caller.
 pub const SCAN_PAGES_AHEAD: usize = 2;
 
-/// Tablets that a scan without limit has open at once: the one it delivers and the next.
-pub const SCAN_TABLETS_OPEN: usize = 2;
+/// Tablets that a scan without limit has open at once: the one it delivers and the next
+/// ones, so that many small tablets do not cost a round trip each.
+pub const SCAN_TABLETS_OPEN: usize = 4;
 
 /// Tablets that a scan which only counts has open at once; it holds no rows.
 pub const COUNT_TABLETS_OPEN: usize = 16;

@@ -8,7 +8,7 @@
 //! - The first page tells the timestamp at which all the rest is read.
 //! - A reader begins again after a lost stream exactly where its last page ended: by the
 //!   page's resume token at the same tablet, behind the last row elsewhere.
-//! - Readers run ahead of the caller by a few pages and by one tablet; a caller that stops
+//! - Readers run ahead of the caller by a few pages and a few tablets; a caller that stops
 //!   reading stops them.
 //! - Every reader ends with a page marked `last` or with an error, never in silence.
 

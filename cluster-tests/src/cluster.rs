@@ -87,7 +87,14 @@ impl Node {
     /// A tablet server of the cluster of `masters`.
     #[must_use]
     pub fn server(place: &Path, name: &str, address: &str, masters: &str) -> Self {
-        Self::new(place, name, address, &["tabletserver", "--masters", masters, "--listen", address])
+        Self::server_with(place, name, address, masters, &[])
+    }
+
+    /// A tablet server with further flags.
+    #[must_use]
+    pub fn server_with(place: &Path, name: &str, address: &str, masters: &str, more: &[&str]) -> Self {
+        let args = ["tabletserver", "--masters", masters, "--listen", address];
+        Self::new(place, name, address, &[&args, more].concat())
     }
 
     fn new(place: &Path, name: &str, address: &str, args: &[&str]) -> Self {
@@ -201,8 +208,16 @@ impl Cluster {
     /// # Errors
     /// When it does not come up in time.
     pub fn start(masters: usize, servers: usize) -> Result<Self> {
+        Self::start_with(masters, servers, &[])
+    }
+
+    /// As [`Self::start`], with further flags for the tablet servers.
+    ///
+    /// # Errors
+    /// When it does not come up in time.
+    pub fn start_with(masters: usize, servers: usize, flags: &[&str]) -> Result<Self> {
         for _ in 0..ATTEMPTS {
-            let mut cluster = Self::plan(masters, servers)?;
+            let mut cluster = Self::plan(masters, servers, flags)?;
             for node in cluster.nodes() {
                 node.start()?;
             }
@@ -215,7 +230,7 @@ impl Cluster {
         bail!("somebody took a port {ATTEMPTS} times in a row")
     }
 
-    fn plan(masters: usize, servers: usize) -> Result<Self> {
+    fn plan(masters: usize, servers: usize, flags: &[&str]) -> Result<Self> {
         let place = tempfile::tempdir()?;
         let addresses = free_addresses(masters + servers);
         let (of_masters, of_servers) = addresses.split_at(masters);
@@ -224,7 +239,8 @@ impl Cluster {
         let master =
             |(address, id): (&String, usize)| Node::master(place.path(), id, address, &peers.join(","));
         let server = |(address, number): (&String, usize)| {
-            Node::server(place.path(), &format!("server-{number}"), address, &of_masters.join(","))
+            let (name, masters) = (format!("server-{number}"), of_masters.join(","));
+            Node::server_with(place.path(), &name, address, &masters, flags)
         };
         let masters = of_masters.iter().zip(1..).map(master).collect();
         let servers = of_servers.iter().zip(1..).map(server).collect();

@@ -93,6 +93,21 @@ fn rows_outlive_every_process() -> Result<()> {
     Ok(())
 }
 
+/// Nothing but the log holds the rows: every restart replays all of it.
+#[test]
+fn rows_that_were_never_flushed_outlive_every_process() -> Result<()> {
+    let mut cluster = Cluster::start_with(1, 3, &["--flush-interval", "off"])?;
+    let cli = cluster.cli();
+    create_table(&cli);
+    for file in 0..3 {
+        assert!(load(&cli, file), "a load without faults succeeds");
+        cluster.kill_all()?;
+        cluster.start_all()?;
+        assert_eq!(check_rows(&cli), (file + 1) * ROWS_PER_LOAD);
+    }
+    Ok(())
+}
+
 #[test]
 fn rows_loaded_while_processes_die_are_found() -> Result<()> {
     let mut cluster = Cluster::start(3, 3)?;

@@ -7,8 +7,9 @@
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId, Tick};
 use ebla_kernel::meta::{
-    Appointment, Changes, ClusterId, Command, Control, Effect, FenceAnswer, Input, NewTablet, RegisterServer,
-    Reply, State, TableSpec, Tablet, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
+    Appointment, Changes, ClusterId, Command, Comparison, Control, Effect, FenceAnswer, Input, NewTablet,
+    RegisterServer, Reply, State, TableSpec, Tablet, apply, cut_ranges, decode_snapshot, encode_snapshot,
+    state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -31,6 +32,21 @@ fn scripts_print_what_they_say() {
         scripts += 1;
     }
     assert!(scripts > 0, "no scripts found in {}", dir.display());
+}
+
+#[test]
+fn a_state_that_differs_at_the_same_index_is_told() {
+    let init = |id| Command::InitCluster { cluster_id: ClusterId(id), masters: BTreeMap::new() };
+    let (mut ours, mut theirs) = (State::default(), State::default());
+    let _ = apply(&mut ours, 1, init(1));
+    let _ = apply(&mut theirs, 1, init(2));
+    let compare = |state: &State| Command::CompareState { applied: 1, hash: state_hash(state) };
+    let same = compare(&ours);
+    let different = compare(&theirs);
+    assert_eq!(apply(&mut ours.clone(), 2, same.clone()).0, Reply::Compared(Comparison::Same));
+    assert_eq!(apply(&mut ours.clone(), 2, different).0, Reply::Compared(Comparison::Diverged));
+    let _ = apply(&mut ours, 2, init(1));
+    assert_eq!(apply(&mut ours, 3, same).0, Reply::Compared(Comparison::Overtaken));
 }
 
 #[derive(Default)]
@@ -172,6 +188,7 @@ impl World {
                 });
                 results.collect::<Vec<_>>().join("\n  ")
             }
+            Reply::Compared(comparison) => format!("compared: {comparison:?}"),
             Reply::Rejected(rejection) => format!("rejected: {rejection}"),
         };
         writeln!(self.out, "  {text}").unwrap();

@@ -50,6 +50,15 @@ pub enum Error {
     /// Raft refused to go on.
     #[error("the metadata group refused to go on")]
     Raft(#[from] raft::Error),
+    /// This master's state is not what the leader's is after the same commands.
+    #[error(
+        "the metadata of this master differs from the leader's at entry {index}: it halts before it decides \
+         anything; keep its data directory for inspection and replace the master"
+    )]
+    Diverged {
+        /// Index of the comparison in the log.
+        index: u64,
+    },
     /// Stored bytes are damaged or newer than this program.
     #[error("{0}")]
     Corrupt(String),

@@ -147,6 +147,10 @@ pub const SCAN_PAGE_WORK: usize = 50_000;
 /// Pages that wait for a slow client.
 pub const SCAN_PAGES_WAITING: usize = 2;
 
+/// How long a scan waits for its client to read a page. A scan holds a thread, a snapshot
+/// and old versions; a client that comes back later goes on with its resume token.
+pub const SCAN_CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Largest gRPC message that is taken: the largest batch and its framing.
 pub const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 

@@ -190,24 +190,33 @@ impl Node {
     /// `TIMESTAMP_OUT_OF_RANGE` when they may be gone already.
     pub fn pin(&self, table: &TableInfo, at: Hlc) -> Result<ReadPin, ApiError> {
         let pin = self.pins.pin(at);
+        if at < self.oldest_kept(table) {
+            return Err(self.too_old(table, at));
+        }
         self.check_floor(table, at)?;
         Ok(pin)
     }
 
-    /// Whether everything that a read at `at` sees is still there.
+    /// Whether everything that a read at `at` sees is still there. Asked again after the
+    /// work: a floor that was computed just before the pin may have passed it.
     ///
     /// # Errors
     /// `TIMESTAMP_OUT_OF_RANGE`.
     pub fn check_floor(&self, table: &TableInfo, at: Hlc) -> Result<(), ApiError> {
-        let oldest = Hlc::new(self.clock.now().ms().saturating_sub(table.retention_ms), 0);
-        if at >= oldest.max(self.floors.floor(table.id)) {
-            return Ok(());
-        }
+        if self.floors.can_read(table.id, at) { Ok(()) } else { Err(self.too_old(table, at)) }
+    }
+
+    fn oldest_kept(&self, table: &TableInfo) -> Hlc {
+        Hlc::new(self.clock.now().ms().saturating_sub(table.retention_ms), 0)
+    }
+
+    fn too_old(&self, table: &TableInfo, at: Hlc) -> ApiError {
+        let oldest = self.oldest_kept(table);
         let hint = format!(
             "timestamp {} is older than the {} ms that table {:?} keeps old versions: read at {} or later",
             at.0, table.retention_ms, table.table.name, oldest.0
         );
-        Err(ApiError::new(Reason::TimestampOutOfRange, hint).with("oldest", oldest.0))
+        ApiError::new(Reason::TimestampOutOfRange, hint).with("oldest", oldest.0)
     }
 
     /// Waits until everything up to `at` is in the store and nothing at or below can follow.

@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
 /// A running tablet server.
@@ -307,15 +307,16 @@ async fn serve(
         .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
     let route = RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+    // The builder's own option does not reach a listener that was bound before.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
         .add_service(kv)
         .add_service(route)
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(bad_descriptors)?)
         .add_service(reflection().build_v1alpha().map_err(bad_descriptors)?)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(incoming, async move {
             let _ = ended.wait_for(|ended| *ended).await;
         })
         .await?;

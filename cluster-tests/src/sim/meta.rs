@@ -211,7 +211,8 @@ impl MetaNode {
                 | Reply::Initialized(_)
                 | Reply::Created(..)
                 | Reply::Dropped(_)
-                | Reply::Elections(_) => {}
+                | Reply::Elections(_)
+                | Reply::Compared(_) => {}
             }
         }
         self.hash = state_hash(&run.state);

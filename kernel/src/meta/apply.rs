@@ -7,6 +7,7 @@
 use super::command::{Appointment, Command, NewTablet};
 use super::registration::register_server;
 use super::rejection::Rejection;
+use super::snapshot::state_hash;
 use super::spec::{TableSpec, check_table_name};
 use super::state::{ClusterId, Leader, Replica, Server, State, Table, Tablet};
 use crate::hlc::Hlc;
@@ -28,8 +29,21 @@ pub enum Reply {
     Dropped(Table),
     /// One result per tablet of a `Recover` or an `Appoint`.
     Elections(Vec<Result<Tablet, Rejection>>),
+    /// How this state compares with the proposer's.
+    Compared(Comparison),
     /// Nothing changed, and why.
     Rejected(Rejection),
+}
+
+/// How a master's state compares with the proposer's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Comparison {
+    /// They are equal.
+    Same,
+    /// Another command came between: nothing can be said.
+    Overtaken,
+    /// They differ at the same index: this master must halt before it decides anything.
+    Diverged,
 }
 
 /// How a server was registered.
@@ -75,6 +89,16 @@ impl Changes {
 /// Applies the command at `index` of the log.
 pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes) {
     assert!(index > state.applied, "commands are applied once, in order");
+    // A comparison is about the state before it.
+    let comparison = match &command {
+        Command::CompareState { applied, hash } => compare(state, *applied, *hash),
+        Command::InitCluster { .. }
+        | Command::RegisterServer(_)
+        | Command::CreateTable { .. }
+        | Command::DropTable { .. }
+        | Command::Recover { .. }
+        | Command::Appoint { .. } => Comparison::Overtaken,
+    };
     state.applied = index;
     let mut changes = Changes::default();
     let reply = match command {
@@ -88,6 +112,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
             let recover = |(id, epoch): (TabletId, Epoch)| recover(state, id, epoch, &mut changes);
             Ok(Reply::Elections(tablets.into_iter().map(recover).collect()))
         }
+        Command::CompareState { .. } => Ok(Reply::Compared(comparison)),
         Command::Appoint { appointments } => {
             let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);
             Ok(Reply::Elections(appointments.into_iter().map(appoint).collect()))
@@ -97,6 +122,16 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         state.changed = index;
     }
     (reply.unwrap_or_else(Reply::Rejected), changes)
+}
+
+fn compare(state: &State, applied: u64, hash: u64) -> Comparison {
+    if state.applied != applied {
+        Comparison::Overtaken
+    } else if state_hash(state) == hash {
+        Comparison::Same
+    } else {
+        Comparison::Diverged
+    }
 }
 
 fn init(state: &mut State, cluster_id: ClusterId, masters: BTreeMap<u64, u64>) -> Reply {

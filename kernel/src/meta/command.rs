@@ -50,6 +50,13 @@ pub enum Command {
         /// Whom.
         appointments: Vec<Appointment>,
     },
+    /// Lets every master compare its state with the proposer's; changes nothing.
+    CompareState {
+        /// Index of the last command that the proposer's state held.
+        applied: u64,
+        /// Hash of that state.
+        hash: u64,
+    },
 }
 
 /// How a server process presents itself.

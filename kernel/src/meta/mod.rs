@@ -19,7 +19,7 @@ mod snapshot;
 mod spec;
 mod state;
 
-pub use apply::{Changes, Registered, Reply, apply};
+pub use apply::{Changes, Comparison, Registered, Reply, apply};
 pub use command::{Appointment, Command, CommandError, NewTablet, RegisterServer};
 pub use control::{Control, Effect, Input};
 pub use election::{Fence, FenceAnswer};

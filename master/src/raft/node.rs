@@ -20,7 +20,9 @@ use crate::limits::{
     ELECTION_STAGGER_TICKS, ELECTION_TICKS, HEARTBEAT_TICKS, LOG_KEPT_SHARE, RAFT_IN_FLIGHT_MAX,
     RAFT_INBOX_MAX, RAFT_INPUTS_PER_SYNC_MAX, RAFT_MESSAGE_BYTES_MAX, RAFT_TICK, READ_RETRY_TICKS,
 };
-use ebla_kernel::meta::{Changes, Command, Reply, apply, decode_snapshot, encode_snapshot};
+use ebla_kernel::meta::{
+    Changes, Command, Comparison, Reply, apply, decode_snapshot, encode_snapshot, state_hash,
+};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot};
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use std::sync::Arc;
@@ -394,6 +396,9 @@ impl Node {
         if !changes.is_empty() {
             self.view.publish_changes(changes);
         }
+        if reply == Reply::Compared(Comparison::Diverged) {
+            return Err(Error::Diverged { index: entry.index });
+        }
         if let Some(waiting) = self.proposals.take(&entry.context) {
             let _ = waiting.send(Ok(reply));
         }
@@ -405,15 +410,19 @@ impl Node {
         if self.applied < snapshot + self.snapshot_entries {
             return Ok(());
         }
-        let (index, data) = {
+        let (index, hash, data) = {
             let state = self.view.state();
-            (state.applied(), encode_snapshot(&state))
+            (state.applied(), state_hash(&state), encode_snapshot(&state))
         };
         if index <= snapshot {
             return Ok(());
         }
         self.raw.mut_store().compact(index, &data, self.snapshot_entries / LOG_KEPT_SHARE)?;
         tracing::info!(index, bytes = data.len(), "snapshot of the metadata written");
+        // The masters' snapshots must say the same: whoever differs halts. Only the leader's
+        // proposal is taken, and nobody waits for it.
+        let (reply, _) = oneshot::channel();
+        self.propose(&Command::CompareState { applied: index, hash }, reply);
         Ok(())
     }
 }

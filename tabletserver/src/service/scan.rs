@@ -20,6 +20,7 @@ use ebla_proto::convert;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -225,7 +226,7 @@ impl Scan {
             let next = page.next.clone().or_else(|| rest.map(|rest| self.resume_key(rest)));
             let resume = next.filter(|_| !is_full).map(|key| self.resume_token(key));
             let response = self.response(page, resume, tablet_done);
-            if pages.blocking_send(Ok(response)).is_err() {
+            if !send_in_time(pages, response) {
                 return Ok(false);
             }
             if tablet_done {
@@ -264,6 +265,14 @@ impl Scan {
             tablet_done,
         }
     }
+}
+
+/// Sends a page; false when the client is gone or has not read for too long. It then goes on
+/// with the token of its last page.
+fn send_in_time(pages: &Pages, response: v1::ScanResponse) -> bool {
+    let sending = pages.send(Ok(response));
+    let sent = Handle::current().block_on(tokio::time::timeout(limits::SCAN_CLIENT_PATIENCE, sending));
+    matches!(sent, Ok(Ok(())))
 }
 
 fn row_to_wire(row: Row) -> v1::Row {
