@@ -230,7 +230,10 @@ fn command_text(command: &Command) -> String {
                 |a: &Appointment| format!("{}@{} to {} {}", a.tablet, a.epoch, a.replica, a.incarnation);
             format!("appoint {}", appointments.iter().map(one).collect::<Vec<_>>().join(", "))
         }
-        Command::RegisterServer(_) | Command::CreateTable { .. } | Command::DropTable { .. } => {
+        Command::RegisterServer(_)
+        | Command::CreateTable { .. }
+        | Command::DropTable { .. }
+        | Command::CompareState { .. } => {
             panic!("the control core never proposes this")
         }
     }

@@ -155,7 +155,10 @@ impl Janitor {
         let mut pass = GcPass::new(tablet.table, tablet.range.clone(), floor, &tablet.tombstones.load());
         loop {
             match pass.step(&*self.node.reader.store, limits::GC_STEP_VERSIONS)? {
-                GcProgress::Done(gone) => return Ok(forget(tablet, &gone)),
+                GcProgress::Done(gone) => {
+                    forget(tablet, &gone);
+                    return Ok(());
+                }
                 GcProgress::More if self.stop.load(Ordering::Relaxed) => return Ok(()),
                 GcProgress::More => std::thread::sleep(limits::GC_STEP_PAUSE),
             }
