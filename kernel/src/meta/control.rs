@@ -1,7 +1,7 @@
 //! The control core of the leading master: gives every tablet a leader.
 //!
 //! It sees what was applied and who is connected, and answers with effects. Everything that
-//! it remembers can be forgotten at any time: all safety lies in the guards of [`super::apply`]
+//! it remembers can be forgotten at any time: all safety lies in the guards of [`super::apply()`]
 //! and in the promises that servers store. Work is done per batch: whatever one input makes
 //! necessary travels as one command and one message per server.
 //!

@@ -1,7 +1,7 @@
 //! The metadata core: who serves which range of keys.
 //!
 //! Two parts, both pure:
-//! - the replicated state ([`State`]), changed only by [`apply`], which every master runs over
+//! - the replicated state ([`State`]), changed only by [`apply()`], which every master runs over
 //!   the same commands in the same order. Guards are evaluated there, never at propose time;
 //! - the control core ([`Control`]), which only the leading master runs. It sees what was
 //!   applied and which servers are connected, and proposes the commands that give every
