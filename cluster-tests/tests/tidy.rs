@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Hard limit of STYLE: a longer file holds more than one idea.
+/// Hard limit of the house: a longer file holds more than one idea.
 const FILE_LINES_MAX: usize = 800;
 
 /// Crates of the workspace, and what of ours each may depend on.

@@ -158,8 +158,8 @@ pub struct Tabletserver {
     /// Part of the site that fails together, such as a rack
     #[arg(long, default_value = "default")]
     pub zone: String,
-    /// Longest time that rows stay out of data files; `off`: only a clean stop writes them
-    /// there. The log keeps every acknowledged row either way
+    /// Longest time that rows stay out of data files; `off`: until a clean stop, and a restart
+    /// replays all of the log. The log keeps every acknowledged row either way
     #[arg(long, default_value = "60s", value_parser = parse::interval, value_name = "TIME")]
     pub flush_interval: parse::Interval,
     /// Serve /health, /ready, /metrics and /version here

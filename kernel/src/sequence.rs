@@ -5,7 +5,7 @@
 //! sequenced lately ([`Recent`]), and what the request's task read from the store before
 //! ([`Evidence`]). The last is good only if everything that the reader may have missed is
 //! still in `Recent`; otherwise the request must read again. So no latch is held and no
-//! sequencer waits for a disk.
+//! sequencer waits for a disk (`docs/decisions/0006-evidence-not-latches.md`).
 
 use crate::hlc::Hlc;
 use crate::ids::{Seq, Tick};

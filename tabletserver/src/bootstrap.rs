@@ -2,7 +2,9 @@
 //!
 //! The log is replayed from each tablet's flushed position; replaying exact versions is
 //! idempotent, so it does not matter how much of it the data store had flushed by itself.
-//! The whole retained log is read for its tokens. Nothing here deletes what it does not know.
+//! The whole retained log is read for its tokens (`docs/decisions/0009-token-floor.md`). What
+//! does not fit together is an error and is left as it is
+//! (`docs/decisions/0008-damage-refuses-to-start.md`). Nothing here deletes what it does not know.
 
 use crate::clock::Clock;
 use crate::config::Config;

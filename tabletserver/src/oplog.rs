@@ -46,8 +46,8 @@ impl Default for OplogConfig {
 /// What went wrong in the log.
 #[derive(Debug, thiserror::Error)]
 pub enum OplogError {
-    /// Records are broken that were synced. The server starts as damaged: the directory goes
-    /// to the trash, its replicas are rebuilt from good copies.
+    /// Records are broken that were synced. The server refuses to start and removes nothing
+    /// (`docs/decisions/0008-damage-refuses-to-start.md`).
     #[error("the log is damaged: {what}; rebuild this server's replicas from good copies")]
     Damaged {
         /// What was found.

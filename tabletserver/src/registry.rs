@@ -33,7 +33,7 @@ const GC_FLOOR: u8 = b'g';
 /// What went wrong in the registry.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// Records that no version has written, or a broken file. The server starts as damaged.
+    /// Records that no version has written, or a broken file. The server refuses to start.
     #[error("the registry is damaged: {what}; rebuild this server's replicas from good copies")]
     Damaged {
         /// What was found.

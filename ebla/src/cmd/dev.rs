@@ -140,7 +140,7 @@ impl Cluster {
         select_all(all).await.0
     }
 
-    /// Stops servers before masters, so that leaderships can be handed over.
+    /// Stops servers before masters, which thus hear that the servers drain.
     async fn stop(self) -> anyhow::Result<()> {
         let servers = join_all(self.servers.into_iter().map(Role::stop)).await;
         let masters = join_all(self.masters.into_iter().map(Role::stop)).await;

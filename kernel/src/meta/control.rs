@@ -6,7 +6,8 @@
 //! necessary travels as one command and one message per server.
 //!
 //! It does not know how long servers have been silent: with one copy of each tablet nobody
-//! but the same server can lead, so an election follows a new run of a server, not silence.
+//! but the same server can lead, so an election follows a new run of a server or an epoch that
+//! its leader gave up, not silence.
 
 use super::apply::Changes;
 use super::command::{Appointment, Command};

@@ -2,7 +2,7 @@
 //!
 //! A reader fills it with what it read from the store, and a write may overtake it between
 //! the read and the fill. So every key belongs to one of some thousand stripes, each with a
-//! counter (PROTOCOL.md §2.6). The apply step raises the counters of its keys before it
+//! counter (`docs/decisions/0007-row-cache-counts-twice.md`). The apply step raises the counters of its keys before it
 //! writes and, after it has written, raises them again and replaces what is cached; a fill
 //! counts only if the counter is what it was before the reader looked into the store.
 //! Raising twice is what refuses the fill that began between the two and still read the old

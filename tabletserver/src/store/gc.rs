@@ -2,7 +2,7 @@
 //!
 //! The **floor** of a table here is min(its retention's safe timestamp, the oldest read in
 //! use here). At or below it only the newest version of a row can still be read. Two ways
-//! use that (PROTOCOL.md §2.4):
+//! use that:
 //! - the compaction filter drops a version only when the *same* compaction has shown it a
 //!   newer version of the same row at or below the floor, so it never drops a row's newest
 //!   version at or below the floor, not even a tombstone that may hide something in a level

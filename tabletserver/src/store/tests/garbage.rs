@@ -22,7 +22,7 @@ fn versions(store: &dyn Store) -> BTreeMap<(Bytes, Hlc), Version> {
     found
 }
 
-/// The logical state of PROTOCOL.md §2.4: all versions above the floor, and per key the
+/// The logical state of a store: all versions above the floor, and per key the
 /// newest at or below it unless that is a tombstone or expired there.
 fn logical(store: &dyn Store, floor: Hlc) -> BTreeMap<(Bytes, Hlc), Version> {
     let mut all = versions(store);
