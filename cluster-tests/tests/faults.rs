@@ -177,6 +177,34 @@ fn refusal(mut node: Node) -> Result<String> {
     Ok(node.process().log_text())
 }
 
+/// Rows that are gone with a part of the directory must not read as rows that never were.
+#[test]
+fn a_lost_part_of_a_data_directory_is_noticed() -> Result<()> {
+    let mut cluster = Cluster::start(1, 1)?;
+    let cli = cluster.cli();
+    create_table(&cli);
+    let _ = cli.run(&["set", "t", "a", "1"]).expect(exit::OK);
+    let (address, masters) = (cluster.servers[0].address.clone(), cluster.master_endpoints());
+    let data_dir = cluster.servers[0].data_dir.clone();
+    for store in ["data", "oplog", "registry"] {
+        cluster.servers[0].process().kill()?;
+        let (there, away) = (data_dir.join(store), data_dir.join("away"));
+        std::fs::rename(&there, &away)?;
+        let node = Node::server(cluster.place.path(), store, &address, &masters).on_directory(&data_dir);
+        let said = refusal(node)?;
+        assert!(said.contains("missing"), "{said}");
+        std::fs::remove_dir_all(&there).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+        std::fs::rename(&away, &there)?;
+        cluster.servers[0].start()?;
+        cluster.wait_until_serving()?;
+        assert_eq!(cli.json(&["get", "t", "a"])["value"], "1");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_directory_belongs_to_one_process_of_one_cluster() -> Result<()> {
     let mut cluster = Cluster::start(1, 1)?;

@@ -1,7 +1,7 @@
 //! How a master is started.
 
 use crate::error::Error;
-use crate::limits::{MASTERS_MAX, SNAPSHOT_ENTRIES_DEFAULT};
+use crate::limits::{MASTERS, SNAPSHOT_ENTRIES_DEFAULT};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -44,9 +44,8 @@ impl Config {
                 self.id
             )));
         }
-        if self.peers.len() > MASTERS_MAX {
-            let hint =
-                format!("{} masters are above the limit of {MASTERS_MAX}: give 1 or 3", self.peers.len());
+        if !MASTERS.contains(&self.peers.len()) {
+            let hint = format!("{} masters cannot form a group: give 1 or 3 --peers", self.peers.len());
             return Err(Error::Config(hint));
         }
         let addresses: BTreeSet<&String> = self.peers.values().collect();
@@ -80,7 +79,8 @@ mod tests {
     fn contradictions_are_named() {
         assert_eq!(check(1, &[(1, "127.0.0.1:7400")]), Ok(()));
         assert!(check(2, &[(1, "h:1")]).unwrap_err().contains("--id 2 is not among"));
-        assert!(check(1, &[(1, "h:1"), (2, "h:1")]).unwrap_err().contains("same address"));
+        assert!(check(1, &[(1, "h:1"), (2, "h:2")]).unwrap_err().contains("give 1 or 3"));
+        assert!(check(1, &[(1, "h:1"), (2, "h:1"), (3, "h:2")]).unwrap_err().contains("same address"));
         assert!(check(1, &[(1, "h")]).unwrap_err().contains("HOST:PORT"));
         assert!(check(0, &[(0, "h:1")]).unwrap_err().contains("begin at 1"));
     }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// Most masters of a group: more only make every commit slower.
-pub const MASTERS_MAX: usize = 7;
+/// Sizes of a group: one for a start, three to survive the loss of one. More only make every
+/// commit slower.
+pub const MASTERS: [usize; 2] = [1, 3];
 
 /// Unit of Raft time. Ten of them without a word from the leader start an election.
 pub const RAFT_TICK: Duration = Duration::from_millis(40);

@@ -24,8 +24,12 @@ use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use tracing::info;
+
+/// The stores of a data directory.
+const STORES: [&str; 3] = ["registry", "data", "oplog"];
 
 /// An opened data directory.
 pub struct Opened {
@@ -67,6 +71,9 @@ pub struct RecoveredReplica {
 /// When the directory is in use, of a newer format, or damaged.
 pub fn open(config: &Config) -> Result<Opened, Error> {
     let dir = DataDir::open(&config.data_dir)?;
+    if dir.identity().registered.is_some() {
+        STORES.iter().try_for_each(|store| check_present(&config.data_dir, store))?;
+    }
     let (registry, content) = Registry::open(&config.data_dir.join("registry"))?;
     let floors = Arc::new(Floors::new());
     let rocks = RocksConfig {
@@ -92,6 +99,16 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
         oplog,
         replicas,
     })
+}
+
+/// A store of a server that has registered once is there, or was lost: to start without it
+/// would tell clients that their rows never were.
+fn check_present(data_dir: &Path, store: &str) -> Result<(), Error> {
+    let mut files = std::fs::read_dir(data_dir.join(store)).into_iter().flatten();
+    if files.next().is_some() {
+        return Ok(());
+    }
+    Err(Error::Damaged { what: format!("{store}/ is missing or empty in {}", data_dir.display()) })
 }
 
 /// Replays the log of one replica.
@@ -156,6 +173,10 @@ impl Replay {
                     &format!("the log ends at {last}, rows are flushed to {flushed}"),
                 ));
             }
+        }
+        if bounds.is_none() && flushed > Seq(0) {
+            // A purge keeps the last entry.
+            return Err(damaged(record, &format!("the log is empty, rows are flushed to {flushed}")));
         }
         let is_whole = bounds.map_or(flushed == Seq(0), |(first, _)| first == Seq(1));
         // Tokens of purged entries are forgotten. None of them was issued after this.

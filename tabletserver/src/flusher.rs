@@ -68,11 +68,14 @@ impl Flusher {
     }
 
     fn is_due(&self, last_flush: Instant) -> bool {
-        let Some(interval) = self.interval else { return false };
+        let is_log_full = || {
+            last_flush.elapsed() >= Duration::from_secs(1)
+                && self.oplog.bytes_on_disk() > self.oplog_bytes_max
+        };
+        let Some(interval) = self.interval else { return is_log_full() };
         last_flush.elapsed() >= interval
             || self.node.reader.store.health().memtable_bytes >= self.memtable_bytes
-            || (last_flush.elapsed() >= Duration::from_secs(1)
-                && self.oplog.bytes_on_disk() > self.oplog_bytes_max)
+            || is_log_full()
     }
 
     fn flush(&self, progress: &mut HashMap<TabletId, Progress>) -> Result<(), Error> {

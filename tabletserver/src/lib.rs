@@ -16,6 +16,7 @@ pub mod identity;
 mod janitor;
 pub mod limits;
 mod master_link;
+mod meters;
 mod node;
 pub mod oplog;
 mod pipeline;

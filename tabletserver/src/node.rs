@@ -5,6 +5,7 @@
 use crate::clock::Clock;
 use crate::disk::DiskGauge;
 use crate::limits;
+use crate::meters::Meters;
 use crate::pipeline::{Ask, Reply, Request, SequencerHandle, SubmitError};
 use crate::read::{Reader, needs_evidence};
 use crate::routes::{RouteCache, TableInfo};
@@ -25,6 +26,7 @@ use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 use tokio::sync::oneshot;
 
 /// What request tasks share.
@@ -49,6 +51,8 @@ pub struct Node {
     pub draining: AtomicBool,
     /// Makes tokens for writes that come without one.
     pub tokens: TokenMaker,
+    /// Counts requests.
+    pub meters: Meters,
 }
 
 /// Names writes that came without a name, so that their outcome can be asked for.
@@ -169,6 +173,7 @@ impl Node {
         &self,
         request: &v1::GetRequest,
     ) -> Result<(Arc<TableInfo>, Arc<TabletHandle>), ApiError> {
+        self.meters.get();
         op::check_key(&request.key)?;
         if v1::Consistency::try_from(request.consistency).is_err() {
             let hint = format!("unknown consistency {}: leave it at 0 for linearizable", request.consistency);
@@ -250,6 +255,7 @@ impl Node {
         if self.draining.load(Ordering::Relaxed) {
             return Err(ApiError::new(Reason::Draining, "this server is stopping: fetch the route again"));
         }
+        self.meters.write();
         let ops = convert::ops(request.ops)?;
         let table = self.table(&request.table)?;
         let level = check_level(convert::ack(request.ack.as_ref())?.unwrap_or(table.ack), &table)?;
@@ -283,6 +289,16 @@ impl Node {
     /// # Errors
     /// As the API says of `Write`; nothing was written.
     pub async fn write(&self, write: Write) -> Result<v1::WriteResponse, ApiError> {
+        let began = Instant::now();
+        let result = self.run_write(write).await;
+        self.meters.write_took(began.elapsed());
+        if let Err(error) = &result {
+            self.meters.refused(error.reason);
+        }
+        result
+    }
+
+    async fn run_write(&self, write: Write) -> Result<v1::WriteResponse, ApiError> {
         let Write { tablet, ops, level, token, deadline } = write;
         loop {
             let evidence = self.evidence(&tablet, &ops)?;

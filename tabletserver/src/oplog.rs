@@ -48,7 +48,7 @@ impl Default for OplogConfig {
 pub enum OplogError {
     /// Records are broken that were synced. The server refuses to start and removes nothing
     /// (`docs/decisions/0008-damage-refuses-to-start.md`).
-    #[error("the log is damaged: {what}; rebuild this server's replicas from good copies")]
+    #[error("the log is damaged: {what}; nothing is served from it: restore the directory from a copy")]
     Damaged {
         /// What was found.
         what: String,

@@ -34,7 +34,7 @@ const GC_FLOOR: u8 = b'g';
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// Records that no version has written, or a broken file. The server refuses to start.
-    #[error("the registry is damaged: {what}; rebuild this server's replicas from good copies")]
+    #[error("the registry is damaged: {what}; nothing is served from it: restore the directory from a copy")]
     Damaged {
         /// What was found.
         what: String,

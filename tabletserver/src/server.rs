@@ -10,6 +10,7 @@ use crate::identity::DataDir;
 use crate::janitor::Janitor;
 use crate::limits;
 use crate::master_link::{self, Link, Masters, Registration, forward_outward, open_session};
+use crate::meters::Meters;
 use crate::node::{Node, TokenMaker};
 use crate::oplog::Oplog;
 use crate::pipeline::{Apply, Control, Log, Outward, Sequencer, SequencerHandle};
@@ -240,6 +241,7 @@ fn start_pipeline(
         disk: DiskGauge::new(&config.data_dir),
         draining: AtomicBool::new(false),
         tokens: TokenMaker::default(),
+        meters: Meters::default(),
     });
     (node, outward_messages, threads)
 }

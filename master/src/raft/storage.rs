@@ -252,7 +252,7 @@ fn snapshot_name(mark: Mark) -> String {
 
 fn damaged(what: &str) -> Error {
     Error::Corrupt(format!(
-        "{what} in the metadata log is damaged: start this master from another's copy of the cluster"
+        "{what} in the metadata log is damaged: restore this master's data directory from its own copy"
     ))
 }
 

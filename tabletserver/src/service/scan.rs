@@ -63,6 +63,7 @@ pub async fn scan(
     node: Arc<Node>,
     request: v1::ScanRequest,
 ) -> Result<mpsc::Receiver<Result<v1::ScanResponse, Status>>, ApiError> {
+    node.meters.scan();
     let scan = prepare(node, &request)?;
     let (pages, out) = mpsc::channel(limits::SCAN_PAGES_WAITING);
     if let Some(scan) = scan {

@@ -34,7 +34,7 @@ use std::path::PathBuf;
 pub enum StoreError {
     /// Bytes that no version of Ebla has written. Never answered from; the replicas of the
     /// file are lost here and rebuilt from good copies.
-    #[error("corrupt data in the store: {what}; rebuild this replica from a good copy")]
+    #[error("corrupt data in the store: {what}; it is not answered from: restore the directory from a copy")]
     Corrupt {
         /// What was found.
         what: String,
