@@ -1,7 +1,8 @@
 //! How full the disk is, and what that forbids.
 //!
-//! A full disk must never surprise the log. Before the last bytes are gone, new rows are
-//! refused while deletes and garbage collection go on; at the very end everything is.
+//! A full disk must never surprise the log or a flush. Before the last bytes are gone, new
+//! rows are refused while deletes and garbage collection go on; at the very end everything is.
+//! Rows that are still in memory need their room in data files too, so it is kept for them.
 
 use crate::limits;
 use ebla_proto::error::{ApiError, Reason};
@@ -15,14 +16,20 @@ pub struct DiskGauge {
     path: PathBuf,
     bytes: AtomicU64,
     bytes_free: AtomicU64,
+    /// Bytes of rows that a flush has yet to write.
+    unflushed: AtomicU64,
 }
 
 impl DiskGauge {
     /// A gauge of the file system that holds `path`, read once.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        let gauge =
-            Self { path: path.to_owned(), bytes: AtomicU64::new(0), bytes_free: AtomicU64::new(u64::MAX) };
+        let gauge = Self {
+            path: path.to_owned(),
+            bytes: AtomicU64::new(0),
+            bytes_free: AtomicU64::new(u64::MAX),
+            unflushed: AtomicU64::new(0),
+        };
         gauge.read();
         gauge
     }
@@ -33,6 +40,16 @@ impl DiskGauge {
             self.bytes.store(bytes, Ordering::Relaxed);
             self.bytes_free.store(bytes_free, Ordering::Relaxed);
         }
+    }
+
+    /// Sets what a flush would write now.
+    pub fn set_unflushed(&self, bytes: u64) {
+        self.unflushed.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts rows that are on their way into memory.
+    pub fn add_unflushed(&self, bytes: u64) {
+        self.unflushed.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Size and free bytes as last read.
@@ -47,11 +64,13 @@ impl DiskGauge {
     /// `DISK_FULL`.
     pub fn check(&self, adds_rows: bool) -> Result<(), ApiError> {
         let (bytes, free) = self.get();
-        let (share, most) = match adds_rows {
-            true => (limits::DISK_FREE_SHARE_FOR_SETS, limits::DISK_FREE_BYTES_FOR_SETS),
-            false => (limits::DISK_FREE_SHARE_FOR_WRITES, limits::DISK_FREE_BYTES_FOR_WRITES),
+        let wanted = if adds_rows {
+            let unflushed = self.unflushed.load(Ordering::Relaxed);
+            let reserve = (bytes / limits::DISK_FREE_SHARE_FOR_SETS).min(limits::DISK_FREE_BYTES_FOR_SETS);
+            reserve.saturating_add(unflushed).saturating_add(unflushed / 4)
+        } else {
+            (bytes / limits::DISK_FREE_SHARE_FOR_WRITES).min(limits::DISK_FREE_BYTES_FOR_WRITES)
         };
-        let wanted = (bytes / share).min(most);
         if free >= wanted {
             return Ok(());
         }
@@ -82,7 +101,12 @@ mod tests {
     use super::*;
 
     fn gauge(bytes: u64, free: u64) -> DiskGauge {
-        DiskGauge { path: PathBuf::new(), bytes: AtomicU64::new(bytes), bytes_free: AtomicU64::new(free) }
+        DiskGauge {
+            path: PathBuf::new(),
+            bytes: AtomicU64::new(bytes),
+            bytes_free: AtomicU64::new(free),
+            unflushed: AtomicU64::new(0),
+        }
     }
 
     #[test]
@@ -97,6 +121,15 @@ mod tests {
         assert_eq!(nearly_full.check(true).unwrap_err().reason, Reason::DiskFull);
         assert_eq!(nearly_full.check(false), Ok(()));
         assert!(gauge(100_000_000, 1_000_000).check(false).is_err());
+    }
+
+    #[test]
+    fn rows_in_memory_keep_their_room() {
+        let disk = gauge(100_000_000, 40_000_000);
+        assert_eq!(disk.check(true), Ok(()));
+        disk.set_unflushed(30_000_000);
+        assert_eq!(disk.check(true).unwrap_err().reason, Reason::DiskFull);
+        assert_eq!(disk.check(false), Ok(()));
     }
 
     #[test]

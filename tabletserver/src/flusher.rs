@@ -59,6 +59,7 @@ impl Flusher {
         let mut last_flush = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             std::thread::sleep(limits::FLUSHER_PACE);
+            self.node.disk.set_unflushed(self.node.reader.store.health().memtable_bytes);
             if self.is_due(last_flush) {
                 self.flush(&mut progress)?;
                 last_flush = Instant::now();

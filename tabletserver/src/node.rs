@@ -46,7 +46,7 @@ pub struct Node {
     /// The way to the cores.
     pub sequencer: SequencerHandle,
     /// How full the disk is.
-    pub disk: DiskGauge,
+    pub disk: Arc<DiskGauge>,
     /// Set when the server stops: new requests are turned away.
     pub draining: AtomicBool,
     /// Makes tokens for writes that come without one.

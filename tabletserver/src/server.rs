@@ -211,7 +211,14 @@ fn start_pipeline(
     let (durable, to_apply) = channel::bounded(1);
     let (outward, outward_messages) = mpsc::unbounded_channel();
     let sequencer = Sequencer::new(asked, told, groups, outward, Arc::clone(&clock));
-    let log = Log { groups: to_log, durable, control: control.clone(), oplog: Arc::clone(&opened.oplog) };
+    let disk = Arc::new(DiskGauge::new(&config.data_dir));
+    let log = Log {
+        groups: to_log,
+        durable,
+        control: control.clone(),
+        oplog: Arc::clone(&opened.oplog),
+        disk: Arc::clone(&disk),
+    };
     let apply = Apply {
         durable: to_apply,
         control: control.clone(),
@@ -238,7 +245,7 @@ fn start_pipeline(
         floors: Arc::clone(&opened.floors),
         pins: ReadPins::new(),
         sequencer: SequencerHandle { requests, control },
-        disk: DiskGauge::new(&config.data_dir),
+        disk,
         draining: AtomicBool::new(false),
         tokens: TokenMaker::default(),
         meters: Meters::default(),

@@ -2,6 +2,7 @@
 
 use super::sequencer::Control;
 use super::{Group, TabletEntries};
+use crate::disk::DiskGauge;
 use crate::oplog::{Append, Fsync, Oplog, OplogError, Tail};
 use crossbeam::channel::{Receiver, Sender};
 use ebla_kernel::entry::Payload;
@@ -18,6 +19,8 @@ pub struct Log {
     pub control: Sender<Control>,
     /// The log of all tablets.
     pub oplog: Arc<Oplog>,
+    /// Told of every group, so that the disk never fills unseen between two looks.
+    pub disk: Arc<DiskGauge>,
 }
 
 impl Log {
@@ -31,6 +34,8 @@ impl Log {
     pub fn run(self) -> Result<(), OplogError> {
         while let Ok(group) = self.groups.recv() {
             let parts: Vec<_> = group.parts.iter().map(append).collect();
+            self.disk.add_unflushed(group.bytes as u64);
+            self.disk.read();
             match self.oplog.append_group(&parts, Fsync::Now) {
                 Ok(_) => {
                     // m38: said before the rows of the group can be applied.
