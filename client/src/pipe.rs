@@ -98,7 +98,8 @@ impl Pipe {
         let (queue, queued) = mpsc::channel(PIPE_QUEUE_CALLS_MAX);
         let waiting = Arc::new(Waiting::default());
         let (ended, end) = oneshot::channel();
-        let frames = Frames { queued, end, waiting: waiting.clone(), next_id: 1, left_over: None };
+        let frames =
+            Frames { queued, end, waiting: waiting.clone(), next_id: 1, left_over: None, gave_way: false };
         tokio::spawn(run(client, frames, waiting, ended, address.to_owned()));
         Self { queue, room: Arc::new(Semaphore::new(PIPE_UNITS_MAX)) }
     }
@@ -210,6 +211,8 @@ struct Frames {
     next_id: u64,
     /// A call that did not fit the last frame.
     left_over: Option<Queued>,
+    /// Whether ready callers were let ahead of the next frame.
+    gave_way: bool,
 }
 
 impl Frames {
@@ -264,6 +267,14 @@ impl futures::Stream for Frames {
         if !self.end.is_terminated() && Pin::new(&mut self.end).poll(context).is_ready() {
             self.refuse_all();
         }
+        if !self.gave_way && self.left_over.is_none() && !self.queued.is_empty() {
+            // Callers that were answered together ask again together. One turn of the
+            // scheduler lets all that are ready into the frame; nobody waits for a clock.
+            self.gave_way = true;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.gave_way = false;
         let mut calls = Vec::new();
         match self.fill(&mut calls, context) {
             Poll::Pending => Poll::Pending,

@@ -126,7 +126,7 @@ pub const TOKENS_CHECK_MS: u64 = 10_000;
 pub const REQUEST_TIMEOUT_MS_MAX: u64 = 10 * 60 * 1000;
 
 /// Calls of one stream that wait for an answer; past it no further frame is read.
-pub const PIPE_CALLS_WAITING: usize = 8 * 1024;
+pub const PIPE_CALLS_WAITING: u32 = 8 * 1024;
 
 /// Frames of answers that wait for a slow client.
 pub const PIPE_FRAMES_WAITING: usize = 16;

@@ -162,6 +162,16 @@ class ClientTest(unittest.TestCase):
         self.assertTrue(row.counter)
         self.assertEqual(int.from_bytes(row.value, "big", signed=True), -3)
 
+    def test_a_pipe_answers_and_ends_when_the_client_has_asked(self):
+        kv = self.modules["kv_pb2"]
+        write = kv.WriteRequest(table="t", ops=[self.set(b"pipe", b"1")])
+        calls = [kv.PipeCall(id=7, write=write), kv.PipeCall(id=7)]
+        frames = iter([kv.PipeRequest(calls=calls)])
+        answers = [a for frame in self.kv(b"pipe").Pipe(frames, timeout=DEADLINE_S) for a in frame.answers]
+        self.assertEqual(sorted(a.WhichOneof("answer") for a in answers), ["error", "write"])
+        self.assertEqual({a.id for a in answers}, {7})
+        self.assertEqual(self.get(b"pipe").value, b"1")
+
     def test_errors_have_the_canonical_codes(self):
         kv = self.modules["kv_pb2"]
         with self.assertRaises(grpc.RpcError) as caught:

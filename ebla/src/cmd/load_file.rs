@@ -106,6 +106,8 @@ impl Shape {
 }
 
 fn parse_tsv(line: &[u8]) -> Result<(Bytes, Bytes), String> {
+    // Files from Windows end their lines in CR LF; a value's own last CR can be had as JSON.
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
     let tab = line.iter().position(|byte| *byte == b'\t').ok_or("no TAB between key and value")?;
     let (key, value) = line.split_at(tab);
     Ok((Bytes::copy_from_slice(key), Bytes::copy_from_slice(&value[1..])))
@@ -255,6 +257,7 @@ mod tests {
         let shape = shape(LoadFormat::Tsv, None);
         assert_eq!(shape.parse(b"k\ta\tb"), row("k", "a\tb"));
         assert_eq!(shape.parse(b"k\t"), row("k", ""));
+        assert_eq!(shape.parse(b"k\tv\r"), row("k", "v"));
         for bad in [&b""[..], b"no tab", b"\tv"] {
             assert!(shape.parse(bad).is_err(), "{bad:?}");
         }

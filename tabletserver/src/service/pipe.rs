@@ -18,7 +18,7 @@ use ebla_proto::v1::{PipeAnswer, PipeCall, PipeRequest, PipeResponse};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::{Status, Streaming};
 
 type Frames = mpsc::Sender<Result<PipeResponse, Status>>;
@@ -37,6 +37,14 @@ struct Pipe {
     room: Arc<Semaphore>,
 }
 
+/// What comes back for a stream.
+struct Answers {
+    sequenced: mpsc::UnboundedReceiver<(u64, Answer)>,
+    done: mpsc::UnboundedReceiver<PipeAnswer>,
+    /// Resolves when no call waits and none will come.
+    end: oneshot::Receiver<()>,
+}
+
 /// A write at the sequencer.
 struct Sequenced {
     /// The client's number for it.
@@ -50,17 +58,33 @@ pub fn serve(node: Arc<Node>, calls: Streaming<PipeRequest>) -> mpsc::Receiver<R
     let (frames, out) = mpsc::channel(limits::PIPE_FRAMES_WAITING);
     let (answers, sequencer_answers) = mpsc::unbounded_channel();
     let (done, task_answers) = mpsc::unbounded_channel();
-    let room = Arc::new(Semaphore::new(limits::PIPE_CALLS_WAITING));
+    let room = Arc::new(Semaphore::new(limits::PIPE_CALLS_WAITING as usize));
     let pipe =
         Arc::new(Pipe { node, sequenced: Mutex::default(), next: AtomicU64::new(0), answers, done, room });
-    tokio::spawn(Arc::clone(&pipe).send_answers(sequencer_answers, task_answers, frames.clone()));
-    tokio::spawn(pipe.take_calls(calls, frames));
+    let (ended, end) = oneshot::channel();
+    let answers = Answers { sequenced: sequencer_answers, done: task_answers, end };
+    tokio::spawn(Arc::clone(&pipe).send_answers(answers, frames.clone()));
+    tokio::spawn(async move {
+        pipe.take_calls(calls, frames).await;
+        // The client asks nothing more: end the stream when everything is answered.
+        let _ = pipe.room.acquire_many(limits::PIPE_CALLS_WAITING).await;
+        drop(ended);
+    });
     out
 }
 
 impl Pipe {
-    async fn take_calls(self: Arc<Self>, mut calls: Streaming<PipeRequest>, frames: Frames) {
-        while let Ok(Some(frame)) = calls.message().await {
+    async fn take_calls(self: &Arc<Self>, mut calls: Streaming<PipeRequest>, frames: Frames) {
+        loop {
+            let frame = match calls.message().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return,
+                Err(status) => {
+                    // Nobody may be left to hear it.
+                    let _ = frames.send(Err(status)).await;
+                    return;
+                }
+            };
             let mut ready = Vec::new();
             for call in frame.calls {
                 if let Some(answer) = self.take(call).await {
@@ -136,17 +160,14 @@ impl Pipe {
     }
 
     /// Sends what is done, as many answers in a frame as there are.
-    async fn send_answers(
-        self: Arc<Self>,
-        mut sequenced: mpsc::UnboundedReceiver<(u64, Answer)>,
-        mut done: mpsc::UnboundedReceiver<PipeAnswer>,
-        frames: Frames,
-    ) {
+    async fn send_answers(self: Arc<Self>, answers: Answers, frames: Frames) {
+        let Answers { mut sequenced, mut done, mut end } = answers;
         loop {
             let first = tokio::select! {
                 Some((number, answer)) = sequenced.recv() => self.write_answer(number, answer),
                 Some(answer) = done.recv() => answer,
                 () = frames.closed() => return,
+                _ = &mut end => return,
             };
             let mut answers = vec![first];
             while answers.len() < limits::PIPE_ANSWERS_PER_FRAME {
