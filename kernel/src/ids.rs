@@ -89,6 +89,16 @@ newtype!(
     Tick(u64), "@"
 );
 
+/// What the data of a copy lives and dies with. Wherever a rule says "disk generation", a copy
+/// in memory has its process instead: a process that restarted has lost everything.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, BorshSerialize, BorshDeserialize)]
+pub enum Generation {
+    /// On disk: the content of a data directory.
+    Disk(DiskGeneration),
+    /// In memory: one run of a server process (the volatile generation).
+    Process(Incarnation),
+}
+
 impl Tick {
     /// This reading plus `ms` milliseconds.
     #[must_use]

@@ -8,8 +8,8 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId, Tick};
 use ebla_kernel::meta::{
     Appointment, Changes, ClusterId, Command, Comparison, Control, Effect, FenceAnswer, Input, NewTablet,
-    RegisterServer, Reply, State, TableSpec, Tablet, apply, cut_ranges, decode_snapshot, encode_snapshot,
-    state_hash,
+    RegisterServer, Reply, State, TableKind, TableSpec, Tablet, apply, cut_ranges, decode_snapshot,
+    encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -47,6 +47,42 @@ fn a_state_that_differs_at_the_same_index_is_told() {
     assert_eq!(apply(&mut ours.clone(), 2, different).0, Reply::Compared(Comparison::Diverged));
     let _ = apply(&mut ours, 2, init(1));
     assert_eq!(apply(&mut ours, 3, same).0, Reply::Compared(Comparison::Overtaken));
+}
+
+#[test]
+fn a_copy_in_memory_is_lost_with_its_process_and_one_on_disk_is_not() {
+    let register = |boot_id| {
+        Command::RegisterServer(RegisterServer {
+            cluster_id: None,
+            server_id: None,
+            disk_generation: DiskGeneration(9),
+            boot_id,
+            address: "h:1".to_owned(),
+            zone: String::new(),
+            time_ms: 0,
+        })
+    };
+    let create = |name: &str, kind| {
+        let tablet = NewTablet { range: cut_ranges(&[]).unwrap().remove(0), servers: vec![ServerId(1)] };
+        let spec = TableSpec { kind, ..TableSpec::default() };
+        Command::CreateTable { name: name.to_owned(), spec, tablets: vec![tablet] }
+    };
+    let mut state = State::default();
+    let init = Command::InitCluster { cluster_id: ClusterId(1), masters: BTreeMap::new() };
+    let commands = [
+        init,
+        register(1),
+        create("disk", TableKind::Durable),
+        create("memory", TableKind::Memory),
+        register(2),
+    ];
+    for (index, command) in (1..).zip(commands) {
+        let (reply, _) = apply(&mut state, index, command);
+        assert!(!matches!(reply, Reply::Rejected(_)), "{reply:?}");
+    }
+    let lost: Vec<bool> = state.tablets().map(|tablet| tablet.replicas[0].lost).collect();
+    assert_eq!(lost, [false, true]);
+    assert!(state.tablets().all(|tablet| state.holds_data(&tablet.replicas[0]) != tablet.replicas[0].lost));
 }
 
 #[derive(Default)]

@@ -8,7 +8,7 @@ use super::command::{Appointment, Command, NewTablet};
 use super::registration::register_server;
 use super::rejection::Rejection;
 use super::snapshot::state_hash;
-use super::spec::{TableSpec, check_table_name};
+use super::spec::{TableKind, TableSpec, check_table_name};
 use super::state::{ClusterId, Leader, Replica, Server, State, Table, Tablet};
 use crate::hlc::Hlc;
 use crate::ids::{ConfigVersion, Epoch, ReplicaId, ServerId, TableId, TabletId};
@@ -164,7 +164,8 @@ fn create_table(
     state.next.table = table.id.next();
     changes.tables.insert(table.id);
     state.insert_table(table.clone());
-    let ids = tablets.into_iter().map(|tablet| create_tablet(state, table.id, tablet)).collect::<Vec<_>>();
+    let create = |tablet| create_tablet(state, table.id, table.spec.kind, tablet);
+    let ids: Vec<TabletId> = tablets.into_iter().map(create).collect();
     changes.tablets.extend(&ids);
     Ok(Reply::Created(table, ids))
 }
@@ -183,13 +184,13 @@ fn check_placement(state: &State, spec: &TableSpec, tablets: &[NewTablet]) -> Re
     if whole && placed { Ok(()) } else { Err(Rejection::BadPlacement) }
 }
 
-fn create_tablet(state: &mut State, table: TableId, new: NewTablet) -> TabletId {
+fn create_tablet(state: &mut State, table: TableId, kind: TableKind, new: NewTablet) -> TabletId {
     let id = state.next.tablet;
     let lineage = state.next.lineage;
     state.next.tablet = id.next();
     state.next.lineage = lineage.next();
     let replicas: Vec<Replica> =
-        new.servers.into_iter().map(|server| create_replica(state, server)).collect();
+        new.servers.into_iter().map(|server| create_replica(state, kind, server)).collect();
     let tablet = Tablet {
         id,
         table,
@@ -207,11 +208,11 @@ fn create_tablet(state: &mut State, table: TableId, new: NewTablet) -> TabletId 
     id
 }
 
-fn create_replica(state: &mut State, server: ServerId) -> Replica {
+fn create_replica(state: &mut State, kind: TableKind, server: ServerId) -> Replica {
     let id: ReplicaId = state.next.replica;
     state.next.replica = id.next();
-    let disk_generation = state.servers[&server].disk_generation;
-    Replica { id, server, disk_generation, lost: false }
+    let generation = state.servers[&server].generation(kind);
+    Replica { id, server, generation, lost: false }
 }
 
 fn drop_table(state: &mut State, id: TableId, changes: &mut Changes) -> Result<Reply, Rejection> {

@@ -12,7 +12,7 @@
 
 use super::state::{Replica, State, Tablet};
 use crate::hlc::Hlc;
-use crate::ids::{DiskGeneration, Epoch, Pos, ReplicaId, ServerId, TabletId, Tick};
+use crate::ids::{DiskGeneration, Epoch, Generation, Pos, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{ELECTION_RETRY_MS_MAX, ELECTION_RETRY_MS_MIN};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -105,9 +105,18 @@ pub(super) fn counts(state: &State, tablet: &Tablet, server: ServerId, answer: &
     replica.is_some_and(|replica| {
         replica.server == server
             && answer.epoch == tablet.epoch
-            && answer.disk_generation == replica.disk_generation
+            && answers_for(replica.generation, answer)
             && state.holds_data(replica)
     })
+}
+
+/// An answer names the directory that it was read from; of a copy in memory the session
+/// names the process.
+fn answers_for(generation: Generation, answer: &FenceAnswer) -> bool {
+    match generation {
+        Generation::Disk(disk) => answer.disk_generation == disk,
+        Generation::Process(_) => true,
+    }
 }
 
 /// The copy to appoint: the one with the greatest (last epoch, seq), never the longest log

@@ -8,7 +8,7 @@ use super::apply::{Changes, Registered, Reply};
 use super::command::RegisterServer;
 use super::rejection::Rejection;
 use super::state::{ClusterId, Server, State};
-use crate::ids::{DiskGeneration, Incarnation, ServerId, TabletId};
+use crate::ids::{Incarnation, TabletId};
 use crate::limits::{BOOT_IDS_PAST_MAX, SERVER_TEXT_BYTES_MAX, SERVERS_MAX};
 
 /// Registers a server process.
@@ -61,13 +61,12 @@ fn restarted(
 ) -> Server {
     if server.disk_generation != register.disk_generation {
         state.index.generations.remove(&server.disk_generation);
-        mark_lost(state, server.id, register.disk_generation, changes);
     }
     if server.boot_ids_past.len() == BOOT_IDS_PAST_MAX {
         server.boot_ids_past.remove(0);
     }
     server.boot_ids_past.push(server.boot_id);
-    Server {
+    let restarted = Server {
         id: server.id,
         address: register.address,
         zone: register.zone,
@@ -77,17 +76,19 @@ fn restarted(
         boot_id: register.boot_id,
         boot_ids_past: server.boot_ids_past,
         registered_ms: register.time_ms,
-    }
+    };
+    mark_lost(state, &restarted, changes);
+    restarted
 }
 
-/// Copies on a disk that is gone answer no poll and never lead; they stay in the in-sync set
-/// for the quota (m14, m16).
-fn mark_lost(state: &mut State, server: ServerId, present: DiskGeneration, changes: &mut Changes) {
-    let ids: Vec<TabletId> = state.tablets_on(server).map(|tablet| tablet.id).collect();
+/// Copies on a disk, or in a process, that is gone answer no poll and never lead; they stay in
+/// the in-sync set for the quota (m14, m16).
+fn mark_lost(state: &mut State, server: &Server, changes: &mut Changes) {
+    let ids: Vec<TabletId> = state.tablets_on(server.id).map(|tablet| tablet.id).collect();
     for id in ids {
         let Some(tablet) = state.tablets.get_mut(&id) else { continue };
-        for replica in tablet.replicas.iter_mut().filter(|replica| replica.server == server) {
-            if replica.disk_generation != present && !replica.lost {
+        for replica in tablet.replicas.iter_mut().filter(|replica| replica.server == server.id) {
+            if !server.has(replica.generation) && !replica.lost {
                 replica.lost = true;
                 changes.tablets.insert(id);
             }

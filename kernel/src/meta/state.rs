@@ -6,11 +6,11 @@
 //! - a leader is in the in-sync set and was not lost when it was appointed;
 //! - the indexes say what the records say: they are rebuilt from them, never stored.
 
-use super::spec::TableSpec;
+use super::spec::{TableKind, TableSpec};
 use crate::hlc::Hlc;
 use crate::ids::{
-    ConfigVersion, DiskGeneration, Epoch, Incarnation, Lineage, Ordinal, ReplicaId, ServerId, TableId,
-    TabletId,
+    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Lineage, Ordinal, ReplicaId, ServerId,
+    TableId, TabletId,
 };
 use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -66,6 +66,26 @@ pub struct Server {
     pub registered_ms: u64,
 }
 
+impl Server {
+    /// Whether what a copy's data lives and dies with is still there.
+    #[must_use]
+    pub fn has(&self, generation: Generation) -> bool {
+        match generation {
+            Generation::Disk(disk) => disk == self.disk_generation,
+            Generation::Process(run) => run == self.incarnation,
+        }
+    }
+
+    /// What a copy that is created now lives and dies with.
+    #[must_use]
+    pub fn generation(&self, kind: TableKind) -> Generation {
+        match kind {
+            TableKind::Durable => Generation::Disk(self.disk_generation),
+            TableKind::Memory => Generation::Process(self.incarnation),
+        }
+    }
+}
+
 /// A table.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct Table {
@@ -84,9 +104,9 @@ pub struct Replica {
     pub id: ReplicaId,
     /// Where it lies.
     pub server: ServerId,
-    /// The data directory that holds it.
-    pub disk_generation: DiskGeneration,
-    /// Whether that directory is gone. A lost copy neither answers nor leads, and yet stays
+    /// What its data lives and dies with.
+    pub generation: Generation,
+    /// Whether that is gone. A lost copy neither answers nor leads, and yet stays
     /// in the in-sync set for the quota (m14, m16).
     pub lost: bool,
 }
@@ -299,11 +319,11 @@ impl State {
         self.server(leader.server).is_some_and(|server| server.incarnation == leader.incarnation)
     }
 
-    /// Whether a copy still lies in the data directory that its server has now.
+    /// Whether the data of a copy still is where it was: in the directory, or in the
+    /// process, that its server has now.
     #[must_use]
     pub fn holds_data(&self, replica: &Replica) -> bool {
-        let generation = self.server(replica.server).map(|server| server.disk_generation);
-        !replica.lost && generation == Some(replica.disk_generation)
+        !replica.lost && self.server(replica.server).is_some_and(|server| server.has(replica.generation))
     }
 
     pub(super) fn insert_server(&mut self, server: Server) {
