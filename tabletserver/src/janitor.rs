@@ -114,6 +114,7 @@ impl Janitor {
             projection: Projection::Rows,
         };
         let tombstones = tablet.tombstones.load();
+        let before = tablet.size.get();
         let mut scanner = Scanner::open(&*self.node.reader.store, &tombstones, &spec)?;
         let (mut rows, mut bytes) = (0, 0);
         loop {
@@ -124,7 +125,7 @@ impl Janitor {
             bytes += page.rows.iter().map(row_bytes).sum::<u64>();
             *work_left = work_left.saturating_sub(page.work);
             if page.next.is_none() {
-                tablet.size.set(rows, bytes);
+                tablet.size.counted(before, (rows, bytes));
                 return Ok(true);
             }
             if *work_left == 0 || self.stop.load(Ordering::Relaxed) {

@@ -70,6 +70,13 @@ impl Size {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
+    /// Takes a count of rows and bytes that began when the numbers were `before`; what was
+    /// written meanwhile is added to it.
+    pub fn counted(&self, before: (u64, u64), counted: (u64, u64)) {
+        let now = self.get();
+        self.set(counted.0 + now.0.saturating_sub(before.0), counted.1 + now.1.saturating_sub(before.1));
+    }
+
     /// Rows and bytes.
     #[must_use]
     pub fn get(&self) -> (u64, u64) {
