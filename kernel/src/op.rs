@@ -21,6 +21,18 @@ pub enum Body {
     Counter(i64),
 }
 
+impl Body {
+    /// Bytes of the value, for accounting.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Tombstone => 0,
+            Self::Value(value) => value.len(),
+            Self::Counter(_) => 8,
+        }
+    }
+}
+
 /// One version of a row.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct Version {
@@ -334,14 +346,7 @@ impl Change {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Put { key, body, .. } => {
-                key.len()
-                    + match body {
-                        Body::Tombstone => 0,
-                        Body::Value(value) => value.len(),
-                        Body::Counter(_) => 8,
-                    }
-            }
+            Self::Put { key, body, .. } => key.len() + body.bytes(),
             Self::RangeTombstone { from, to } => from.len() + to.as_ref().map_or(0, Bytes::len),
         }
     }

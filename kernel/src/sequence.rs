@@ -161,7 +161,7 @@ impl Recent {
         self.forgotten = upto;
         self.rows.retain(|_, write| write.seq > upto);
         self.ranges.retain(|range| range.seq > upto);
-        self.bytes = self.rows.iter().map(|(key, write)| key.len() + body_bytes(&write.version.body)).sum();
+        self.bytes = self.rows.iter().map(|(key, write)| key.len() + write.version.body.bytes()).sum();
     }
 
     /// Newest version of `key` among recent writes; a covering range tombstone reads as one.
@@ -180,14 +180,6 @@ impl Recent {
 
 fn tombstone(ts: Hlc) -> Version {
     Version { ts, body: Body::Tombstone, expires_ms: None }
-}
-
-fn body_bytes(body: &Body) -> usize {
-    match body {
-        Body::Tombstone => 0,
-        Body::Value(value) => value.len(),
-        Body::Counter(_) => 8,
-    }
 }
 
 /// Turns `ops`, to be written at `ts` into a tablet of `tablet`, into exact changes.

@@ -12,6 +12,7 @@ use crate::store::scan::{Order, PageLimits, Projection, ScanSpec, Scanner};
 use crate::tablets::TabletHandle;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
+use ebla_kernel::op::Body;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -175,12 +176,7 @@ impl Janitor {
 }
 
 fn row_bytes(row: &crate::store::scan::Row) -> u64 {
-    let value = match &row.body {
-        Some(ebla_kernel::op::Body::Value(value)) => value.len(),
-        Some(ebla_kernel::op::Body::Counter(_)) => 8,
-        Some(ebla_kernel::op::Body::Tombstone) | None => 0,
-    };
-    (row.key.len() + value) as u64
+    (row.key.len() + row.body.as_ref().map_or(0, Body::bytes)) as u64
 }
 
 /// Takes range tombstones that hide nothing any more out of the readers' sight.

@@ -48,7 +48,7 @@ impl Apply {
             add_range_tombstones(&part.handle, &part.entries);
             each_put(part, |handle, key, version| {
                 let is_row = !matches!(version.body, Body::Tombstone);
-                handle.size.put(is_row, key.len() + body_bytes(&version.body));
+                handle.size.put(is_row, key.len() + version.body.bytes());
                 self.cache.after_apply(handle.generation, key, version);
             });
             let last = part.entries.last().expect("a group has no empty part");
@@ -110,12 +110,4 @@ pub fn add_range_tombstones(handle: &TabletHandle, entries: &[Entry]) {
         }
         known
     });
-}
-
-fn body_bytes(body: &Body) -> usize {
-    match body {
-        Body::Tombstone => 0,
-        Body::Value(value) => value.len(),
-        Body::Counter(_) => 8,
-    }
 }
