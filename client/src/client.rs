@@ -430,5 +430,7 @@ fn get_request(table: &str, key: &Bytes, at: Option<Hlc>) -> v1::GetRequest {
         key: key.clone(),
         at_ts: at.map_or(0, |at| at.0),
         consistency: v1::Consistency::Linearizable as i32,
+        staleness_ms: 0,
+        session: None,
     }
 }

@@ -337,6 +337,7 @@ fn fences_to_wire(fences: &[Fence]) -> v1::session_response::Message {
         tablet_id: fence.tablet.0,
         replica_id: fence.replica.0,
         epoch: fence.epoch.0,
+        gone_epoch: 0,
     });
     v1::session_response::Message::Fences(v1::Fences { fences: fences.collect() })
 }

@@ -124,7 +124,7 @@ pub fn ack_to_wire(level: AckLevel) -> v1::AckLevel {
     v1::AckLevel { kind: kind as i32, copies }
 }
 
-/// The answer to a committed write.
+/// The answer to a committed write. Who knows the tablet's lineage fills in the session.
 #[must_use]
 pub fn committed_to_wire(committed: Committed, token: Option<Token>) -> v1::WriteResponse {
     v1::WriteResponse {
@@ -135,6 +135,7 @@ pub fn committed_to_wire(committed: Committed, token: Option<Token>) -> v1::Writ
         level: Some(ack_to_wire(committed.level)),
         results: results_to_wire(&committed.results),
         token: token.map(token_to_wire),
+        session: None,
     }
 }
 

@@ -124,6 +124,7 @@ pub fn tablet_to_wire(state: &State, tablet: &Tablet) -> v1::Tablet {
         replica_id: replica.id.0,
         server_id: replica.server.0,
         in_sync: tablet.in_sync.contains(&replica.id),
+        lost: replica.lost,
     });
     v1::Tablet {
         id: tablet.id.0,
@@ -135,6 +136,10 @@ pub fn tablet_to_wire(state: &State, tablet: &Tablet) -> v1::Tablet {
         replicas: replicas.collect(),
         config_version: tablet.config_version.0,
         lineage: tablet.lineage.0,
+        leader_incarnation: leader.map_or(0, |leader| leader.incarnation.0),
+        degraded: false,
+        awaited_server_id: 0,
+        awaited_epoch: 0,
     }
 }
 

@@ -153,9 +153,8 @@ async fn try_open(address: &str, register: v1::Register) -> Result<Session, toni
         let mut down = client.session(ReceiverStream::new(messages)).await?.into_inner();
         match down.message().await?.and_then(|response| response.message) {
             Some(Down::Registered(registered)) => Ok(Session { up, down, registered }),
-            Some(Down::Fences(_) | Down::Assignments(_)) | None => {
-                Err(tonic::Status::unavailable("the master ended the session at once"))
-            }
+            Some(Down::Fences(_) | Down::Assignments(_) | Down::InSyncAnswers(_) | Down::Transfers(_))
+            | None => Err(tonic::Status::unavailable("the master ended the session at once")),
         }
     };
     tokio::time::timeout(limits::MASTER_CONNECT_TIMEOUT * 2, open)
@@ -277,7 +276,7 @@ impl Link {
                 }
                 self.set.assign(assignments).await
             }
-            Some(Down::Registered(_)) | None => Ok(()),
+            Some(Down::InSyncAnswers(_) | Down::Transfers(_) | Down::Registered(_)) | None => Ok(()),
         }
     }
 
@@ -311,6 +310,7 @@ impl Link {
                 rows_estimate,
                 bytes,
                 gave_up_epoch,
+                successor_replica_id: 0,
             };
             if self.told.get(&tablet.id) != Some(&report) && tablets.len() < limits::REPORTS_PER_MESSAGE {
                 self.told.insert(tablet.id, report);
@@ -318,7 +318,7 @@ impl Link {
             }
         }
         let draining = self.node.draining.load(Ordering::Relaxed);
-        v1::Heartbeat { draining, disk_bytes, disk_bytes_free, tablets }
+        v1::Heartbeat { draining, disk_bytes, disk_bytes_free, tablets, silent_leaders: Vec::new() }
     }
 }
 

@@ -518,7 +518,7 @@ fn get_response(version: Option<Version>, at: Hlc) -> v1::GetResponse {
         None => v1::GetResponse::default(),
         Some(version) => {
             let (value, counter) = body_to_wire(version.body);
-            v1::GetResponse { found: true, value, ts: version.ts.0, counter }
+            v1::GetResponse { found: true, value, ts: version.ts.0, counter, at_ts: 0 }
         }
     }
 }

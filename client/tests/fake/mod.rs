@@ -187,7 +187,7 @@ impl Server {
         self.check(&request.table, &request.key)?;
         let state = self.state.lock().unwrap();
         Ok(match state.version(&request.key, request.at_ts) {
-            Some((ts, value)) => v1::GetResponse { found: true, value, ts, counter: false },
+            Some((ts, value)) => v1::GetResponse { found: true, value, ts, counter: false, at_ts: 0 },
             None => v1::GetResponse::default(),
         })
     }
@@ -346,6 +346,7 @@ impl State {
             level,
             results,
             token: None,
+            session: Some(v1::SessionToken { lineage: 1, epoch: 1, seq: ts, ts }),
         })
     }
 }
@@ -484,6 +485,13 @@ impl AdminService for Server {
         &self,
         _: Request<v1::DescribeTabletRequest>,
     ) -> Result<Response<v1::DescribeTabletResponse>, Status> {
+        Err(ApiError::new(Reason::TabletNotFound, "there is no such tablet").into())
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
         Err(ApiError::new(Reason::TabletNotFound, "there is no such tablet").into())
     }
 

@@ -14,7 +14,7 @@ use ebla_proto::v1::{
     CreateTableRequest, CreateTableResponse, DescribeTableRequest, DescribeTableResponse,
     DescribeTabletRequest, DescribeTabletResponse, DropTableRequest, DropTableResponse, GetStatusRequest,
     GetStatusResponse, ListServersRequest, ListServersResponse, ListTablesRequest, ListTablesResponse,
-    ListTabletsRequest, ListTabletsResponse, ServerState,
+    ListTabletsRequest, ListTabletsResponse, ServerState, TransferLeaderRequest, TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -265,6 +265,14 @@ impl AdminService for Admin {
         request: Request<DescribeTabletRequest>,
     ) -> Result<Response<DescribeTabletResponse>, Status> {
         within(ADMIN_TIMEOUT, self.describe_tablet(request.into_inner().id)).await
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderResponse>, Status> {
+        let hint = "with one copy of each tablet there is nobody to hand leadership to";
+        Err(ApiError::new(Reason::BadRequest, hint).into())
     }
 
     async fn list_servers(

@@ -188,7 +188,7 @@ impl Session {
                 // As above.
                 let _ = self.events.send(event).await;
             }
-            Some(Up::Register(_)) | None => {
+            Some(Up::InSyncProposals(_) | Up::Register(_)) | None => {
                 tracing::debug!(server = %self.server, "a message without a place in a session");
             }
         }

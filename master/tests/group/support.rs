@@ -257,12 +257,14 @@ impl Run {
             rows_estimate: 7,
             bytes: 70,
             gave_up_epoch: 0,
+            successor_replica_id: 0,
         };
         v1::Heartbeat {
             draining: false,
             disk_bytes: 1_000,
             disk_bytes_free: 500,
             tablets: leads.into_iter().map(report).collect(),
+            silent_leaders: Vec::new(),
         }
     }
 
@@ -280,6 +282,7 @@ impl Run {
                 send(up, Up::FenceAnswers(v1::FenceAnswers { answers })).await;
             }
             Down::Assignments(assignments) => self.assign(&assignments),
+            Down::InSyncAnswers(_) | Down::Transfers(_) => {}
         }
     }
 
