@@ -5,7 +5,7 @@
 //! revert that is applied removes exactly the versions that it names; what it takes back
 //! within the same window is never put at all.
 
-use super::cut::Job as CutJob;
+use super::cut::{Job as CutJob, version_name};
 use super::held::{Held, Window};
 use super::sequencer::Control;
 use super::{Group, TabletEntries};
@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::limits;
 use crate::oplog::{Logged, Oplog};
 use crate::store::cache::RowCache;
-use crate::store::{Applied, Store, StoreError, VersionName};
+use crate::store::{Applied, Store, StoreError};
 use crate::tablets::TabletHandle;
 use crossbeam::channel::{Receiver, Select, Sender};
 use ebla_kernel::entry::{Entry, LogEnd, RevertedRow};
@@ -57,6 +57,8 @@ pub struct Apply {
     pub tablets: HashMap<TabletId, (u64, Held)>,
     /// Cuts whose log is not all here yet.
     pub waiting: Vec<CutJob>,
+    /// Bytes that came in since what is held was last summed up.
+    pub unsummed: usize,
 }
 
 /// What is done together.
@@ -75,6 +77,7 @@ impl Apply {
         while let Some(round) = self.wait() {
             let Round { groups, orders } = round;
             if !groups.is_empty() {
+                self.unsummed += groups.iter().map(|group| group.bytes).sum::<usize>();
                 self.take(&groups)?;
                 let ends = groups.iter().flat_map(Group::ends).collect();
                 if self.control.send(Control::Applied { groups: groups.len(), ends }).is_err() {
@@ -276,8 +279,12 @@ impl Apply {
 
     /// Lets held entries go from memory when there are too many; the log has them.
     fn spill(&mut self) {
+        if self.unsummed < limits::HELD_BYTES_MAX / 2 {
+            return;
+        }
+        self.unsummed = 0;
         let bytes: usize = self.tablets.values().map(|(_, held)| held.bytes()).sum();
-        if bytes > limits::HELD_BYTES_MAX {
+        if bytes > limits::HELD_BYTES_MAX / 2 {
             self.tablets.values_mut().for_each(|(_, held)| held.spill());
         }
     }
@@ -304,11 +311,7 @@ pub(super) fn remove_versions(
     handle: &TabletHandle,
     rows: &[(Hlc, RevertedRow)],
 ) -> Result<(), StoreError> {
-    let table = handle.table;
-    let name = |(ts, row): &(Hlc, RevertedRow)| match row {
-        RevertedRow::Row { key } => VersionName::Row { table, key: key.clone(), ts: *ts },
-        RevertedRow::Range { from } => VersionName::RangeTombstone { table, from: from.clone(), ts: *ts },
-    };
+    let name = |(ts, row): &(Hlc, RevertedRow)| version_name(handle.table, *ts, row);
     let keys = || {
         rows.iter().filter_map(|(_, row)| match row {
             RevertedRow::Row { key } => Some(&key[..]),

@@ -26,7 +26,7 @@ mod log;
 mod sequencer;
 
 pub use apply::{Apply, Order};
-pub use cut::{Cutter, Job as CutJob, finish as finish_cuts};
+pub use cut::{CutStores, Cutter, Job as CutJob, finish as finish_cuts};
 pub use log::Log;
 pub use sequencer::{
     Appointed, Ask, Control, Outward, PeerMessages, Reply, Request, Sequencer, SequencerHandle, SequencerParts,
