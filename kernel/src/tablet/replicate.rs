@@ -246,10 +246,11 @@ impl Tablet {
                 continue;
             };
             let upto = end.min(Seq(has.0 + STREAM_WINDOW_ENTRIES));
+            let Some(prev) = self.log.pos_at(Seq(next.0 - 1)) else { continue };
             if *next <= upto || peer.q_sent < q.seq {
                 *is_sending = true;
                 peer.q_sent = q.seq;
-                effects.push(Effect::Stream(Stream { to: *to, epoch, from: *next, upto, q }));
+                effects.push(Effect::Stream(Stream { to: *to, epoch, prev, from: *next, upto, q }));
             }
         }
     }
