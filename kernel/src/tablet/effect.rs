@@ -109,6 +109,8 @@ pub struct Stream {
     pub to: ReplicaId,
     /// The leader's epoch.
     pub epoch: Epoch,
+    /// What stands before the first entry.
+    pub prev: Pos,
     /// Index of the first entry.
     pub from: Seq,
     /// Index of the last entry; below `from` when only Q moved.

@@ -46,9 +46,9 @@ impl Tablet {
                     self.greet(effects);
                 }
             }
-            PeerMessage::Append { entries, q } => {
+            PeerMessage::Append { prev, entries, q } => {
                 if self.meet(from, run, epoch, effects) {
-                    self.take(context, entries, q, effects);
+                    self.take(context, prev, entries, q, effects);
                 }
             }
             PeerMessage::Hello { end, epochs } => {
@@ -120,7 +120,14 @@ impl Tablet {
     }
 
     /// Takes entries of the leader that is followed.
-    fn take(&mut self, context: Context<'_>, entries: Vec<Entry>, q: Pos, effects: &mut Vec<Effect>) {
+    fn take(
+        &mut self,
+        context: Context<'_>,
+        prev: Pos,
+        entries: Vec<Entry>,
+        q: Pos,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(following) = &mut self.following else { return };
         if following.hello_due || self.cutting.is_some() {
             return;
@@ -130,7 +137,13 @@ impl Tablet {
         if q.epoch == following.epoch {
             following.q = following.q.max(q.seq);
         }
-        self.take_entries(entries, effects);
+        if self.log.pos_at(prev.seq) == Some(prev) {
+            self.note_matched(prev.seq);
+            self.take_entries(entries, effects);
+        } else {
+            self.greet_again(); // the leader thinks of another log
+            self.greet(effects);
+        }
         self.note_safe();
         self.proceed(context, effects);
     }

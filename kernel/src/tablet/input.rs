@@ -242,6 +242,8 @@ pub enum PeerMessage {
     },
     /// Leader: entries, and how far they are safe.
     Append {
+        /// What stands before them in the leader's log.
+        prev: Pos,
         /// Consecutive; none when only Q moved.
         entries: Vec<Entry>,
         /// Q of the epoch; zero while nothing of it is safe.

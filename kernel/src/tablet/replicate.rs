@@ -42,8 +42,17 @@ pub(super) struct Peer {
 
 #[derive(Clone, Copy, Debug)]
 enum PeerState {
-    Probing { again: Tick, pause_ms: u64 },
-    Streaming { next: Seq, is_sending: bool, since: Tick },
+    Probing {
+        again: Tick,
+        pause_ms: u64,
+    },
+    Streaming {
+        next: Seq,
+        is_sending: bool,
+        since: Tick,
+        /// Where the logs agreed when it began.
+        agreed: Seq,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -171,7 +180,10 @@ impl Tablet {
         peer.is_silent = false;
         (peer.q_sent, peer.q_heard) = (Seq(0), Seq(0));
         peer.state = match agreed {
-            Some(upto) => PeerState::Streaming { next: upto.next(), is_sending: false, since: context.now },
+            Some(agreed) => {
+                let (next, since) = (agreed.next(), context.now);
+                PeerState::Streaming { next, is_sending: false, since, agreed }
+            }
             // Nothing in common: only a rebuild helps, and nobody here can do that.
             None => PeerState::Probing {
                 again: context.now.plus_ms(PROBE_RETRY_MS_MAX),
@@ -242,14 +254,16 @@ impl Tablet {
             }
             let owed = Owed { since: context.now, upto: end, q: q.seq, bytes };
             peer.owed.get_or_insert(owed);
-            let PeerState::Streaming { next, is_sending: is_sending @ false, .. } = &mut peer.state else {
+            let PeerState::Streaming { next, is_sending: is_sending @ false, agreed, .. } = &mut peer.state
+            else {
                 continue;
             };
-            let upto = end.min(Seq(has.0 + STREAM_WINDOW_ENTRIES));
+            let upto = end.min(Seq(has.max(*agreed).0 + STREAM_WINDOW_ENTRIES));
+            let Some(prev) = self.log.pos_at(Seq(next.0 - 1)) else { continue };
             if *next <= upto || peer.q_sent < q.seq {
                 *is_sending = true;
                 peer.q_sent = q.seq;
-                effects.push(Effect::Stream(Stream { to: *to, epoch, from: *next, upto, q }));
+                effects.push(Effect::Stream(Stream { to: *to, epoch, prev, from: *next, upto, q }));
             }
         }
     }

@@ -17,9 +17,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::Status;
 use tracing::{debug, info, warn};
 
 /// What links work with.
@@ -103,10 +104,10 @@ async fn open(links: &Links, own: &Identity, peer: &Arc<Peer>) -> Result<(), Sta
         .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
     let (frames, out) = mpsc::channel(limits::FRAMES_WAITING);
-    let greeting = request::Message::Greeting(own.greeting(peer.server()));
-    let first = v1::ReplicateRequest { message: Some(greeting) };
-    frames.send(first).await.map_err(|_| Status::unavailable("the stream is closed"))?;
-    let mut inbound = client.replicate(ReceiverStream::new(out)).await?.into_inner();
+    let wrap = |message| v1::ReplicateRequest { message: Some(message) };
+    let greeting = wrap(request::Message::Greeting(own.greeting(peer.server())));
+    let out = ReceiverStream::new(out).map(move |frame| wrap(request::Message::Frame(frame)));
+    let mut inbound = client.replicate(tokio_stream::once(greeting).chain(out)).await?.into_inner();
     let greeted = tokio::time::timeout(limits::PEER_CONNECT_TIMEOUT, inbound.message()).await;
     let greeted = greeted.map_err(|_| Status::deadline_exceeded("the server does not greet"))??;
     let Some(response::Message::Greeting(greeting)) = greeted.and_then(|response| response.message) else {
@@ -116,17 +117,16 @@ async fn open(links: &Links, own: &Identity, peer: &Arc<Peer>) -> Result<(), Sta
     if run.server != peer.server() {
         return Err(Status::failed_precondition(format!("server {} answered for {}", run.server, peer.server())));
     }
-    let wrap = |frame| v1::ReplicateRequest { message: Some(request::Message::Frame(frame)) };
-    let next = async |inbound: &mut Streaming<v1::ReplicateResponse>| {
-        let message = inbound.message().await?.and_then(|response| response.message);
-        match message {
-            Some(response::Message::Frame(frame)) => Ok(Some(frame)),
-            Some(response::Message::Greeting(_)) => Err(Status::invalid_argument("greeted twice")),
-            None => Ok(None),
-        }
-    };
-    run_link(links, peer, run, async |frame| frames.send(wrap(frame)).await.is_ok(), async || next(&mut inbound).await)
-        .await
+    let inbound = inbound.map(|response| match response?.message {
+        Some(response::Message::Frame(frame)) => Ok(frame),
+        Some(response::Message::Greeting(_)) | None => Err(not_a_frame()),
+    });
+    run_link(links, peer, run, frames, inbound).await
+}
+
+/// What is said to a server that sends anything but frames after its greeting.
+pub(super) fn not_a_frame() -> Status {
+    Status::invalid_argument("after the greeting there are only frames: both servers must run versions that fit")
 }
 
 /// Serves a connection until it breaks, from either side.
@@ -137,24 +137,24 @@ pub(super) async fn run_link(
     links: &Links,
     peer: &Arc<Peer>,
     run: ServerRun,
-    send: impl AsyncFnMut(v1::ReplicaFrame) -> bool,
-    mut next: impl AsyncFnMut() -> Result<Option<v1::ReplicaFrame>, Status>,
+    frames: mpsc::Sender<v1::ReplicaFrame>,
+    mut inbound: impl tokio_stream::Stream<Item = Result<v1::ReplicaFrame, Status>> + Send + Unpin,
 ) -> Result<(), Status> {
     let Opened { number, orders, waiting } = peer.open();
     info!(server = %run.server, incarnation = %run.incarnation, "connected to another server");
-    let control = &links.node.sequencer.control;
-    let _ = control.send(Control::Connected(run.server));
+    peer.heard(&links.node.leases);
+    let _ = links.node.sequencer.control.send(Control::Connected(run.server));
     let writing = Writing { links, orders, waiting: &waiting, unsent: Vec::new() };
     let reading = async {
-        while let Some(frame) = next().await? {
+        while let Some(frame) = inbound.next().await {
             peer.heard(&links.node.leases);
-            take_frame(links, run, frame).await?;
+            take_frame(links, run, frame?).await?;
         }
         Ok(())
     };
     let result = tokio::select! {
         result = reading => result,
-        () = writing.run(send) => Ok(()),
+        () = writing.run(frames) => Ok(()),
     };
     peer.close(number);
     info!(server = %run.server, "the connection to another server ended");
@@ -192,7 +192,7 @@ struct Writing<'a> {
 
 impl Writing<'_> {
     /// Makes frames of whatever waits, for as long as the connection takes them.
-    async fn run(mut self, mut send: impl AsyncFnMut(v1::ReplicaFrame) -> bool) {
+    async fn run(mut self, frames: mpsc::Sender<v1::ReplicaFrame>) {
         while let Some(first) = self.orders.recv().await {
             let mut frame = v1::ReplicaFrame::default();
             let mut bytes = self.add(&mut frame, first).await;
@@ -200,7 +200,7 @@ impl Writing<'_> {
                 let Ok(more) = self.orders.try_recv() else { break };
                 bytes += self.add(&mut frame, more).await;
             }
-            if !frame.messages.is_empty() && !send(frame).await {
+            if !frame.messages.is_empty() && frames.send(frame).await.is_err() {
                 return;
             }
             self.tell();

@@ -1,14 +1,16 @@
 //! `ReplicationService`: the end of connections that other servers open.
 
-use super::link::{Links, run_link};
+use super::link::{Links, not_a_frame, run_link};
 use crate::limits;
 use crate::promises::answering::Answering;
 use ebla_proto::v1;
 use ebla_proto::v1::replication_service_server::ReplicationService;
 use ebla_proto::v1::{replicate_request as request, replicate_response as response};
+use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
@@ -20,11 +22,11 @@ pub struct Replication {
     pub answering: Answering,
 }
 
-type Frames = mpsc::Sender<Result<v1::ReplicateResponse, Status>>;
+type Responses = Pin<Box<dyn Stream<Item = Result<v1::ReplicateResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl ReplicationService for Replication {
-    type ReplicateStream = ReceiverStream<Result<v1::ReplicateResponse, Status>>;
+    type ReplicateStream = Responses;
     type PromiseStream = ReceiverStream<Result<v1::PromiseResponse, Status>>;
 
     async fn replicate(
@@ -36,9 +38,7 @@ impl ReplicationService for Replication {
         let Some(request::Message::Greeting(greeting)) = first else {
             return Err(Status::invalid_argument("a connection begins with a greeting"));
         };
-        let (frames, out) = mpsc::channel(limits::FRAMES_WAITING);
-        self.begin(&greeting, inbound, frames).await?;
-        Ok(Response::new(ReceiverStream::new(out)))
+        self.begin(&greeting, inbound).map(Response::new)
     }
 
     async fn promise(
@@ -52,12 +52,11 @@ impl ReplicationService for Replication {
 
 impl Replication {
     /// Checks and answers a greeting; from then on the connection lives by itself.
-    async fn begin(
+    fn begin(
         &self,
         greeting: &v1::Greeting,
-        mut inbound: Streaming<v1::ReplicateRequest>,
-        frames: Frames,
-    ) -> Result<(), Status> {
+        inbound: Streaming<v1::ReplicateRequest>,
+    ) -> Result<Responses, Status> {
         let peers = &self.links.node.peers;
         let run = peers.check_greeting(greeting)?;
         let own = peers.identity().ok_or_else(|| Status::unavailable("not registered yet"))?;
@@ -66,24 +65,20 @@ impl Replication {
         }
         let peer = peers.wanted().get(&run.server).map(Arc::clone);
         let peer = peer.ok_or_else(|| Status::unavailable("no tablet is shared any more"))?;
-        let greeting = response::Message::Greeting(own.greeting(run.server));
-        let greeted = frames.send(Ok(v1::ReplicateResponse { message: Some(greeting) })).await;
-        greeted.map_err(|_| Status::unavailable("the stream is closed"))?;
+        let (frames, out) = mpsc::channel(limits::FRAMES_WAITING);
+        let wrap = |message| Ok(v1::ReplicateResponse { message: Some(message) });
+        let greeting = wrap(response::Message::Greeting(own.greeting(run.server)));
         let links = self.links.clone();
         tokio::spawn(async move {
-            let wrap = |frame| Ok(v1::ReplicateResponse { message: Some(response::Message::Frame(frame)) });
-            let next = async || match inbound.message().await?.and_then(|request| request.message) {
-                Some(request::Message::Frame(frame)) => Ok(Some(frame)),
-                Some(request::Message::Greeting(_)) => Err(Status::invalid_argument("greeted twice")),
-                None => Ok(None),
-            };
-            let send = async |frame| frames.send(wrap(frame)).await.is_ok();
-            if let Err(status) = run_link(&links, &peer, run, send, next).await {
+            let inbound = inbound.map(|request| match request?.message {
+                Some(request::Message::Frame(frame)) => Ok(frame),
+                Some(request::Message::Greeting(_)) | None => Err(not_a_frame()),
+            });
+            if let Err(status) = run_link(&links, &peer, run, frames, inbound).await {
                 debug!(server = %run.server, %status, "a connection broke");
-                // Nobody may be left to hear it.
-                let _ = frames.send(Err(status)).await;
             }
         });
-        Ok(())
+        let out = ReceiverStream::new(out).map(move |frame| wrap(response::Message::Frame(frame)));
+        Ok(Box::pin(tokio_stream::once(greeting).chain(out)))
     }
 }
