@@ -41,8 +41,14 @@ impl Envelope {
 
 /// Entries for a copy, as bytes that are encoded already.
 #[must_use]
-pub fn append_to_wire(envelope: Envelope, entries: Vec<Bytes>, q: Pos) -> v1::ReplicaMessage {
-    envelope.close(Message::Append(v1::ReplicaAppend { entries, q_epoch: q.epoch.0, q_seq: q.seq.0 }))
+pub fn append_to_wire(envelope: Envelope, prev: Pos, entries: Vec<Bytes>, q: Pos) -> v1::ReplicaMessage {
+    envelope.close(Message::Append(v1::ReplicaAppend {
+        entries,
+        q_epoch: q.epoch.0,
+        q_seq: q.seq.0,
+        prev_epoch: prev.epoch.0,
+        prev_seq: prev.seq.0,
+    }))
 }
 
 /// Anything for a copy.
@@ -59,8 +65,8 @@ pub fn message_to_wire(envelope: Envelope, message: &PeerMessage) -> v1::Replica
                 epochs,
             }))
         }
-        PeerMessage::Append { entries, q } => {
-            append_to_wire(envelope, entries.iter().map(|entry| entry.encode().into()).collect(), *q)
+        PeerMessage::Append { prev, entries, q } => {
+            append_to_wire(envelope, *prev, entries.iter().map(|entry| entry.encode().into()).collect(), *q)
         }
         PeerMessage::Ack { pos, q } => {
             envelope.close(Message::Ack(v1::ReplicaAck { epoch: pos.epoch.0, seq: pos.seq.0, q_seq: q.0 }))
@@ -87,6 +93,7 @@ pub fn peer_input(
             epochs: hello.epochs.iter().map(|at| (Epoch(at.epoch), Seq(at.first_seq))).collect(),
         },
         Some(Message::Append(append)) => PeerMessage::Append {
+            prev: Pos::new(Epoch(append.prev_epoch), Seq(append.prev_seq)),
             entries: append.entries.iter().map(read_entry).collect::<Result<_, _>>()?,
             q: Pos::new(Epoch(append.q_epoch), Seq(append.q_seq)),
         },
@@ -123,8 +130,8 @@ mod tests {
         let messages = [
             PeerMessage::Probe,
             PeerMessage::Hello { end: pos, epochs: vec![(Epoch(1), Seq(1)), (Epoch(2), Seq(7))] },
-            PeerMessage::Append { entries: vec![entry], q: pos },
-            PeerMessage::Append { entries: Vec::new(), q: Pos::ZERO },
+            PeerMessage::Append { prev: Pos::new(Epoch(1), Seq(4)), entries: vec![entry], q: pos },
+            PeerMessage::Append { prev: Pos::ZERO, entries: Vec::new(), q: Pos::ZERO },
             PeerMessage::Ack { pos, q: Seq(3) },
             PeerMessage::Refuse,
             PeerMessage::CloseWanted { ts: Hlc(8) },

@@ -9,12 +9,15 @@ use crate::registry::{
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::ids::{Epoch, TabletId};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The records of all replicas.
 pub struct Replicas {
     registry: Arc<Registry>,
     records: Mutex<BTreeMap<TabletId, ReplicaRecord>>,
+    /// How many cuts were begun: a position that was noted before one says nothing after it.
+    cuts: AtomicU64,
 }
 
 /// What a flush made durable of one tablet.
@@ -35,7 +38,13 @@ impl Replicas {
     /// The records as they were found at start.
     #[must_use]
     pub fn new(registry: Arc<Registry>, records: BTreeMap<TabletId, ReplicaRecord>) -> Self {
-        Self { registry, records: Mutex::new(records) }
+        Self { registry, records: Mutex::new(records), cuts: AtomicU64::new(0) }
+    }
+
+    /// All records, tombstoned ones too.
+    #[must_use]
+    pub fn all(&self) -> Vec<ReplicaRecord> {
+        self.lock().values().cloned().collect()
     }
 
     /// Adds records, or replaces them.
@@ -66,16 +75,26 @@ impl Replicas {
         })
     }
 
-    /// Stores what a flush that has returned made durable.
+    /// How many cuts were begun so far; asked before positions are noted for `flushed`.
+    #[must_use]
+    pub fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::Acquire)
+    }
+
+    /// Stores what a flush that has returned made durable. Whether it was: when a log was cut
+    /// since `cuts` was asked for, it must be noted anew.
     ///
     /// # Errors
     /// When it is not stored; nothing may be purged on the strength of it.
-    pub fn flushed(&self, flushed: &[Flushed]) -> Result<(), RegistryError> {
-        self.change(|records, touched| {
+    pub fn flushed(&self, cuts: u64, flushed: &[Flushed]) -> Result<bool, RegistryError> {
+        if self.cuts() != cuts {
+            return Ok(false);
+        }
+        let stored = self.change(|records, touched| {
             for Flushed { tablet, end, epochs, rows, bytes } in flushed {
-                // A cut that began meanwhile has lowered the position for good.
+                // A cut that is under way has lowered the position.
                 let record = records.get_mut(tablet).filter(|record| record.truncating.is_none());
-                if let Some(record) = record {
+                if let Some(record) = record.filter(|_| self.cuts() == cuts) {
                     record.epochs = latest(epochs);
                     record.flushed = *end;
                     record.rows_estimate = *rows;
@@ -83,7 +102,8 @@ impl Replicas {
                     touched.push(*tablet);
                 }
             }
-        })
+        });
+        stored.map(|()| self.cuts() == cuts)
     }
 
     /// Notes cuts before anything of them is done: the last entry that stays, how far its rows
@@ -92,6 +112,7 @@ impl Replicas {
     /// # Errors
     /// When that is not durable; then nothing may be cut.
     pub fn begin_cuts(&self, cuts: &[(TabletId, Truncation, LogEnd)]) -> Result<(), RegistryError> {
+        self.cuts.fetch_add(1, Ordering::AcqRel);
         self.change(|records, touched| {
             for (tablet, truncation, applied) in cuts {
                 if let Some(record) = records.get_mut(tablet) {

@@ -5,9 +5,9 @@
 //! revert that is applied removes exactly the versions that it names; what it takes back
 //! within the same window is never put at all.
 
-use super::cut::{Job as CutJob, version_name};
+use super::cut::{Job, Work, version_name};
 use super::held::{Held, Window};
-use super::sequencer::Control;
+use super::messages::Control;
 use super::{Group, TabletEntries};
 use crate::error::Error;
 use crate::limits;
@@ -30,7 +30,7 @@ pub enum Order {
     /// Apply everything up to here.
     Settle(Arc<TabletHandle>, Seq),
     /// Cut the log, once its durable end has come by here.
-    Cut(CutJob),
+    Cut(Job),
     /// The log was cut: it ends at the first, and is applied up to the second.
     WasCut(Arc<TabletHandle>, LogEnd, LogEnd),
     /// The replica is gone.
@@ -46,7 +46,7 @@ pub struct Apply {
     /// Where completions go.
     pub control: Sender<Control>,
     /// Where cuts go on.
-    pub cuts: Sender<CutJob>,
+    pub cuts: Sender<Work>,
     /// The rows.
     pub store: Arc<dyn Store>,
     /// Newest rows for hot reads.
@@ -56,7 +56,7 @@ pub struct Apply {
     /// What is held of each tablet, and of which life of it.
     pub tablets: HashMap<TabletId, (u64, Held)>,
     /// Cuts whose log is not all here yet.
-    pub waiting: Vec<CutJob>,
+    pub waiting: Vec<Job>,
     /// Bytes that came in since what is held was last summed up.
     pub unsummed: usize,
 }
@@ -293,7 +293,7 @@ impl Apply {
     fn pass_cuts_on(&mut self) {
         for job in std::mem::take(&mut self.waiting) {
             if self.held(&job.handle).seen() >= job.last.seq {
-                let _ = self.cuts.send(job);
+                let _ = self.cuts.send(Work::Cut(job));
             } else {
                 self.waiting.push(job);
             }

@@ -12,13 +12,13 @@
 //! one flush serves them all.
 
 use super::apply::{Order, remove_versions};
-use super::sequencer::Control;
+use super::messages::Control;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::ledger::{Ledger, LossSummary};
 use crate::limits;
-use crate::oplog::Oplog;
-use crate::registry::{ReplicaRecord, Truncation};
+use crate::oplog::{Oplog, OplogError};
+use crate::registry::Truncation;
 use crate::replicas::Replicas;
 use crate::store::cache::RowCache;
 use crate::store::gc::{ReadPin, ReadPins};
@@ -31,9 +31,9 @@ use ebla_kernel::ids::{Pos, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::truncate::Cut;
 use std::sync::Arc;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-/// A log that is to be cut, or only looked at.
+/// A log that is to be cut.
 pub struct Job {
     /// The tablet.
     pub handle: Arc<TabletHandle>,
@@ -43,10 +43,18 @@ pub struct Job {
     pub last: Pos,
 }
 
+/// What the thread is asked for.
+pub enum Work {
+    /// Position, hash and timestamp of an entry.
+    Locate(Arc<TabletHandle>, Seq),
+    /// A cut.
+    Cut(Job),
+}
+
 /// What the cut thread works with.
 pub struct Cutter {
-    /// Logs to cut.
-    pub jobs: Receiver<Job>,
+    /// What is to be done.
+    pub work: Receiver<Work>,
     /// Where completions go.
     pub control: Sender<Control>,
     /// Where the apply thread hears of them.
@@ -97,13 +105,36 @@ impl Cutter {
     /// # Errors
     /// When a store fails: the server must end.
     pub fn run(self) -> Result<(), Error> {
-        while let Ok(first) = self.jobs.recv() {
-            let jobs: Vec<Job> = std::iter::once(first).chain(self.jobs.try_iter()).collect();
-            if !self.cut(&jobs)? {
+        while let Ok(first) = self.work.recv() {
+            let (mut jobs, mut located) = (Vec::new(), Vec::new());
+            for work in std::iter::once(first).chain(self.work.try_iter()) {
+                match work {
+                    Work::Cut(job) => jobs.push(job),
+                    Work::Locate(handle, seq) => located.extend(self.locate(&handle, seq)?),
+                }
+            }
+            if !located.is_empty() && self.control.send(Control::Located(located)).is_err() {
+                break;
+            }
+            if !jobs.is_empty() && !self.cut(&jobs)? {
                 break;
             }
         }
         Ok(())
+    }
+
+    fn locate(&self, handle: &TabletHandle, seq: Seq) -> Result<Option<(TabletId, LogEnd)>, Error> {
+        if seq == Seq(0) {
+            return Ok(Some((handle.id, LogEnd::default())));
+        }
+        match self.stores.oplog.read(handle.id, seq, 1) {
+            Ok(entries) => Ok(entries.first().map(|entry| (handle.id, entry.end()))),
+            Err(OplogError::Purged { .. }) => {
+                error!(tablet = %handle.id, %seq, "a log cannot be cut where its entries are purged");
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Cuts logs; whether somebody still listens.
@@ -163,15 +194,14 @@ impl Cutter {
     }
 }
 
-/// Ends cuts that a crash cut short, before anything is read or served. Gives the records of
-/// replicas as they are afterwards.
+/// Ends cuts that a crash cut short, before anything is read or served.
 ///
 /// # Errors
 /// When a store fails.
-pub fn finish(stores: &CutStores, records: impl Iterator<Item = ReplicaRecord>) -> Result<(), Error> {
+pub fn finish(stores: &CutStores) -> Result<(), Error> {
     let mut doomed = Vec::new();
     let mut touched = Vec::new();
-    for record in records {
+    for record in stores.replicas.all() {
         let Some(Truncation { keep, last }) = record.truncating else { continue };
         let tail = Doomed { tablet: record.tablet, table: record.table, replica: record.replica, keep, last };
         if stores.oplog.bounds(tail.tablet).is_some_and(|(_, end)| end > keep.pos.seq) {

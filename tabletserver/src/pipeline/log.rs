@@ -1,6 +1,6 @@
 //! The log thread: a group in, one append with one fsync, the group out to be applied.
 
-use super::sequencer::Control;
+use super::messages::Control;
 use super::{Group, TabletEntries};
 use crate::disk::{DiskGauge, SyncWatch};
 use crate::oplog::{Append, Fsync, Oplog, OplogError, Tail};

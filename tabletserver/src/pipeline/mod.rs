@@ -21,17 +21,19 @@
 
 mod apply;
 mod cut;
+mod effects;
 mod held;
 mod log;
+mod messages;
 mod sequencer;
 
 pub use apply::{Apply, Order};
-pub use cut::{CutStores, Cutter, Job as CutJob, finish as finish_cuts};
+pub use cut::{CutStores, Cutter, Work, finish as finish_cuts};
 pub use log::Log;
-pub use sequencer::{
-    Appointed, Ask, Control, Outward, PeerMessages, Reply, Request, Sequencer, SequencerHandle, SequencerParts,
-    SubmitError,
+pub use messages::{
+    Appointed, Ask, Control, Fenced, Outward, PeerMessages, Reply, Request, SequencerHandle, SubmitError,
 };
+pub use sequencer::{Sequencer, SequencerParts};
 
 use crate::oplog::Logged;
 use crate::tablets::TabletHandle;

@@ -252,7 +252,7 @@ impl Writing<'_> {
         };
         let entries: Vec<_> = entries.iter().map(|logged| logged.bytes().clone()).collect();
         let bytes = entries.iter().map(|entry| entry.len()).sum::<usize>();
-        frame.messages.push(append_to_wire(envelope, entries, stream.q));
+        frame.messages.push(append_to_wire(envelope, stream.prev, entries, stream.q));
         bytes
     }
 

@@ -9,7 +9,6 @@ use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use ebla_proto::v1::lost_service_server::LostService;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -34,7 +33,7 @@ impl LostService for Lost {
     ) -> Result<Response<v1::ListLostResponse>, Status> {
         let name = &request.get_ref().table;
         let table = if name.is_empty() { None } else { Some(self.node.table(name)?.id) };
-        let server = self.node.server_id.load(Ordering::Relaxed);
+        let server = self.node.peers.identity().map_or(0, |own| own.run.server.0);
         let wanted = |summary: &LossSummary| table.is_none_or(|table| table == summary.table);
         let records = self.ledger.list().into_iter().filter(|(_, summary)| wanted(summary));
         let records = records.map(|(id, summary)| record_to_wire(id, server, &summary)).collect();
