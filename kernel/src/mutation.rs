@@ -38,11 +38,27 @@ pub enum Mutation {
     FlushedBeforeFlush,
     /// A reader fills the cache although the row changed meanwhile.
     CacheFillUnchecked,
+    /// An election is content with one answer less.
+    ElectionQuotaShort,
+    /// An election cuts the in-sync set to those who answered.
+    ElectionEditsInSync,
+    /// The longest log leads, whatever its last epoch.
+    LongestLogWins,
+    /// A copy whose data is lost does not count for the quota.
+    LostLeavesQuota,
+    /// A copy counts whatever process or data it has now.
+    AnyGenerationCounts,
+    /// A copy whose data is lost answers and leads.
+    LostCopyAnswers,
+    /// A strict table's in-sync set shrinks below D.
+    StrictShrinksBelowD,
+    /// A former leader that is not connected is taken for gone.
+    GoneIsGuessed,
 }
 
 impl Mutation {
     /// Every seeded bug.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 23] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -58,6 +74,14 @@ impl Mutation {
         Self::ClockBoundIgnored,
         Self::FlushedBeforeFlush,
         Self::CacheFillUnchecked,
+        Self::ElectionQuotaShort,
+        Self::ElectionEditsInSync,
+        Self::LongestLogWins,
+        Self::LostLeavesQuota,
+        Self::AnyGenerationCounts,
+        Self::LostCopyAnswers,
+        Self::StrictShrinksBelowD,
+        Self::GoneIsGuessed,
     ];
 
     /// The rule that it breaks.
@@ -76,6 +100,14 @@ impl Mutation {
             Self::ClockBoundIgnored => "clock bound",
             Self::FlushedBeforeFlush => "flushed after flush",
             Self::CacheFillUnchecked => "cache fill",
+            Self::ElectionQuotaShort => "m1",
+            Self::ElectionEditsInSync => "m4",
+            Self::LongestLogWins => "m6",
+            Self::LostLeavesQuota => "m14",
+            Self::AnyGenerationCounts => "m15",
+            Self::LostCopyAnswers => "m16",
+            Self::StrictShrinksBelowD => "strict in-sync set keeps D",
+            Self::GoneIsGuessed => "m18, a leader is gone when it says so or its process is over",
         }
     }
 }
