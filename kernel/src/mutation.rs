@@ -90,11 +90,27 @@ pub enum Mutation {
     SafeEntriesCut,
     /// Rows of entries that are cut stay.
     TruncationUndoForgotten,
+    /// An election is content with one answer less.
+    ElectionQuotaShort,
+    /// An election cuts the in-sync set to those who answered.
+    ElectionEditsInSync,
+    /// The longest log leads, whatever its last epoch.
+    LongestLogWins,
+    /// A copy whose data is lost does not count for the quota.
+    LostLeavesQuota,
+    /// A copy counts whatever process or data it has now.
+    AnyGenerationCounts,
+    /// A copy whose data is lost answers and leads.
+    LostCopyAnswers,
+    /// A strict table's in-sync set shrinks below D.
+    StrictShrinksBelowD,
+    /// A former leader that is not connected is taken for gone.
+    GoneIsGuessed,
 }
 
 impl Mutation {
     /// Every seeded bug.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 49] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -136,6 +152,14 @@ impl Mutation {
         Self::CutByWatermark,
         Self::SafeEntriesCut,
         Self::TruncationUndoForgotten,
+        Self::ElectionQuotaShort,
+        Self::ElectionEditsInSync,
+        Self::LongestLogWins,
+        Self::LostLeavesQuota,
+        Self::AnyGenerationCounts,
+        Self::LostCopyAnswers,
+        Self::StrictShrinksBelowD,
+        Self::GoneIsGuessed,
     ];
 
     /// The rule that it breaks.
@@ -180,6 +204,14 @@ impl Mutation {
             Self::CutByWatermark => "epoch lists (KIP-101)",
             Self::SafeEntriesCut => "nothing safe is cut",
             Self::TruncationUndoForgotten => "undo before the cut",
+            Self::ElectionQuotaShort => "m1",
+            Self::ElectionEditsInSync => "m4",
+            Self::LongestLogWins => "m6",
+            Self::LostLeavesQuota => "m14",
+            Self::AnyGenerationCounts => "m15",
+            Self::LostCopyAnswers => "m16",
+            Self::StrictShrinksBelowD => "strict in-sync set keeps D",
+            Self::GoneIsGuessed => "m18, a leader is gone when it says so or its process is over",
         }
     }
 }

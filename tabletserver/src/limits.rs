@@ -272,4 +272,7 @@ pub const COPY_READ_LOOK_EVERY: Duration = Duration::from_millis(3);
 pub const TRANSFER_PATIENCE_MS: u64 = 2_000;
 
 /// Longest wait for metadata to name other leaders when the server stops.
-pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(6);
+pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often a server that stops looks whether others have taken over.
+pub const HAND_OVER_LOOK_EVERY: Duration = Duration::from_millis(20);

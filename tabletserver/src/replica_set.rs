@@ -16,7 +16,7 @@ use crate::tablets::{Directory, HandleSpec, TabletHandle};
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    ConfigVersion, Epoch, Generation, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
+    ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
 };
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
@@ -36,7 +36,6 @@ pub struct ReplicaSet {
     replicas: Arc<Replicas>,
     oplog: Arc<Oplog>,
     incarnation: Incarnation,
-    generation: Generation,
     /// The servers that hold copies of each tablet here.
     members: Mutex<BTreeMap<TabletId, BTreeSet<ServerId>>>,
     /// Names rows in the row cache; a replica that comes anew gets a new one.
@@ -53,9 +52,9 @@ impl ReplicaSet {
         own: &Identity,
         recovered: Vec<RecoveredReplica>,
     ) -> Self {
-        let (incarnation, generation) = (own.run.incarnation, Generation::Disk(own.generation));
+        let incarnation = own.run.incarnation;
         let (next_generation, members) = (AtomicU64::new(1), Mutex::default());
-        let set = Self { node, replicas, oplog, incarnation, generation, next_generation, members };
+        let set = Self { node, replicas, oplog, incarnation, next_generation, members };
         let mut directory = Directory::default();
         for replica in recovered {
             set.node.clock.raise(replica.end.ts);
@@ -155,7 +154,6 @@ impl ReplicaSet {
             id: record.tablet,
             replica: record.replica,
             incarnation: self.incarnation,
-            generation: self.generation,
             range: record.range,
             promised: record.promised_epoch,
             epochs: epochs.iter().map(|span| (span.epoch, span.first)).collect(),

@@ -27,7 +27,6 @@ use crate::service::{Kv, Lost, Route};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
-use crate::tablets::TabletHandle;
 use arc_swap::ArcSwap;
 use crossbeam::channel;
 use ebla_kernel::ids::{Incarnation, ServerId, ServerRun, TabletId};
@@ -221,24 +220,20 @@ impl TabletServer {
     async fn hand_over(&self) {
         let (done, handed) = oneshot::channel();
         let _ = self.node.sequencer.control.send(Control::HandOver(done));
-        let Ok(count @ 1..) = handed.await else { return };
-        info!(tablets = count, "handing leaderships over");
+        let handed = handed.await.unwrap_or_default();
+        if handed.is_empty() {
+            return;
+        }
+        info!(tablets = handed.len(), "handing leaderships over");
         let own = self.node.peers.identity().map_or(0, |own| own.run.server.0);
-        let is_ours = |id: TabletId| {
+        let is_ours = |id: &&TabletId| {
+            let serves = self.node.directory.load().tablet(**id).is_some_and(|tablet| tablet.serving().is_some());
             let routes = self.node.routes.now();
-            routes.tablet(id).is_none_or(|tablet| [0, own].contains(&tablet.leader_server_id))
+            serves || routes.tablet(**id).is_none_or(|tablet| [0, own].contains(&tablet.leader_server_id))
         };
         let waiting = async {
-            loop {
-                let directory = self.node.directory.load_full();
-                let left = |handle: &&Arc<TabletHandle>| {
-                    let was_handed = handle.gave_up().1.is_some() && is_ours(handle.id);
-                    was_handed || (handle.serving().is_some() && handle.everywhere().is_some() && handle.has_heirs())
-                };
-                if directory.tablets().filter(left).count() == 0 {
-                    return;
-                }
-                tokio::time::sleep(limits::COPY_READ_LOOK_EVERY).await;
+            while handed.iter().any(|id| is_ours(&id)) {
+                tokio::time::sleep(limits::HAND_OVER_LOOK_EVERY).await;
             }
         };
         if tokio::time::timeout(limits::HAND_OVER_TIMEOUT, waiting).await.is_err() {

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Incarnation, ServerId, TabletId};
 use ebla_kernel::meta::{
-    Changes, ClusterId, Command, Control, Effect, Input, NewTablet, RegisterServer, Rejection, Reply, State,
-    TableSpec, apply, state_hash,
+    Changes, ClusterId, Command, Control, Effect, GaveUp, Input, NewTablet, RegisterServer, Rejection, Reply,
+    State, TableSpec, apply, state_hash,
 };
 use ebla_kernel::range::KeyRange;
 use std::collections::BTreeMap;
@@ -105,6 +105,8 @@ impl MetaNode {
             Message::FenceAnswers(answers) => self.fence_answers(env, answers),
             Message::GaveUp { server, incarnation, epochs } => {
                 if self.is_session(server, incarnation) {
+                    let gave_up = |(tablet, epoch)| GaveUp { tablet, epoch, successor: None };
+                    let epochs = epochs.into_iter().map(gave_up).collect();
                     self.step(env, Input::GaveUp { server, epochs });
                 }
             }
@@ -212,6 +214,7 @@ impl MetaNode {
                 | Reply::Created(..)
                 | Reply::Dropped(_)
                 | Reply::Elections(_)
+                | Reply::InSync(_)
                 | Reply::Compared(_) => {}
             }
         }
@@ -270,6 +273,8 @@ impl MetaNode {
                 let assignments = tablets.iter().filter_map(assignment).collect();
                 env.send(Address::Meta, to, Message::Assignments(assignments));
             }
+            // Nobody transfers leadership here.
+            Effect::SendTransfer { .. } => {}
             Effect::EndSession { server } => {
                 run.sessions.remove(&server);
             }

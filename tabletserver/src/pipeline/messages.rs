@@ -140,8 +140,8 @@ pub enum Control {
     Truncated(Vec<(TabletId, LogEnd, Seq)>),
     /// Entries from these on were not written.
     AppendFailed(Vec<(TabletId, Seq)>),
-    /// Hand every epoch over to whoever has everything of it; tell how many are led.
-    HandOver(oneshot::Sender<usize>),
+    /// Hand every epoch over to an in-sync copy elsewhere; tell which can be.
+    HandOver(oneshot::Sender<Vec<TabletId>>),
     /// Finish what was asked, then give up every epoch, then tell.
     Drain(oneshot::Sender<()>),
     /// End the thread.

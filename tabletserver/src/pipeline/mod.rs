@@ -27,8 +27,8 @@ mod log;
 mod messages;
 mod sequencer;
 
-pub use apply::{Apply, Order};
-pub use cut::{CutStores, Cutter, Work, finish as finish_cuts};
+pub use apply::Apply;
+pub use cut::{CutStores, Cutter, finish as finish_cuts};
 pub use log::Log;
 pub use messages::{
     Appointed, Ask, Control, Fenced, Outward, PeerMessages, Reply, Request, SequencerHandle, SubmitError,

@@ -398,7 +398,7 @@ impl Sequencer {
     }
 
     /// Hands over what is led here and can be; the server is about to stop.
-    fn hand_over(&mut self, done: oneshot::Sender<usize>) {
+    fn hand_over(&mut self, done: oneshot::Sender<Vec<TabletId>>) {
         let until = self.clock.tick().plus_ms(limits::TRANSFER_PATIENCE_MS);
         let wanted = self.peers.wanted();
         let heir = |slot: &Slot| {
@@ -412,10 +412,10 @@ impl Sequencer {
         };
         let heirs: Vec<_> =
             self.slots.iter().filter_map(|(id, slot)| Some((*id, heir(slot)?))).collect();
-        let count = heirs.len();
+        let handed = heirs.iter().map(|(id, _)| *id).collect();
         self.each(heirs, |(epoch, to)| Input::Transfer { epoch, to, until });
         // Whoever waited is gone.
-        let _ = done.send(count);
+        let _ = done.send(handed);
     }
 
     /// Lets what gathered for other servers leave, and tells readers how far the tablets are.

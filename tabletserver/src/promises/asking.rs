@@ -4,12 +4,11 @@
 //! takes short locks. A server whose disk hangs asks nobody: its leases end, and others take
 //! over.
 
-use super::Leases;
 use crate::disk::SyncWatch;
 use crate::limits;
 use crate::node::Node;
 use crate::pipeline::Control;
-use crate::replication::{Peer, Peers, connect_peer};
+use crate::replication::{Peer, connect_peer};
 use ebla_kernel::ids::{Epoch, Incarnation, ServerId, ServerRun, TabletId};
 use ebla_kernel::limits::{IN_SYNC_LAG_MS, LEADER_SILENCE_MS, LEASE_HEARTBEAT_MS};
 use ebla_proto::v1;
