@@ -74,12 +74,6 @@ impl Routes {
         self.tablets.get(&id.0)
     }
 
-    /// The cluster that the map is of; empty before the first map.
-    #[must_use]
-    pub fn cluster_id(&self) -> &str {
-        &self.cluster_id
-    }
-
     /// The server of this id.
     #[must_use]
     pub fn server(&self, id: u64) -> Option<&v1::Server> {

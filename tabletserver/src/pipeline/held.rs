@@ -21,7 +21,7 @@ use std::sync::Arc;
 const ENTRY_BYTES: usize = 256;
 
 /// Entries of one tablet between the log and the store.
-pub(super) struct Held {
+pub struct Held {
     /// Everything up to here is applied.
     applied: LogEnd,
     /// The last durable entry that went by.

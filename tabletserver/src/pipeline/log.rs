@@ -45,7 +45,9 @@ impl Log {
             match appended {
                 Ok(_) => {
                     group.room.clear();
-                    group.parts.iter().for_each(|part| drop(uncertain.remove(&part.handle.id)));
+                    if !uncertain.is_empty() {
+                        uncertain.retain(|id| group.parts.iter().all(|part| part.handle.id != *id));
+                    }
                     // m38: said before the rows of the group can be applied.
                     let told = self.control.send(Control::Persisted(group.ends()));
                     if told.is_err() || self.durable.send(group).is_err() {

@@ -5,7 +5,7 @@ use crate::limits;
 use crate::promises::Leases;
 use crate::tablets::TabletHandle;
 use arc_swap::ArcSwap;
-use ebla_kernel::ids::{DiskGeneration, Incarnation, ReplicaId, ServerId, ServerRun};
+use ebla_kernel::ids::{DiskGeneration, Incarnation, ServerId, ServerRun};
 use ebla_kernel::tablet::Stream;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
@@ -253,9 +253,6 @@ impl Peers {
         self.silent_leaders.lock().expect("no holder of this lock panics")
     }
 }
-
-/// Where a copy is, for those who send to it.
-pub type Places = BTreeMap<ReplicaId, ServerId>;
 
 #[cfg(test)]
 mod tests {
