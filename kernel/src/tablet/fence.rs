@@ -120,7 +120,7 @@ impl Tablet {
     pub(super) fn append_failed(&mut self, context: Context<'_>, from: Seq, effects: &mut Vec<Effect>) {
         self.log.refuse(from);
         self.tokens.cut(from);
-        self.last_immediate = self.last_immediate.min(self.log.end().pos.seq);
+        self.immediate.retain(|seq| *seq < from);
         self.step_down(effects);
         self.greet_again();
         self.proceed(context, effects);

@@ -224,7 +224,7 @@ impl Tablet {
             effects.push(Effect::Diverged { at });
             return;
         }
-        if !self.log.is_durable() || self.settling.is_some() || !self.rows_are_in() {
+        if !self.log.is_durable() || self.settling.is_some() || !self.immediate.is_empty() {
             self.greet_again(); // and be told again
             return;
         }
@@ -253,7 +253,6 @@ impl Tablet {
         self.applied = self.applied.min(applied).min(end.pos.seq);
         self.safe = self.safe.min(end.pos.seq);
         self.recent = Recent::new(self.applied);
-        self.last_immediate = self.last_immediate.min(end.pos.seq);
         if let Some(following) = &mut self.following {
             following.matched = following.matched.min(end.pos.seq);
         }

@@ -262,7 +262,7 @@ impl Tablet {
         if self.applied < end {
             self.apply_upto(end, effects);
         } else if self.settling.is_none()
-            && self.rows_are_in()
+            && self.immediate.is_empty()
             && let Some(appointment) = self.appointment.take()
         {
             self.start_epoch(context, appointment, effects);
@@ -432,12 +432,7 @@ impl Tablet {
 
     /// Appends an entry whose rows, if any, go into the store when it is durable.
     pub(super) fn append_immediate(&mut self, entry: crate::entry::Entry, effects: &mut Vec<Effect>) {
-        self.last_immediate = entry.seq();
+        self.immediate.push_back(entry.seq());
         self.append(entry, ApplyWhen::Durable, effects);
-    }
-
-    /// Whether no row is on its way into the store that nobody waits for.
-    pub(super) fn rows_are_in(&self) -> bool {
-        self.rows_in >= self.last_immediate.min(self.log.end().pos.seq)
     }
 }

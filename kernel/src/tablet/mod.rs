@@ -56,6 +56,7 @@ use leader::Leader;
 use log_view::LogView;
 use outcome::Question;
 use pending::PendingWrites;
+use std::collections::VecDeque;
 use token::TokenTable;
 
 /// One replica of one tablet.
@@ -74,10 +75,8 @@ pub struct Tablet {
     applied: Seq,
     /// How far an `Apply` that is under way goes.
     settling: Option<Seq>,
-    /// Index of the last entry that goes into the store when it is durable, and how far such
-    /// entries are in.
-    last_immediate: Seq,
-    rows_in: Seq,
+    /// Entries on their way into the store that nobody has to ask for.
+    immediate: VecDeque<Seq>,
     /// Everything up to here is known to be at or below a Q: it is never cut.
     safe: Seq,
     tokens: TokenTable,
@@ -146,8 +145,7 @@ impl Tablet {
             log: LogView::new(epochs, end),
             applied,
             settling: None,
-            last_immediate: Seq(0),
-            rows_in: Seq(0),
+            immediate: VecDeque::new(),
             safe: Seq(0),
             tokens: if mutated!(TokensNotRebuilt) { TokenTable::default() } else { tokens },
             recent: Recent::new(applied),
@@ -333,7 +331,9 @@ impl Tablet {
     fn applied_when_durable(&mut self, context: Context<'_>, upto: Seq, effects: &mut Vec<Effect>) {
         let allowed = upto <= self.log.durable().pos.seq || mutated!(ApplyBeforeDurable);
         assert!(allowed, "m38: rows come from the durable log only");
-        self.rows_in = self.rows_in.max(upto);
+        while self.immediate.front().is_some_and(|seq| *seq <= upto) {
+            self.immediate.pop_front();
+        }
         if let Some(leader) = &mut self.leader {
             leader.rows = leader.rows.max(upto);
         }

@@ -52,6 +52,8 @@ enum PeerState {
         since: Tick,
         /// Where the logs agreed when it began.
         agreed: Seq,
+        /// Nothing was sent since: the copy is to say once what it has, even if it has all.
+        is_new: bool,
     },
 }
 
@@ -182,7 +184,7 @@ impl Tablet {
         peer.state = match agreed {
             Some(agreed) => {
                 let (next, since) = (agreed.next(), context.now);
-                PeerState::Streaming { next, is_sending: false, since, agreed }
+                PeerState::Streaming { next, is_sending: false, since, agreed, is_new: true }
             }
             // Nothing in common: only a rebuild helps, and nobody here can do that.
             None => PeerState::Probing {
@@ -254,14 +256,15 @@ impl Tablet {
             }
             let owed = Owed { since: context.now, upto: end, q: q.seq, bytes };
             peer.owed.get_or_insert(owed);
-            let PeerState::Streaming { next, is_sending: is_sending @ false, agreed, .. } = &mut peer.state
+            let PeerState::Streaming { next, is_sending: is_sending @ false, agreed, is_new, .. } =
+                &mut peer.state
             else {
                 continue;
             };
             let upto = end.min(Seq(has.max(*agreed).0 + STREAM_WINDOW_ENTRIES));
             let Some(prev) = self.log.pos_at(Seq(next.0 - 1)) else { continue };
-            if *next <= upto || peer.q_sent < q.seq {
-                *is_sending = true;
+            if *next <= upto || peer.q_sent < q.seq || *is_new {
+                (*is_sending, *is_new) = (true, false);
                 peer.q_sent = q.seq;
                 effects.push(Effect::Stream(Stream { to: *to, epoch, prev, from: *next, upto, q }));
             }

@@ -145,13 +145,11 @@ impl Tablet {
     fn reject(&mut self, write: &WriteRequest, reject: Reject) -> Result<(), Stopped> {
         let waits = reject != Reject::ReadAgain;
         let answer = Answer::Refused(Refusal::Rejected(reject));
-        let seq = self.log.end().pos.seq;
-        let is_in = self.leader.as_ref().is_none_or(|leader| leader.rows >= self.last_immediate);
-        if !waits || mutated!(RefusalBeforeDurable) || is_in {
+        let Some(seq) = self.immediate.back().copied().filter(|_| waits && !mutated!(RefusalBeforeDurable))
+        else {
             return Err(Stopped::Told(answer));
-        }
+        };
         let (request, deadline) = (write.request, write.deadline);
-        let seq = seq.min(self.last_immediate);
         self.wait_at(seq, Waiter { request, wait: Wait::Rows(answer), deadline });
         Ok(())
     }
