@@ -71,6 +71,7 @@ impl Error {
             Reason::NotLeader
             | Reason::StaleRoute
             | Reason::NotEnoughReplicas
+            | Reason::CopyBehind
             | Reason::Unavailable
             | Reason::Draining
             | Reason::Overloaded
@@ -79,6 +80,10 @@ impl Error {
             | Reason::TableNotFound
             | Reason::TableExists
             | Reason::TabletNotFound
+            | Reason::ServerNotFound
+            | Reason::RecordNotFound
+            | Reason::NotTransferable
+            | Reason::WriteLost
             | Reason::ConditionFailed
             | Reason::NotACounter
             | Reason::CounterOverflow

@@ -92,10 +92,13 @@ fn classify(error: &anyhow::Error) -> (u8, &'static str, bool) {
 pub fn code_of(reason: Reason) -> u8 {
     match reason {
         Reason::BadRequest => USAGE,
-        Reason::TableNotFound | Reason::TabletNotFound => NOT_FOUND,
+        Reason::TableNotFound | Reason::TabletNotFound | Reason::ServerNotFound | Reason::RecordNotFound => {
+            NOT_FOUND
+        }
         Reason::NotLeader
         | Reason::StaleRoute
         | Reason::NotEnoughReplicas
+        | Reason::CopyBehind
         | Reason::Unavailable
         | Reason::Draining
         | Reason::Overloaded
@@ -110,6 +113,8 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::TokenTooOld
         | Reason::TokenFenced
         | Reason::Reverted
+        | Reason::WriteLost
+        | Reason::NotTransferable
         | Reason::Superseded
         | Reason::WrongCluster
         | Reason::Corrupt

@@ -85,6 +85,17 @@ pub const BOOT_IDS_PAST_MAX: usize = 16;
 /// Most tablets in one metadata entry of an election: some hundred KiB.
 pub const ELECTION_BATCH_TABLETS_MAX: usize = 10_000;
 
+/// Most copies of a tablet. Each in-sync copy must be heard before it costs the others their
+/// speed; beyond seven more copies are for reading, which is another thing.
+pub const REPLICAS_MAX: u8 = 7;
+
+/// Copies of a tablet when nobody said how many and there are servers enough.
+pub const REPLICAS_DEFAULT: u8 = 3;
+
+/// How long an election of a table with policy `degraded` waits for the answers that a strict
+/// one needs, once it has one: longer than a restart, shorter than patience.
+pub const DEGRADED_ELECTION_MS: u64 = 10_000;
+
 /// How long an election waits for better candidates once it has enough answers.
 pub const ELECTION_GRACE_MS: u64 = 100;
 

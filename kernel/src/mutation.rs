@@ -90,11 +90,47 @@ pub enum Mutation {
     SafeEntriesCut,
     /// Rows of entries that are cut stay.
     TruncationUndoForgotten,
+    /// An election is content with one answer less.
+    ElectionQuotaShort,
+    /// An election cuts the in-sync set to those who answered.
+    ElectionEditsInSync,
+    /// The longest log leads, whatever its last epoch.
+    LongestLogWins,
+    /// A copy whose data is lost does not count for the quota.
+    LostLeavesQuota,
+    /// A copy counts whatever process or data it has now.
+    AnyGenerationCounts,
+    /// A copy whose data is lost answers and leads.
+    LostCopyAnswers,
+    /// A strict table's in-sync set shrinks below D.
+    StrictShrinksBelowD,
+    /// A former leader that is not connected is taken for gone.
+    GoneIsGuessed,
+    /// A new copy takes part in every epoch.
+    NewCopyPromisesNothing,
+    /// A copy applies writes and never what takes them back.
+    RevertIgnored,
+    /// A flush that began before a cut counts for what was cut.
+    FlushedOverCut,
+    /// A log is cut without noting that first.
+    CutIntentSkipped,
+    /// A log is cut before the undo of its rows is flushed.
+    CutBeforeFlush,
+    /// What a revert that is cut took back stays away.
+    CutRevertForgotten,
+    /// A log is cut without naming what is dropped.
+    LossLedgerSkipped,
+    /// A session believes any log that is long enough.
+    SessionEpochIgnored,
+    /// A copy reads from what is not safe.
+    FollowerReadsUnsafe,
+    /// A lease is looked at before the work only.
+    LeaseCheckedBefore,
 }
 
 impl Mutation {
     /// Every seeded bug.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 59] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -136,6 +172,24 @@ impl Mutation {
         Self::CutByWatermark,
         Self::SafeEntriesCut,
         Self::TruncationUndoForgotten,
+        Self::ElectionQuotaShort,
+        Self::ElectionEditsInSync,
+        Self::LongestLogWins,
+        Self::LostLeavesQuota,
+        Self::AnyGenerationCounts,
+        Self::LostCopyAnswers,
+        Self::StrictShrinksBelowD,
+        Self::GoneIsGuessed,
+        Self::NewCopyPromisesNothing,
+        Self::RevertIgnored,
+        Self::FlushedOverCut,
+        Self::CutIntentSkipped,
+        Self::CutBeforeFlush,
+        Self::CutRevertForgotten,
+        Self::LossLedgerSkipped,
+        Self::SessionEpochIgnored,
+        Self::FollowerReadsUnsafe,
+        Self::LeaseCheckedBefore,
     ];
 
     /// The rule that it breaks.
@@ -180,6 +234,24 @@ impl Mutation {
             Self::CutByWatermark => "epoch lists (KIP-101)",
             Self::SafeEntriesCut => "nothing safe is cut",
             Self::TruncationUndoForgotten => "undo before the cut",
+            Self::ElectionQuotaShort => "m1",
+            Self::ElectionEditsInSync => "m4",
+            Self::LongestLogWins => "m6",
+            Self::LostLeavesQuota => "m14",
+            Self::AnyGenerationCounts => "m15",
+            Self::LostCopyAnswers => "m16",
+            Self::StrictShrinksBelowD => "strict in-sync set keeps D",
+            Self::GoneIsGuessed => "m18, a leader is gone when it says so or its process is over",
+            Self::NewCopyPromisesNothing => "m23",
+            Self::RevertIgnored => "reverts are applied",
+            Self::FlushedOverCut => "flushed after a cut",
+            Self::CutIntentSkipped => "intent before the undo",
+            Self::CutBeforeFlush => "flush before the cut",
+            Self::CutRevertForgotten => "undo of a revert",
+            Self::LossLedgerSkipped => "loss ledger",
+            Self::SessionEpochIgnored => "sessions know their epoch",
+            Self::FollowerReadsUnsafe => "follower reads are safe",
+            Self::LeaseCheckedBefore => "lease after the work",
         }
     }
 }

@@ -5,11 +5,14 @@
 //! something else first. `UPDATE=1` writes what is printed now into the scripts.
 
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId, Tick};
+use ebla_kernel::ids::{
+    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId,
+    Tick,
+};
 use ebla_kernel::meta::{
-    Appointment, Changes, ClusterId, Command, Comparison, Control, Effect, FenceAnswer, Input, NewTablet,
-    RegisterServer, Reply, State, TableKind, TableSpec, Tablet, apply, cut_ranges, decode_snapshot,
-    encode_snapshot, state_hash,
+    Appointment, Changes, ClusterId, Command, Comparison, Control, Effect, FenceAnswer, GaveUp, InSyncChange,
+    Input, NewTablet, Policy, RegisterServer, Reply, State, TableKind, TableSpec, Tablet, apply, cut_ranges,
+    decode_snapshot, encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -155,6 +158,20 @@ impl World {
             }),
             "close" => self.step(Input::SessionClosed { server: ServerId(args.number("s")) }),
             "answer" => self.step(answer(&args)),
+            "alter" => self.apply(alter(&args)),
+            "silent" => self.step(Input::Silent {
+                server: ServerId(args.number("s")),
+                leaders: args.list("of").into_iter().map(run).collect(),
+            }),
+            "gaveup" => {
+                let gave_up = GaveUp {
+                    tablet: TabletId(args.number("t")),
+                    epoch: Epoch(args.number("epoch")),
+                    successor: args.text("to").map(|_| ReplicaId(args.number("to"))),
+                };
+                self.step(Input::GaveUp { server: ServerId(args.number("s")), epochs: vec![gave_up] });
+            }
+            "transfer" => self.transfer(TabletId(args.number("t")), ServerId(args.number("s"))),
             "tick" => {
                 self.now = self.now.plus_ms(args.number("ms"));
                 self.step(Input::Tick { wall: Hlc::new(self.now.0, 0) });
@@ -167,6 +184,13 @@ impl World {
             "lose" => self.proposed.clear(),
             "show" => self.show(),
             other => panic!("unknown command {other}"),
+        }
+    }
+
+    fn transfer(&mut self, tablet: TabletId, server: ServerId) {
+        match self.control.transfer_target(&self.state, tablet, server) {
+            Ok(replica) => self.step(Input::Transfer { tablet, replica }),
+            Err(refusal) => writeln!(self.out, "  refused: {refusal}").unwrap(),
         }
     }
 
@@ -185,12 +209,18 @@ impl World {
         let text = match effect {
             Effect::Propose(command) => format!("propose {}", command_text(command)),
             Effect::SendFences { server, fences } => {
-                let fences = fences.iter().map(|f| format!("{}/{}@{}", f.tablet, f.replica, f.epoch));
+                let fences = fences.iter().map(|f| {
+                    let gone = if f.gone > Epoch(0) { format!(" gone {}", f.gone) } else { String::new() };
+                    format!("{}/{}@{}{gone}", f.tablet, f.replica, f.epoch)
+                });
                 format!("fence {server}: {}", fences.collect::<Vec<_>>().join(" "))
             }
             Effect::SendAssignments { server, full, tablets, removed } => {
                 let kind = if *full { "all" } else { "change" };
                 format!("assign {server} {kind}: {tablets:?} removed {removed:?}")
+            }
+            Effect::SendTransfer { server, tablet, epoch, replica } => {
+                format!("transfer {server}: {tablet}@{epoch} to {replica}")
             }
             Effect::EndSession { server } => format!("end session of {server}"),
         };
@@ -217,7 +247,7 @@ impl World {
             }
             Reply::Created(table, tablets) => format!("{} {tablets:?}", table.id),
             Reply::Dropped(table) => format!("dropped {}", table.id),
-            Reply::Elections(results) => {
+            Reply::Elections(results) | Reply::InSync(results) => {
                 let results = results.iter().map(|result| match result {
                     Ok(tablet) => tablet_text(tablet),
                     Err(rejection) => format!("rejected: {rejection}"),
@@ -250,11 +280,19 @@ fn tablet_text(tablet: &Tablet) -> String {
     });
     let replicas = tablet.replicas.iter().map(|replica| {
         let lost = if replica.lost { " lost" } else { "" };
-        format!("{}@{}{lost}", replica.id, replica.server)
+        let out = if tablet.in_sync.contains(&replica.id) { "" } else { " out" };
+        format!("{}@{}{lost}{out}", replica.id, replica.server)
     });
     let recovering = if tablet.recovering { " recovering" } else { "" };
+    let degraded = if tablet.degraded { " degraded" } else { "" };
+    let former = tablet.former.map_or(String::new(), |former| {
+        format!(" after {} {} {}", former.leader.replica, former.leader.incarnation, former.epoch)
+    });
     let replicas = replicas.collect::<Vec<_>>().join(" ");
-    format!("{} {} {} led by {leader}{recovering} [{replicas}]", tablet.id, tablet.range, tablet.epoch)
+    format!(
+        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]",
+        tablet.id, tablet.range, tablet.epoch, tablet.config_version
+    )
 }
 
 fn command_text(command: &Command) -> String {
@@ -262,13 +300,16 @@ fn command_text(command: &Command) -> String {
         Command::InitCluster { cluster_id, .. } => format!("init {}", cluster_id.0),
         Command::Recover { tablets } => format!("recover {tablets:?}"),
         Command::Appoint { appointments } => {
-            let one =
-                |a: &Appointment| format!("{}@{} to {} {}", a.tablet, a.epoch, a.replica, a.incarnation);
+            let one = |a: &Appointment| {
+                let degraded = if a.degraded { " degraded" } else { "" };
+                format!("{}@{} to {} {}{degraded}", a.tablet, a.epoch, a.replica, a.incarnation)
+            };
             format!("appoint {}", appointments.iter().map(one).collect::<Vec<_>>().join(", "))
         }
         Command::RegisterServer(_)
         | Command::CreateTable { .. }
         | Command::DropTable { .. }
+        | Command::AlterInSync { .. }
         | Command::CompareState { .. } => {
             panic!("the control core never proposes this")
         }
@@ -304,7 +345,13 @@ fn create(args: &Args) -> Command {
             servers: servers.split(',').map(|id| ServerId(id.parse().unwrap())).collect(),
         })
         .collect();
+    let policy = match args.text("policy") {
+        Some("degraded") => Policy::Degraded,
+        Some("strict") | None => Policy::Strict,
+        Some(other) => panic!("policy={other}"),
+    };
     let spec = TableSpec {
+        policy,
         replicas: u8::try_from(tablets[0].servers.len()).unwrap(),
         min_in_sync: u8::try_from(args.number("d").max(1)).unwrap(),
         ..TableSpec::default()
@@ -319,8 +366,32 @@ fn appoint(args: &Args) -> Command {
         replica: ReplicaId(args.number("r")),
         incarnation: Incarnation(args.number("i")),
         ts: Hlc(0),
+        degraded: args.text("degraded").is_some(),
     };
     Command::Appoint { appointments: vec![appointment] }
+}
+
+/// `by=SERVER:RUN` asks that copy `r`, which runs as `i` on `disk`, comes in or goes out.
+fn alter(args: &Args) -> Command {
+    let change = InSyncChange {
+        tablet: TabletId(args.number("t")),
+        epoch: Epoch(args.number("epoch")),
+        config_version: ConfigVersion(args.number("c")),
+        replica: args
+            .text("add")
+            .or(args.text("remove"))
+            .map_or(ReplicaId(0), |id| ReplicaId(id.parse().unwrap())),
+        add: args.text("add").is_some(),
+        incarnation: Incarnation(args.number("i")),
+        generation: Generation::Disk(DiskGeneration(args.number("disk"))),
+    };
+    Command::AlterInSync { proposer: run(args.text("by").unwrap()), changes: vec![change] }
+}
+
+/// `SERVER:RUN`.
+fn run(text: &str) -> (ServerId, Incarnation) {
+    let (server, run) = text.split_once(':').unwrap();
+    (ServerId(server.parse().unwrap()), Incarnation(run.parse().unwrap()))
 }
 
 /// `end=EPOCH:SEQ`.

@@ -9,11 +9,14 @@ use crate::limits::CONTROL_QUEUE_MAX;
 use crate::liveness::Liveness;
 use crate::raft::node::Raft;
 use crate::raft::view::Role;
-use ebla_kernel::ids::{Epoch, Incarnation, ServerId, TabletId, Tick};
-use ebla_kernel::meta::{Changes, ClusterId, Command, Control, Effect, Fence, FenceAnswer, Input, State};
+use ebla_kernel::ids::{Incarnation, ServerId, TabletId, Tick};
+use ebla_kernel::meta::{
+    Changes, ClusterId, Command, Control, Effect, Fence, FenceAnswer, GaveUp, InSyncChange, Input, Reply,
+    State, TransferRefusal,
+};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::{meta, v1};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -35,7 +38,17 @@ pub(crate) enum Event {
     /// A session ended.
     Closed { server: ServerId, number: u64 },
     /// A server gave epochs up for good.
-    GaveUp { server: ServerId, number: u64, epochs: Vec<(TabletId, Epoch)> },
+    GaveUp { server: ServerId, number: u64, epochs: Vec<GaveUp> },
+    /// A server says whom it has not heard of.
+    Silent { server: ServerId, number: u64, leaders: BTreeSet<(ServerId, Incarnation)> },
+    /// A server asks for changes of the in-sync sets of tablets that it leads.
+    Proposals { server: ServerId, number: u64, changes: Vec<InSyncChange> },
+    /// A command with such changes was applied: the changes and whether each was accepted.
+    Altered { server: ServerId, number: u64, answers: Vec<(InSyncChange, bool)> },
+    /// Such a command was lost, perhaps: the server asks again.
+    AlterationLost { server: ServerId, number: u64 },
+    /// An operator wants the copy on `server` to lead. Answered with whether the order went out.
+    Transfer { tablet: TabletId, server: ServerId, answer: oneshot::Sender<Result<(), TransferRefusal>> },
     /// A server answered fences.
     Answers { server: ServerId, number: u64, answers: Vec<FenceAnswer> },
 }
@@ -47,6 +60,10 @@ struct Session {
     number: u64,
     incarnation: Incarnation,
     outbox: SessionOutbox,
+    /// Changes of in-sync sets that wait for the command under way: one per tablet, so that
+    /// they are as bounded as tablets are.
+    asked: BTreeMap<TabletId, InSyncChange>,
+    altering: bool,
 }
 
 /// The task's parts.
@@ -54,6 +71,9 @@ pub(crate) struct Controller {
     raft: Raft,
     liveness: Arc<Liveness>,
     core: Control,
+    /// The way back from commands that were proposed; weak, so that the controller ends with
+    /// the services.
+    events: mpsc::WeakSender<Event>,
     sessions: BTreeMap<ServerId, Session>,
     term: Option<u64>,
     start: Instant,
@@ -83,6 +103,7 @@ impl Controller {
             raft,
             liveness,
             core: Control::default(),
+            events: events.downgrade(),
             sessions: BTreeMap::new(),
             term: None,
             start: Instant::now(),
@@ -116,9 +137,24 @@ impl Controller {
             match trigger {
                 Trigger::Role(role) => self.on_role(role),
                 Trigger::Changed(changes) => self.on_changed(changes),
-                Trigger::Event(event) => self.on_event(event),
+                Trigger::Event(event) => {
+                    self.catch_up(&mut changes);
+                    self.on_event(event);
+                }
                 Trigger::Time => self.step(Input::Tick { wall: clock::wall() }),
                 Trigger::End => return,
+            }
+        }
+    }
+
+    /// Takes in what was applied before an event was sent: a server learns of a record before
+    /// it learns what became of its wish.
+    fn catch_up(&mut self, changes: &mut broadcast::Receiver<Arc<Changes>>) {
+        loop {
+            match changes.try_recv() {
+                Ok(change) => self.on_changed(Changes::clone(&change)),
+                Err(broadcast::error::TryRecvError::Lagged(_)) => self.on_changed(Changes::everything()),
+                Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => return,
             }
         }
     }
@@ -160,27 +196,102 @@ impl Controller {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Opened { server, incarnation, number, outbox, accepted } => {
-                let session = Session { number, incarnation, outbox };
+                let (asked, altering) = (BTreeMap::new(), false);
+                let session = Session { number, incarnation, outbox, asked, altering };
                 let stands = self.open(server, session);
                 // The session's task may be gone; it then also closes.
                 let _ = accepted.send(stands);
             }
-            Event::Closed { server, number } => {
-                if self.is_present(server, number) {
-                    self.close(server);
-                }
+            Event::Transfer { tablet, server, answer } => {
+                // Whoever asked may have gone.
+                let _ = answer.send(self.transfer(tablet, server));
             }
-            Event::GaveUp { server, number, epochs } => {
-                if self.is_present(server, number) {
-                    self.step(Input::GaveUp { server, epochs });
-                }
+            Event::Closed { server, number } if self.is_present(server, number) => self.close(server),
+            Event::GaveUp { server, number, epochs } if self.is_present(server, number) => {
+                self.step(Input::GaveUp { server, epochs });
             }
-            Event::Answers { server, number, answers } => {
-                if self.is_present(server, number) {
-                    self.step(Input::FenceAnswered { server, answers });
-                }
+            Event::Silent { server, number, leaders } if self.is_present(server, number) => {
+                self.step(Input::Silent { server, leaders });
+            }
+            Event::Answers { server, number, answers } if self.is_present(server, number) => {
+                self.step(Input::FenceAnswered { server, answers });
+            }
+            Event::Proposals { server, number, changes } if self.is_present(server, number) => {
+                self.on_proposals(server, changes);
+            }
+            Event::Altered { server, number, answers } if self.is_present(server, number) => {
+                self.on_altered(server, &answers);
+            }
+            Event::AlterationLost { server, number } if self.is_present(server, number) => {
+                self.on_altered(server, &[]);
+            }
+            // Of a session that is over.
+            Event::Closed { .. }
+            | Event::GaveUp { .. }
+            | Event::Silent { .. }
+            | Event::Answers { .. }
+            | Event::Proposals { .. }
+            | Event::Altered { .. }
+            | Event::AlterationLost { .. } => {}
+        }
+    }
+
+    fn transfer(&mut self, tablet: TabletId, server: ServerId) -> Result<(), TransferRefusal> {
+        let replica = {
+            let state = self.raft.view().state();
+            self.core.transfer_target(&state, tablet, server)?
+        };
+        self.step(Input::Transfer { tablet, replica });
+        Ok(())
+    }
+
+    fn on_proposals(&mut self, server: ServerId, changes: Vec<InSyncChange>) {
+        if let Some(session) = self.sessions.get_mut(&server) {
+            session.asked.extend(changes.into_iter().map(|change| (change.tablet, change)));
+            self.alter(server);
+        }
+    }
+
+    fn on_altered(&mut self, server: ServerId, answers: &[(InSyncChange, bool)]) {
+        if let Some(session) = self.sessions.get_mut(&server) {
+            session.altering = false;
+        }
+        let answers: Vec<_> =
+            answers.iter().map(|(change, accepted)| meta::in_sync_answer(change, *accepted)).collect();
+        if !answers.is_empty() {
+            let message = v1::session_response::Message::InSyncAnswers(v1::InSyncAnswers { answers });
+            if let Some(server) = self.send(server, message) {
+                self.step(Input::SessionClosed { server });
             }
         }
+        self.alter(server);
+    }
+
+    /// Proposes everything that a server asks for as one command, one command at a time.
+    fn alter(&mut self, server: ServerId) {
+        let Some(session) = self.sessions.get_mut(&server) else { return };
+        if session.altering || session.asked.is_empty() {
+            return;
+        }
+        let Some(events) = self.events.upgrade() else { return };
+        session.altering = true;
+        let number = session.number;
+        let changes: Vec<InSyncChange> = std::mem::take(&mut session.asked).into_values().collect();
+        let command =
+            Command::AlterInSync { proposer: (server, session.incarnation), changes: changes.clone() };
+        let raft = self.raft.clone();
+        tokio::spawn(async move {
+            let event = match raft.propose(command).await {
+                Ok(Reply::InSync(results)) => {
+                    let accepted = results.iter().map(Result::is_ok);
+                    let answers = changes.into_iter().zip(accepted).collect();
+                    Event::Altered { server, number, answers }
+                }
+                Ok(_) | Err(_) => Event::AlterationLost { server, number },
+            };
+            // A controller that is gone has no sessions.
+            let _ = events.send(event).await;
+        });
     }
 
     fn is_present(&self, server: ServerId, number: u64) -> bool {
@@ -262,6 +373,11 @@ impl Controller {
                 };
                 self.send(server, message)
             }
+            Effect::SendTransfer { server, tablet, epoch, replica } => {
+                let transfer = v1::Transfer { tablet_id: tablet.0, epoch: epoch.0, replica_id: replica.0 };
+                let transfers = v1::Transfers { transfers: vec![transfer] };
+                self.send(server, v1::session_response::Message::Transfers(transfers))
+            }
             Effect::EndSession { server } => {
                 self.end(server, superseded(server));
                 None
@@ -271,6 +387,15 @@ impl Controller {
 
     /// A proposal that is lost is made again by the core's own clock.
     fn propose(&self, command: Command) {
+        if let Command::Appoint { appointments } = &command {
+            let degraded = appointments.iter().filter(|appointment| appointment.degraded).count();
+            if degraded > 0 {
+                tracing::warn!(
+                    tablets = degraded,
+                    "leaders are appointed with too few answers, as the tables' policy lets"
+                );
+            }
+        }
         let raft = self.raft.clone();
         tokio::spawn(async move {
             if let Err(error) = raft.propose(command).await {
@@ -333,13 +458,8 @@ impl Assignee {
 }
 
 fn fences_to_wire(fences: &[Fence]) -> v1::session_response::Message {
-    let fences = fences.iter().map(|fence| v1::Fence {
-        tablet_id: fence.tablet.0,
-        replica_id: fence.replica.0,
-        epoch: fence.epoch.0,
-        gone_epoch: 0,
-    });
-    v1::session_response::Message::Fences(v1::Fences { fences: fences.collect() })
+    let fences = fences.iter().map(meta::fence_to_wire).collect();
+    v1::session_response::Message::Fences(v1::Fences { fences })
 }
 
 /// The answer of a master that does not lead.

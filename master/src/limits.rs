@@ -110,6 +110,12 @@ pub const CREATE_TABLETS_PER_SECOND_MIN: u64 = 200;
 /// Pause between two looks at a table that is being created.
 pub const CREATE_POLL: Duration = Duration::from_millis(20);
 
+/// How long a transfer of leadership may take: many times what it takes when all is well.
+pub const TRANSFER_LEADER_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Pause after which the order to hand leadership over is sent again.
+pub const TRANSFER_ORDER_AGAIN: Duration = Duration::from_secs(1);
+
 /// Virtual nodes per server on the hash ring: evens out the shares to some percent.
 pub const RING_NODES_PER_SERVER: u32 = 128;
 

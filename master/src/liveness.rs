@@ -154,7 +154,12 @@ impl Liveness {
 impl Inner {
     fn report(&mut self, state: &State, server: ServerId, report: &TabletReport) {
         let id = TabletId(report.tablet_id);
-        if state.tablet(id).and_then(|tablet| tablet.replica_on(server)).is_none() {
+        let Some(tablet) = state.tablet(id).filter(|tablet| tablet.replica_on(server).is_some()) else {
+            return;
+        };
+        // Of several copies the leader's word counts, and after it that of the last leader.
+        let leads = tablet.leader.is_some_and(|leader| leader.server == server);
+        if !leads && self.reports.get(&id).is_some_and(|known| known.server != server) {
             return;
         }
         let serving = Epoch(report.serving_epoch);

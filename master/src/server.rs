@@ -30,7 +30,7 @@ pub(crate) async fn serve(
 ) -> Result<(), Error> {
     let stop = stopped(shared.stopping.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
-    let admin = AdminServiceServer::new(Admin { shared: shared.clone() })
+    let admin = AdminServiceServer::new(Admin { shared: shared.clone(), events: events.clone() })
         .max_decoding_message_size(ADMIN_MESSAGE_BYTES_MAX);
     let route = RouteServiceServer::new(Route { shared: shared.clone() });
     let control = ServerControl { shared: shared.clone(), events, sessions: AtomicU64::new(1) };

@@ -4,9 +4,12 @@ use crate::convert;
 use crate::error::{ApiError, Reason};
 use crate::v1;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{DiskGeneration, Epoch, Pos, ReplicaId, Seq, TabletId};
+use ebla_kernel::ids::{
+    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId,
+};
 use ebla_kernel::meta::{
-    BadTable, FenceAnswer, Policy, Rejection, Server, State, Table, TableKind, TableSpec, Tablet,
+    BadTable, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server, State, Table,
+    TableKind, TableSpec, Tablet, TransferRefusal,
 };
 
 impl From<BadTable> for ApiError {
@@ -32,23 +35,45 @@ impl From<Rejection> for ApiError {
             | Rejection::AlreadyRecovering(_)
             | Rejection::NotRecovering(_)
             | Rejection::NotEligible(_)
-            | Rejection::StaleIncarnation(_) => Reason::Internal,
+            | Rejection::StaleIncarnation(_)
+            | Rejection::NotLeader(_)
+            | Rejection::StaleConfig(_)
+            | Rejection::NoReplica(_)
+            | Rejection::StaleCopy(_)
+            | Rejection::NothingToChange(_)
+            | Rejection::TooFewInSync(_) => Reason::Internal,
         };
         Self::new(reason, rejection.to_string())
     }
 }
 
-/// A table's promises; what the request leaves at zero takes the defaults.
+impl From<TransferRefusal> for ApiError {
+    fn from(refusal: TransferRefusal) -> Self {
+        let reason = match refusal {
+            TransferRefusal::NoTablet(_) => Reason::TabletNotFound,
+            TransferRefusal::UnknownServer(_) => Reason::ServerNotFound,
+            TransferRefusal::NoCopy(..)
+            | TransferRefusal::AlreadyLeads(..)
+            | TransferRefusal::NotInSync(..) => Reason::NotTransferable,
+            TransferRefusal::NotConnected(_) | TransferRefusal::NoLeader(_) => Reason::Unavailable,
+        };
+        Self::new(reason, refusal.to_string())
+    }
+}
+
+/// A table's promises; what the request leaves at zero takes the defaults, of which the number
+/// of copies depends on how many servers are up.
 ///
 /// # Errors
 /// `BAD_REQUEST` for an unknown kind or policy, or for a number out of range.
-pub fn table_spec(wire: Option<&v1::TableSpec>) -> Result<TableSpec, ApiError> {
+pub fn table_spec(wire: Option<&v1::TableSpec>, servers_up: usize) -> Result<TableSpec, ApiError> {
     let default = TableSpec::default();
-    let Some(wire) = wire else { return Ok(default) };
+    let wire = wire.cloned().unwrap_or_default();
+    let replicas = copies(wire.replicas)?.unwrap_or_else(|| TableSpec::default_replicas(servers_up));
     let spec = TableSpec {
         kind: table_kind(wire.kind)?,
-        replicas: copies(wire.replicas, "replicas")?.unwrap_or(default.replicas),
-        min_in_sync: copies(wire.min_in_sync, "min_in_sync")?.unwrap_or(default.min_in_sync),
+        replicas,
+        min_in_sync: copies(wire.min_in_sync)?.unwrap_or_else(|| TableSpec::default_min_in_sync(replicas)),
         policy: policy(wire.policy)?,
         ack: convert::ack(wire.ack.as_ref())?.unwrap_or(default.ack),
         retention_ms: non_zero(wire.retention_ms).unwrap_or(default.retention_ms),
@@ -77,15 +102,11 @@ fn policy(wire: i32) -> Result<Policy, ApiError> {
     }
 }
 
-fn copies(wire: u32, name: &str) -> Result<Option<u8>, ApiError> {
+fn copies(wire: u32) -> Result<Option<u8>, ApiError> {
     match u8::try_from(wire) {
         Ok(0) => Ok(None),
         Ok(copies) => Ok(Some(copies)),
-        Err(_) => {
-            let hint =
-                format!("{name} {wire} is out of range: this release keeps one copy of each tablet: give 1");
-            Err(ApiError::new(Reason::BadRequest, hint))
-        }
+        Err(_) => Err(BadTable::TooManyReplicas(wire).into()),
     }
 }
 
@@ -120,12 +141,7 @@ pub fn table_to_wire(table: &Table) -> v1::Table {
 #[must_use]
 pub fn tablet_to_wire(state: &State, tablet: &Tablet) -> v1::Tablet {
     let leader = tablet.leader.filter(|leader| state.is_current(leader));
-    let replicas = tablet.replicas.iter().map(|replica| v1::Replica {
-        replica_id: replica.id.0,
-        server_id: replica.server.0,
-        in_sync: tablet.in_sync.contains(&replica.id),
-        lost: replica.lost,
-    });
+    let awaited = state.awaited(tablet);
     v1::Tablet {
         id: tablet.id.0,
         table_id: tablet.table.0,
@@ -133,13 +149,22 @@ pub fn tablet_to_wire(state: &State, tablet: &Tablet) -> v1::Tablet {
         end: tablet.range.end().cloned().unwrap_or_default(),
         epoch: tablet.epoch.0,
         leader_server_id: leader.map_or(0, |leader| leader.server.0),
-        replicas: replicas.collect(),
+        replicas: tablet.replicas.iter().map(|replica| replica_to_wire(tablet, replica)).collect(),
         config_version: tablet.config_version.0,
         lineage: tablet.lineage.0,
         leader_incarnation: leader.map_or(0, |leader| leader.incarnation.0),
-        degraded: false,
-        awaited_server_id: 0,
-        awaited_epoch: 0,
+        degraded: tablet.degraded,
+        awaited_server_id: awaited.map_or(0, |former| former.leader.server.0),
+        awaited_epoch: awaited.map_or(0, |former| former.epoch.0),
+    }
+}
+
+fn replica_to_wire(tablet: &Tablet, replica: &Replica) -> v1::Replica {
+    v1::Replica {
+        replica_id: replica.id.0,
+        server_id: replica.server.0,
+        in_sync: tablet.in_sync.contains(&replica.id),
+        lost: replica.lost,
     }
 }
 
@@ -169,22 +194,85 @@ pub fn fence_answer(wire: &v1::FenceAnswer) -> FenceAnswer {
     }
 }
 
+/// The epochs that a server gave up, out of what it reports of its tablets.
+#[must_use]
+pub fn gave_up(reports: &[v1::TabletReport]) -> Vec<GaveUp> {
+    let reports = reports.iter().filter(|report| report.gave_up_epoch > 0);
+    let gave_up = reports.map(|report| GaveUp {
+        tablet: TabletId(report.tablet_id),
+        epoch: Epoch(report.gave_up_epoch),
+        successor: (report.successor_replica_id > 0).then_some(ReplicaId(report.successor_replica_id)),
+    });
+    gave_up.collect()
+}
+
+/// One run of a server.
+#[must_use]
+pub fn server_run(wire: v1::ServerRun) -> (ServerId, Incarnation) {
+    (ServerId(wire.server_id), Incarnation(wire.incarnation))
+}
+
+/// A change of an in-sync set that a leader asks for, of a table that keeps its rows as `kind`
+/// says.
+#[must_use]
+pub fn in_sync_change(wire: &v1::InSyncProposal, kind: TableKind) -> InSyncChange {
+    let generation = match kind {
+        TableKind::Durable => Generation::Disk(DiskGeneration(wire.disk_generation)),
+        TableKind::Memory => Generation::Process(Incarnation(wire.incarnation)),
+    };
+    InSyncChange {
+        tablet: TabletId(wire.tablet_id),
+        epoch: Epoch(wire.epoch),
+        config_version: ConfigVersion(wire.config_version),
+        replica: ReplicaId(wire.replica_id),
+        add: wire.add,
+        incarnation: Incarnation(wire.incarnation),
+        generation,
+    }
+}
+
+/// What became of a change.
+#[must_use]
+pub fn in_sync_answer(change: &InSyncChange, accepted: bool) -> v1::InSyncAnswer {
+    v1::InSyncAnswer {
+        tablet_id: change.tablet.0,
+        epoch: change.epoch.0,
+        config_version: change.config_version.0,
+        accepted,
+    }
+}
+
+/// A fence for the wire.
+#[must_use]
+pub fn fence_to_wire(fence: &Fence) -> v1::Fence {
+    v1::Fence {
+        tablet_id: fence.tablet.0,
+        replica_id: fence.replica.0,
+        epoch: fence.epoch.0,
+        gone_epoch: fence.gone.0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn zeros_take_the_defaults() {
-        assert_eq!(table_spec(Some(&v1::TableSpec::default())), Ok(TableSpec::default()));
+        for wire in [None, Some(v1::TableSpec::default())] {
+            assert_eq!(table_spec(wire.as_ref(), 1), Ok(TableSpec::default()));
+            let three = table_spec(wire.as_ref(), 5).unwrap();
+            assert_eq!((three.replicas, three.min_in_sync), (3, 2));
+        }
     }
 
     #[test]
-    fn more_than_one_copy_is_refused_with_the_limit() {
-        for replicas in [3, 300] {
+    fn too_many_copies_are_refused_with_the_limit() {
+        for replicas in [8, 300] {
             let wire = v1::TableSpec { replicas, ..Default::default() };
-            let error = table_spec(Some(&wire)).unwrap_err();
+            let error = table_spec(Some(&wire), 9).unwrap_err();
             assert_eq!(error.reason, Reason::BadRequest);
-            assert!(error.message.contains("one copy of each tablet"), "{}", error.message);
+            assert!(error.message.contains("limit of 7"), "{}", error.message);
         }
     }
 }

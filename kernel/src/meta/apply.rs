@@ -4,15 +4,17 @@
 //! A command whose guard fails changes nothing and is answered with the record as it stands,
 //! so that a proposer whose answer was lost reads its own outcome.
 
-use super::command::{Appointment, Command, NewTablet};
+use super::command::{Appointment, Command, InSyncChange, NewTablet};
+use super::in_sync::alter;
 use super::registration::register_server;
 use super::rejection::Rejection;
 use super::snapshot::state_hash;
 use super::spec::{TableKind, TableSpec, check_table_name};
-use super::state::{ClusterId, Leader, Replica, Server, State, Table, Tablet};
+use super::state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
 use crate::hlc::Hlc;
 use crate::ids::{ConfigVersion, Epoch, ReplicaId, ServerId, TableId, TabletId};
 use crate::limits::{TABLES_MAX, TABLETS_MAX};
+use crate::mutated;
 use crate::range::KeyRange;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,6 +31,8 @@ pub enum Reply {
     Dropped(Table),
     /// One result per tablet of a `Recover` or an `Appoint`.
     Elections(Vec<Result<Tablet, Rejection>>),
+    /// One result per change of an `AlterInSync`.
+    InSync(Vec<Result<Tablet, Rejection>>),
     /// How this state compares with the proposer's.
     Compared(Comparison),
     /// Nothing changed, and why.
@@ -97,6 +101,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::CreateTable { .. }
         | Command::DropTable { .. }
         | Command::Recover { .. }
+        | Command::AlterInSync { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
     };
     state.applied = index;
@@ -113,6 +118,10 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
             Ok(Reply::Elections(tablets.into_iter().map(recover).collect()))
         }
         Command::CompareState { .. } => Ok(Reply::Compared(comparison)),
+        Command::AlterInSync { proposer, changes: asked } => {
+            let alter = |change: InSyncChange| alter(state, proposer, &change, &mut changes);
+            Ok(Reply::InSync(asked.into_iter().map(alter).collect()))
+        }
         Command::Appoint { appointments } => {
             let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);
             Ok(Reply::Elections(appointments.into_iter().map(appoint).collect()))
@@ -203,6 +212,8 @@ fn create_tablet(state: &mut State, table: TableId, kind: TableKind, new: NewTab
         lineage,
         recovering: false,
         appointed_ts: Hlc::MIN,
+        former: None,
+        degraded: false,
     };
     state.insert_tablet(tablet);
     id
@@ -239,9 +250,12 @@ fn recover(
     if tablet.recovering {
         return Err(Rejection::AlreadyRecovering(Box::new(tablet.clone())));
     }
+    if let Some(leader) = tablet.leader.take() {
+        tablet.former = Some(FormerLeader { leader, epoch });
+    }
     tablet.epoch = epoch.next();
-    tablet.leader = None;
     tablet.recovering = true;
+    tablet.degraded = false;
     changes.tablets.insert(id);
     Ok(tablet.clone())
 }
@@ -257,7 +271,8 @@ fn appoint(state: &mut State, new: &Appointment, changes: &mut Changes) -> Resul
         return Err(Rejection::NotRecovering(Box::new(tablet.clone())));
     }
     let eligible = tablet.in_sync_replicas().find(|replica| replica.id == new.replica);
-    let Some(replica) = eligible.filter(|replica| state.holds_data(replica)) else {
+    let has_data = |replica: &&Replica| state.holds_data(replica) || mutated!(LostCopyAnswers);
+    let Some(replica) = eligible.filter(has_data) else {
         return Err(Rejection::NotEligible(Box::new(tablet.clone())));
     };
     let leader = Leader { replica: replica.id, server: replica.server, incarnation: new.incarnation };
@@ -269,6 +284,7 @@ fn appoint(state: &mut State, new: &Appointment, changes: &mut Changes) -> Resul
     tablet.recovering = false;
     tablet.config_version = tablet.config_version.next();
     tablet.appointed_ts = new.ts;
+    tablet.degraded = new.degraded;
     changes.tablets.insert(new.tablet);
     Ok(tablet.clone())
 }

@@ -4,15 +4,17 @@
 use super::spec::TableSpec;
 use super::state::ClusterId;
 use crate::hlc::Hlc;
-use crate::ids::{DiskGeneration, Epoch, Incarnation, ReplicaId, ServerId, TableId, TabletId};
+use crate::ids::{
+    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, ServerId, TableId, TabletId,
+};
 use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Version of the command layout, the first byte of every command. A master that reads a
-/// newer one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 1;
+/// Version of the command layout, the first byte of every command. A master that reads
+/// another one must halt: skipping it would split the group.
+pub const COMMAND_FORMAT: u8 = 2;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -57,6 +59,13 @@ pub enum Command {
         /// Hash of that state.
         hash: u64,
     },
+    /// Changes in-sync sets, each on its own, as a leader asks for.
+    AlterInSync {
+        /// The server that leads, and its run.
+        proposer: (ServerId, Incarnation),
+        /// What it asks for.
+        changes: Vec<InSyncChange>,
+    },
 }
 
 /// How a server process presents itself.
@@ -100,6 +109,28 @@ pub struct Appointment {
     pub incarnation: Incarnation,
     /// A floor for its clock.
     pub ts: Hlc,
+    /// Whether fewer copies answered than a strict election needs.
+    pub degraded: bool,
+}
+
+/// One copy that comes into an in-sync set or goes out of it: a compare-and-set on the epoch
+/// and on the version of the set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct InSyncChange {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// The epoch that the proposer leads.
+    pub epoch: Epoch,
+    /// The version of the set that it changes.
+    pub config_version: ConfigVersion,
+    /// The copy.
+    pub replica: ReplicaId,
+    /// Whether it comes in; otherwise it goes out.
+    pub add: bool,
+    /// The run of the copy's server that the leader knows.
+    pub incarnation: Incarnation,
+    /// What the data that the leader knows lives and dies with.
+    pub generation: Generation,
 }
 
 /// A command that this version cannot read. Always fatal for the master that meets it.
@@ -107,7 +138,7 @@ pub struct Appointment {
 pub enum CommandError {
     /// No bytes.
     Empty,
-    /// Written by a newer version.
+    /// Written by another version.
     UnknownFormat(u8),
     /// Not a command.
     Malformed(String),
@@ -119,7 +150,7 @@ impl fmt::Display for CommandError {
             Self::Empty => f.write_str("the metadata command is empty"),
             Self::UnknownFormat(format) => write!(
                 f,
-                "metadata command format {format} is newer than {COMMAND_FORMAT}: upgrade this master"
+                "metadata command format {format} is not {COMMAND_FORMAT}, the one of this version: start the version that wrote it"
             ),
             Self::Malformed(reason) => write!(f, "the metadata command is malformed: {reason}"),
         }
@@ -140,7 +171,7 @@ impl Command {
     /// Reads a command back.
     ///
     /// # Errors
-    /// `CommandError` for bytes that no version up to this one has written.
+    /// `CommandError` for bytes that this version has not written.
     pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
         match bytes.split_first() {
             None => Err(CommandError::Empty),
@@ -164,8 +195,10 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_named() {
-        assert_eq!(Command::decode(&[2, 0]), Err(CommandError::UnknownFormat(2)));
+    fn another_format_is_named() {
+        for format in [1, 3] {
+            assert_eq!(Command::decode(&[format, 0]), Err(CommandError::UnknownFormat(format)));
+        }
         assert_eq!(Command::decode(&[]), Err(CommandError::Empty));
     }
 

@@ -5,17 +5,17 @@
 //! and in the promises that servers store. Work is done per batch: whatever one input makes
 //! necessary travels as one command and one message per server.
 //!
-//! It does not know how long servers have been silent: with one copy of each tablet nobody
-//! but the same server can lead, so an election follows a new run of a server or an epoch that
-//! its leader gave up, not silence.
+//! An election follows a new run of the leader's server, an epoch that its leader gave up, or
+//! the word of so many in-sync copies that an election would succeed ([`super::suspicion`]).
+//! A lost session to the leader changes nothing: it may serve for as long as copies promise.
 
 use super::apply::Changes;
-use super::command::{Appointment, Command};
-use super::election::{Election, Fence, FenceAnswer, best, counts, quota};
-use super::state::{ClusterId, State, Tablet};
+use super::command::Command;
+use super::election::{Election, Fence, FenceAnswer, GaveUp, counts, may_answer};
+use super::state::{ClusterId, Leader, State, Tablet};
+use super::suspicion::Suspicions;
 use crate::hlc::Hlc;
-use crate::ids::{Epoch, Incarnation, ServerId, TabletId, Tick};
-use crate::limits::{ELECTION_BATCH_TABLETS_MAX, ELECTION_GRACE_MS};
+use crate::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What happens to the control core.
@@ -51,12 +51,27 @@ pub enum Input {
         /// Its answers.
         answers: Vec<FenceAnswer>,
     },
-    /// A server gave epochs up for good: an append of theirs failed.
+    /// A server gave epochs up for good: an append of theirs failed, it stops, or it hands
+    /// leadership over.
     GaveUp {
         /// Which.
         server: ServerId,
         /// What it led.
-        epochs: Vec<(TabletId, Epoch)>,
+        epochs: Vec<GaveUp>,
+    },
+    /// A server says whom it has not heard of for the limit of silence.
+    Silent {
+        /// Which.
+        server: ServerId,
+        /// All the runs of servers that lead tablets of which it has copies, and are silent.
+        leaders: BTreeSet<(ServerId, Incarnation)>,
+    },
+    /// An operator wants another copy to lead; see [`Control::transfer_target`].
+    Transfer {
+        /// What.
+        tablet: TabletId,
+        /// Who.
+        replica: ReplicaId,
     },
     /// Time has passed.
     Tick {
@@ -88,6 +103,17 @@ pub enum Effect {
         /// Tablets that are gone.
         removed: Vec<TabletId>,
     },
+    /// Tell a leader to hand its leadership over.
+    SendTransfer {
+        /// Whom.
+        server: ServerId,
+        /// Of what.
+        tablet: TabletId,
+        /// The epoch that it leads.
+        epoch: Epoch,
+        /// The copy that is to lead next.
+        replica: ReplicaId,
+    },
     /// End the session of a run that is over.
     EndSession {
         /// Whose.
@@ -99,22 +125,15 @@ pub enum Effect {
 #[derive(Debug, Default)]
 pub struct Control {
     leading: bool,
-    wall: Hlc,
-    sessions: BTreeMap<ServerId, Incarnation>,
-    elections: BTreeMap<TabletId, Election>,
+    pub(super) wall: Hlc,
+    pub(super) sessions: BTreeMap<ServerId, Incarnation>,
+    pub(super) elections: BTreeMap<TabletId, Election>,
     /// Epochs that their leaders gave up though their process lives.
-    gave_up: BTreeMap<TabletId, Epoch>,
+    pub(super) gave_up: BTreeMap<TabletId, GaveUp>,
+    pub(super) suspicions: Suspicions,
     /// Tablets to look at before this step ends.
-    dirty: BTreeSet<TabletId>,
-    deadlines: BTreeSet<(Tick, TabletId)>,
-}
-
-/// Commands and fences that one step collects.
-#[derive(Default)]
-struct Batch {
-    recover: Vec<(TabletId, Epoch)>,
-    appoint: Vec<Appointment>,
-    fences: BTreeMap<ServerId, Vec<Fence>>,
+    pub(super) dirty: BTreeSet<TabletId>,
+    pub(super) deadlines: BTreeSet<(Tick, TabletId)>,
 }
 
 impl Control {
@@ -128,8 +147,10 @@ impl Control {
                 self.on_opened(state, server, incarnation, effects);
             }
             Input::SessionClosed { server } => self.on_closed(state, server),
-            Input::FenceAnswered { server, answers } => self.on_answers(state, server, answers),
+            Input::FenceAnswered { server, answers } => self.on_answers(now, state, server, answers),
             Input::GaveUp { server, epochs } => self.on_gave_up(state, server, epochs),
+            Input::Silent { server, leaders } => self.on_silent(state, server, leaders),
+            Input::Transfer { tablet, replica } => self.on_transfer(state, tablet, replica, effects),
             Input::Tick { wall } => self.on_tick(now, wall),
         }
         if self.leading {
@@ -216,7 +237,7 @@ impl Control {
         let mut news: BTreeMap<ServerId, (Vec<TabletId>, Vec<TabletId>)> = BTreeMap::new();
         let told = changes.tablets.iter().filter_map(|id| state.tablet(*id));
         for tablet in told.filter(|tablet| !tablet.recovering) {
-            for replica in &tablet.replicas {
+            for replica in tablet.replicas.iter().filter(|replica| may_answer(state, replica)) {
                 news.entry(replica.server).or_default().0.push(tablet.id);
             }
         }
@@ -252,6 +273,7 @@ impl Control {
 
     fn on_closed(&mut self, state: &State, server: ServerId) {
         self.sessions.remove(&server);
+        self.suspicions.forget(server);
         for tablet in state.tablets_on(server) {
             if let (Some(election), Some(replica)) =
                 (self.elections.get_mut(&tablet.id), tablet.replica_on(server))
@@ -262,7 +284,7 @@ impl Control {
         }
     }
 
-    fn on_answers(&mut self, state: &State, server: ServerId, answers: Vec<FenceAnswer>) {
+    fn on_answers(&mut self, now: Tick, state: &State, server: ServerId, answers: Vec<FenceAnswer>) {
         if !self.sessions.contains_key(&server) {
             return;
         }
@@ -271,23 +293,40 @@ impl Control {
             let Some(tablet) = tablet else { continue };
             let Some(election) = self.elections.get_mut(&answer.tablet) else { continue };
             if counts(state, tablet, server, &answer) && election.epoch == answer.epoch {
-                election.asked.remove(&answer.replica);
-                election.answers.insert(answer.replica, answer);
+                election.take(now, answer);
                 self.dirty.insert(answer.tablet);
+                self.stepped_down(state, tablet, answer.replica);
             }
         }
     }
 
+    /// A leader that was polled has first stepped down for good.
+    fn stepped_down(&mut self, state: &State, tablet: &Tablet, replica: ReplicaId) {
+        let former = tablet.former.filter(|former| former.leader.replica == replica);
+        if let Some(former) = former
+            && self.gone(state, tablet) < former.epoch
+        {
+            self.note_gone(GaveUp { tablet: tablet.id, epoch: former.epoch, successor: None });
+        }
+    }
+
     /// A release is definite: nobody needs to be asked whether the leader is gone.
-    fn on_gave_up(&mut self, state: &State, server: ServerId, epochs: Vec<(TabletId, Epoch)>) {
-        for (id, epoch) in epochs {
-            let led =
-                state.tablet(id).filter(|tablet| tablet.epoch == epoch).and_then(|tablet| tablet.leader);
-            if led.is_some_and(|leader| leader.server == server) {
-                self.gave_up.insert(id, epoch);
-                self.dirty.insert(id);
+    fn on_gave_up(&mut self, state: &State, server: ServerId, epochs: Vec<GaveUp>) {
+        for gave_up in epochs {
+            let led = state.tablet(gave_up.tablet).and_then(|tablet| leader_of(tablet, gave_up.epoch));
+            let is_known = self.gave_up.get(&gave_up.tablet) == Some(&gave_up);
+            let is_its = led.is_some_and(|leader| {
+                leader.server == server && self.sessions.get(&server) == Some(&leader.incarnation)
+            });
+            if is_its && !is_known {
+                self.note_gone(gave_up);
             }
         }
+    }
+
+    fn note_gone(&mut self, gave_up: GaveUp) {
+        self.gave_up.insert(gave_up.tablet, gave_up);
+        self.dirty.insert(gave_up.tablet);
     }
 
     fn on_tick(&mut self, now: Tick, wall: Hlc) {
@@ -307,126 +346,18 @@ impl Control {
             }
         }
     }
-
-    /// Takes every tablet that something happened to one step further.
-    fn advance(&mut self, now: Tick, state: &State, effects: &mut Vec<Effect>) {
-        let mut batch = Batch::default();
-        for id in std::mem::take(&mut self.dirty) {
-            let epoch = state.tablet(id).map(|tablet| tablet.epoch);
-            if self.gave_up.get(&id).is_some_and(|gave_up| Some(*gave_up) != epoch) {
-                self.gave_up.remove(&id);
-            }
-            match state.tablet(id) {
-                Some(tablet) if needs_leader(state, tablet) || self.gave_up.contains_key(&id) => {
-                    self.elect(now, state, tablet, &mut batch);
-                }
-                Some(_) | None => self.finish(id),
-            }
-        }
-        for (server, fences) in batch.fences {
-            effects.push(Effect::SendFences { server, fences });
-        }
-        for tablets in batch.recover.chunks(ELECTION_BATCH_TABLETS_MAX) {
-            effects.push(Effect::Propose(Command::Recover { tablets: tablets.to_vec() }));
-        }
-        for appointments in batch.appoint.chunks(ELECTION_BATCH_TABLETS_MAX) {
-            let appointments = appointments.to_vec();
-            effects.push(Effect::Propose(Command::Appoint { appointments }));
-        }
-    }
-
-    fn finish(&mut self, id: TabletId) {
-        if let Some(election) = self.elections.remove(&id)
-            && let Some(at) = election.retry_at
-        {
-            self.deadlines.remove(&(at, id));
-        }
-    }
-
-    fn elect(&mut self, now: Tick, state: &State, tablet: &Tablet, batch: &mut Batch) {
-        let election = self.elections.entry(tablet.id).or_default();
-        if election.epoch != tablet.epoch
-            && let Some(at) = election.retry_at
-        {
-            self.deadlines.remove(&(at, tablet.id));
-        }
-        election.enter(tablet.epoch);
-        if election.proposed {
-            return;
-        }
-        if !tablet.recovering {
-            batch.recover.push((tablet.id, tablet.epoch));
-            election.proposed = true;
-            self.set_retry(now, tablet.id);
-            return;
-        }
-        if !self.poll(state, tablet, batch) {
-            return;
-        }
-        self.try_appoint(now, state, tablet, batch);
-        self.set_retry(now, tablet.id);
-    }
-
-    /// Fences every copy that can answer and was not asked. False when there is none at all:
-    /// then the election sleeps until a server connects.
-    fn poll(&mut self, state: &State, tablet: &Tablet, batch: &mut Batch) -> bool {
-        let Some(election) = self.elections.get_mut(&tablet.id) else { return false };
-        let mut reachable = false;
-        for replica in tablet.in_sync_replicas() {
-            if !self.sessions.contains_key(&replica.server) || !state.holds_data(replica) {
-                continue;
-            }
-            reachable = true;
-            if !election.answers.contains_key(&replica.id) && election.asked.insert(replica.id) {
-                let fence = Fence { tablet: tablet.id, replica: replica.id, epoch: tablet.epoch };
-                batch.fences.entry(replica.server).or_default().push(fence);
-            }
-        }
-        reachable
-    }
-
-    fn try_appoint(&mut self, now: Tick, state: &State, tablet: &Tablet, batch: &mut Batch) {
-        let Some(election) = self.elections.get_mut(&tablet.id) else { return };
-        let min_in_sync = state.table(tablet.table).map_or(1, |table| usize::from(table.spec.min_in_sync));
-        if election.answers.len() < quota(tablet.in_sync.len(), min_in_sync) {
-            return;
-        }
-        if !election.asked.is_empty() {
-            // Others may answer with a longer log: give them a moment.
-            let until = election.enough_since.get_or_insert(now).plus_ms(ELECTION_GRACE_MS);
-            if now < until {
-                self.deadlines.insert((until, tablet.id));
-                return;
-            }
-        }
-        let Some((replica, answer)) = best(tablet, &election.answers) else { return };
-        let Some(incarnation) = self.sessions.get(&replica.server).copied() else { return };
-        election.proposed = true;
-        batch.appoint.push(Appointment {
-            tablet: tablet.id,
-            epoch: tablet.epoch,
-            replica: replica.id,
-            incarnation,
-            ts: answer.ts_max.max(self.wall),
-        });
-    }
-
-    fn set_retry(&mut self, now: Tick, id: TabletId) {
-        if let Some(election) = self.elections.get_mut(&id)
-            && election.retry_at.is_none()
-        {
-            let at = election.back_off(now);
-            self.deadlines.insert((at, id));
-        }
-    }
 }
 
-/// Whether nobody leads, or a run that is over.
-fn needs_leader(state: &State, tablet: &Tablet) -> bool {
-    tablet.leader.is_none_or(|leader| !state.is_current(&leader))
-}
-
+/// Everything about a server's copies; those whose data is lost are no longer its own (m16).
 fn full_assignments(state: &State, server: ServerId) -> Effect {
-    let tablets = state.tablets_on(server).map(|tablet| tablet.id).collect();
+    let holds = |tablet: &&Tablet| tablet.replica_on(server).is_some_and(|copy| may_answer(state, copy));
+    let tablets = state.tablets_on(server).filter(holds).map(|tablet| tablet.id).collect();
     Effect::SendAssignments { server, full: true, tablets, removed: Vec::new() }
+}
+
+/// Who was appointed for `epoch`, when that is the present one or the last that had a leader.
+fn leader_of(tablet: &Tablet, epoch: Epoch) -> Option<Leader> {
+    let former = tablet.former.filter(|former| tablet.recovering && former.epoch == epoch);
+    let present = tablet.leader.filter(|_| tablet.epoch == epoch);
+    present.or(former.map(|former| former.leader))
 }

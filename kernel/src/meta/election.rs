@@ -14,6 +14,8 @@ use super::state::{Replica, State, Tablet};
 use crate::hlc::Hlc;
 use crate::ids::{DiskGeneration, Epoch, Generation, Pos, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{ELECTION_RETRY_MS_MAX, ELECTION_RETRY_MS_MIN};
+use crate::mutated;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The order to store a promised epoch and to answer where the log ends.
@@ -25,6 +27,20 @@ pub struct Fence {
     pub replica: ReplicaId,
     /// The epoch to promise.
     pub epoch: Epoch,
+    /// Every leader of an epoch up to this has given the tablet up or its process is over: a
+    /// promise to it binds nobody (m18). Zero for none.
+    pub gone: Epoch,
+}
+
+/// An epoch that its leader gave up for good while its process lives on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GaveUp {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// What it led.
+    pub epoch: Epoch,
+    /// The copy that has everything of that epoch and should lead next.
+    pub successor: Option<ReplicaId>,
 }
 
 /// A copy's answer: everything up to `end` is durable, nothing of a lower epoch follows.
@@ -49,10 +65,14 @@ pub struct FenceAnswer {
 pub(super) struct Election {
     /// The epoch that fences and answers are about.
     pub epoch: Epoch,
+    /// What the fences said of former leaders.
+    pub gone: Epoch,
     /// Copies that were asked and have not answered.
     pub asked: BTreeSet<ReplicaId>,
     /// Answers of the epoch.
     pub answers: BTreeMap<ReplicaId, FenceAnswer>,
+    /// When the first of the answers came.
+    pub answered_since: Option<Tick>,
     /// When answers first were enough.
     pub enough_since: Option<Tick>,
     /// Whether a command about the tablet was proposed and its fate is open.
@@ -71,6 +91,13 @@ impl Election {
         }
     }
 
+    /// Takes the answer of a copy.
+    pub fn take(&mut self, now: Tick, answer: FenceAnswer) {
+        self.asked.remove(&answer.replica);
+        self.answers.insert(answer.replica, answer);
+        self.answered_since.get_or_insert(now);
+    }
+
     /// The next pause, doubling up to the limit.
     pub fn back_off(&mut self, now: Tick) -> Tick {
         let pause_ms = ELECTION_RETRY_MS_MIN << self.retries.min(5);
@@ -86,6 +113,9 @@ impl Election {
         let polled = self.asked.remove(&replica) | self.answers.remove(&replica).is_some();
         if polled {
             self.enough_since = None;
+            if self.answers.is_empty() {
+                self.answered_since = None;
+            }
             self.proposed = false;
             self.retries = 0;
         }
@@ -95,7 +125,16 @@ impl Election {
 /// Answers that an election needs: any two sets of in-sync copies, one of this size and one
 /// of D, share a member (m1).
 pub(super) fn quota(in_sync: usize, min_in_sync: usize) -> usize {
-    (in_sync + 1).saturating_sub(min_in_sync).max(1)
+    let answers = (in_sync + 1).saturating_sub(min_in_sync);
+    if mutated!(ElectionQuotaShort) { answers.saturating_sub(1).max(1) } else { answers.max(1) }
+}
+
+/// The answers that an election of `tablet` needs. A copy whose data is lost counts as one
+/// that may have been needed (m14).
+pub(super) fn tablet_quota(state: &State, tablet: &Tablet) -> usize {
+    let min_in_sync = state.table(tablet.table).map_or(1, |table| usize::from(table.spec.min_in_sync));
+    let counted = |replica: &&Replica| !mutated!(LostLeavesQuota) || state.holds_data(replica);
+    quota(tablet.in_sync_replicas().filter(counted).count(), min_in_sync)
 }
 
 /// Whether an answer counts: right epoch, from a copy of the in-sync set that lies on the
@@ -105,9 +144,14 @@ pub(super) fn counts(state: &State, tablet: &Tablet, server: ServerId, answer: &
     replica.is_some_and(|replica| {
         replica.server == server
             && answer.epoch == tablet.epoch
-            && answers_for(replica.generation, answer)
-            && state.holds_data(replica)
+            && (answers_for(replica.generation, answer) || mutated!(AnyGenerationCounts))
+            && may_answer(state, replica)
     })
+}
+
+/// Whether a copy may answer and lead: never under the id of one whose data is gone (m16).
+pub(super) fn may_answer(state: &State, replica: &Replica) -> bool {
+    state.holds_data(replica) || mutated!(LostCopyAnswers)
 }
 
 /// An answer names the directory that it was read from; of a copy in memory the session
@@ -119,20 +163,29 @@ fn answers_for(generation: Generation, answer: &FenceAnswer) -> bool {
     }
 }
 
-/// The copy to appoint: the one with the greatest (last epoch, seq), never the longest log
-/// (m6). Of equal ones the first by id, so that every run decides alike.
+/// Whom to take among copies that have the same.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Preference {
+    /// The last leader's choice.
+    pub successor: Option<ReplicaId>,
+    /// The last leader, when it gave up: it had a reason.
+    pub gave_up: Option<ReplicaId>,
+}
+
+/// The answer of the copy to appoint: the one with the greatest (last epoch, seq), never the
+/// longest log (m6). Of equal ones the one that is preferred, then the first by id, so that
+/// every run decides alike.
 pub(super) fn best<'a>(
-    tablet: &'a Tablet,
-    answers: &BTreeMap<ReplicaId, FenceAnswer>,
-) -> Option<(&'a Replica, FenceAnswer)> {
-    let mut best: Option<FenceAnswer> = None;
-    for answer in answers.values() {
-        if best.is_none_or(|best| answer.end > best.end) {
-            best = Some(*answer);
-        }
-    }
-    let best = best?;
-    tablet.replica(best.replica).map(|replica| (replica, best))
+    answers: impl Iterator<Item = &'a FenceAnswer>,
+    preference: Preference,
+) -> Option<FenceAnswer> {
+    let rank = |answer: &FenceAnswer| {
+        let end = if mutated!(LongestLogWins) { Pos::new(Epoch(0), answer.end.seq) } else { answer.end };
+        let is_successor = Some(answer.replica) == preference.successor;
+        let gave_up = Some(answer.replica) == preference.gave_up;
+        (end, is_successor, !gave_up, Reverse(answer.replica))
+    };
+    answers.max_by_key(|answer| rank(answer)).copied()
 }
 
 #[cfg(test)]
@@ -146,6 +199,29 @@ mod tests {
         assert_eq!(quota(3, 1), 3);
         assert_eq!(quota(2, 2), 1);
         assert_eq!(quota(1, 2), 1);
+    }
+
+    #[test]
+    fn the_best_has_the_last_epoch_and_of_equals_the_successor_leads() {
+        let answer = |replica, epoch, seq| FenceAnswer {
+            tablet: TabletId(1),
+            replica: ReplicaId(replica),
+            epoch: Epoch(9),
+            end: Pos::new(Epoch(epoch), crate::ids::Seq(seq)),
+            ts_max: Hlc::MIN,
+            disk_generation: DiskGeneration(1),
+        };
+        let leads = |successor: Option<u64>, gave_up: Option<u64>| {
+            let answers = [answer(1, 5, 10), answer(2, 5, 10), answer(3, 4, 900)];
+            let preference =
+                Preference { successor: successor.map(ReplicaId), gave_up: gave_up.map(ReplicaId) };
+            best(answers.iter(), preference).map(|answer| answer.replica.0)
+        };
+        assert_eq!(leads(None, None), Some(1));
+        assert_eq!(leads(Some(2), None), Some(2));
+        assert_eq!(leads(None, Some(1)), Some(2));
+        assert_eq!(leads(Some(3), Some(2)), Some(1));
+        assert!(best([].iter(), Preference::default()).is_none());
     }
 
     #[test]

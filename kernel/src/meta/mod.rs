@@ -10,20 +10,25 @@
 //! Nothing here knows how commands travel, where state is stored or what time it is.
 
 mod apply;
+mod campaign;
 mod command;
 mod control;
 mod election;
+mod in_sync;
 mod registration;
 mod rejection;
 mod snapshot;
 mod spec;
 mod state;
+mod suspicion;
+mod transfer;
 
 pub use apply::{Changes, Comparison, Registered, Reply, apply};
-pub use command::{Appointment, Command, CommandError, NewTablet, RegisterServer};
+pub use command::{Appointment, Command, CommandError, InSyncChange, NewTablet, RegisterServer};
 pub use control::{Control, Effect, Input};
-pub use election::{Fence, FenceAnswer};
+pub use election::{Fence, FenceAnswer, GaveUp};
 pub use rejection::Rejection;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
 pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
-pub use state::{ClusterId, Leader, Replica, Server, State, Table, Tablet};
+pub use state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
+pub use transfer::TransferRefusal;

@@ -46,6 +46,18 @@ pub enum Rejection {
     NotEligible(Box<Tablet>),
     /// The run that was to lead is over.
     StaleIncarnation(Box<Tablet>),
+    /// Whoever asks does not lead the tablet.
+    NotLeader(Box<Tablet>),
+    /// The in-sync set is of another version.
+    StaleConfig(Box<Tablet>),
+    /// The copy is none of the tablet's.
+    NoReplica(Box<Tablet>),
+    /// The copy's process or data is another than the one that was meant, or is lost.
+    StaleCopy(Box<Tablet>),
+    /// The copy is in the set already, or out of it, or leads.
+    NothingToChange(Box<Tablet>),
+    /// The in-sync set may not become smaller.
+    TooFewInSync(Box<Tablet>),
 }
 
 impl fmt::Display for Rejection {
@@ -87,6 +99,20 @@ impl fmt::Display for Rejection {
             Self::NotEligible(tablet) => write!(f, "the copy may not lead tablet {}", tablet.id),
             Self::StaleIncarnation(tablet) => {
                 write!(f, "the process that was to lead tablet {} is over", tablet.id)
+            }
+            Self::NotLeader(tablet) => write!(f, "another process leads tablet {}", tablet.id),
+            Self::StaleConfig(tablet) => {
+                write!(f, "the in-sync set of tablet {} is at {}", tablet.id, tablet.config_version)
+            }
+            Self::NoReplica(tablet) => write!(f, "tablet {} has no such copy", tablet.id),
+            Self::StaleCopy(tablet) => {
+                write!(f, "the copy of tablet {} is not the one that was meant", tablet.id)
+            }
+            Self::NothingToChange(tablet) => {
+                write!(f, "the in-sync set of tablet {} is as it must be", tablet.id)
+            }
+            Self::TooFewInSync(tablet) => {
+                write!(f, "the in-sync set of tablet {} may not become smaller", tablet.id)
             }
         }
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"EBLAMETA";
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const HEADER_BYTES: usize = 17;
 
 /// A snapshot that cannot be used.
@@ -14,7 +14,7 @@ const HEADER_BYTES: usize = 17;
 pub enum SnapshotError {
     /// Too short or with another magic.
     NotASnapshot,
-    /// Written by a newer version.
+    /// Written by another version.
     UnknownFormat(u8),
     /// The checksum does not match.
     Damaged,
@@ -27,7 +27,10 @@ impl fmt::Display for SnapshotError {
         match self {
             Self::NotASnapshot => f.write_str("not a metadata snapshot"),
             Self::UnknownFormat(format) => {
-                write!(f, "metadata snapshot format {format} is newer than {FORMAT}: use a newer ebla")
+                write!(
+                    f,
+                    "metadata snapshot format {format} is not {FORMAT}, the one of this version: start the version that wrote it"
+                )
             }
             Self::Damaged => f.write_str("the metadata snapshot is damaged: its checksum does not match"),
             Self::Malformed(reason) => write!(f, "the metadata snapshot is malformed: {reason}"),
@@ -87,15 +90,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn damage_and_newer_formats_are_told_apart() {
+    fn damage_and_other_formats_are_told_apart() {
         let bytes = encode_snapshot(&State::default());
         assert_eq!(decode_snapshot(&bytes), Ok(State::default()));
         assert_eq!(decode_snapshot(&bytes[..10]), Err(SnapshotError::NotASnapshot));
         let mut damaged = bytes.clone();
         *damaged.last_mut().unwrap() ^= 1;
         assert_eq!(decode_snapshot(&damaged), Err(SnapshotError::Damaged));
-        let mut newer = bytes;
-        newer[8] = 2;
-        assert_eq!(decode_snapshot(&newer), Err(SnapshotError::UnknownFormat(2)));
+        for format in [1, 3] {
+            let mut other = bytes.clone();
+            other[8] = format;
+            assert_eq!(decode_snapshot(&other), Err(SnapshotError::UnknownFormat(format)));
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! What a table promises, and which promises this release can keep.
 
 use crate::limits::{
-    KEY_BYTES_MAX, PRE_SPLIT_TABLETS_MAX, RETENTION_MS_DEFAULT, SPLIT_BYTES_DEFAULT, TABLE_NAME_BYTES_MAX,
+    KEY_BYTES_MAX, PRE_SPLIT_TABLETS_MAX, REPLICAS_DEFAULT, REPLICAS_MAX, RETENTION_MS_DEFAULT,
+    SPLIT_BYTES_DEFAULT, TABLE_NAME_BYTES_MAX,
 };
 use crate::op::AckLevel;
 use crate::range::KeyRange;
@@ -76,12 +77,14 @@ pub enum BadTable {
     NameReserved,
     /// A kind that this release does not have.
     MemoryKind,
-    /// More copies than this release keeps.
-    TooManyReplicas(u8),
+    /// More copies than the limit.
+    TooManyReplicas(u32),
     /// No copy, or no copy that must have a write.
     ZeroReplicas,
     /// D above R.
     MinInSyncAboveReplicas,
+    /// D of 1 with three copies or more, and yet strict.
+    OneCopyIsNotStrict(u8),
     /// `copies=n` with n outside of D..=R.
     AckCopies(u8),
     /// Split keys that do not strictly rise, or an empty one.
@@ -111,14 +114,21 @@ impl fmt::Display for BadTable {
             Self::MemoryKind => {
                 f.write_str("this release has no memory tables yet: create the table with kind durable")
             }
-            Self::TooManyReplicas(_) => {
-                f.write_str("this release keeps one copy of each tablet: give --replicas 1")
+            Self::TooManyReplicas(replicas) => {
+                write!(
+                    f,
+                    "{replicas} copies are above the limit of {REPLICAS_MAX}: give --replicas 1 to {REPLICAS_MAX}"
+                )
             }
             Self::ZeroReplicas => {
                 f.write_str("a table needs at least one copy, and one that has each write: give --replicas 1")
             }
             Self::MinInSyncAboveReplicas => f.write_str(
                 "--min-in-sync is above --replicas, so no write could succeed: give at most as many",
+            ),
+            Self::OneCopyIsNotStrict(replicas) => write!(
+                f,
+                "with --replicas {replicas} and --min-in-sync 1 no strict election could go on without a single copy: give --min-in-sync 2, or --policy degraded and accept that a failover loses writes"
             ),
             Self::AckCopies(n) => write!(
                 f,
@@ -172,9 +182,6 @@ impl TableSpec {
             TableKind::Durable => {}
             TableKind::Memory => return Err(BadTable::MemoryKind),
         }
-        if self.replicas > 1 {
-            return Err(BadTable::TooManyReplicas(self.replicas));
-        }
         self.check()
     }
 
@@ -186,19 +193,61 @@ impl TableSpec {
         if self.replicas == 0 || self.min_in_sync == 0 {
             return Err(BadTable::ZeroReplicas);
         }
+        if self.replicas > REPLICAS_MAX {
+            return Err(BadTable::TooManyReplicas(u32::from(self.replicas)));
+        }
         if self.min_in_sync > self.replicas {
             return Err(BadTable::MinInSyncAboveReplicas);
         }
-        match self.ack {
+        if self.replicas >= 3 && self.min_in_sync == 1 && self.policy == Policy::Strict {
+            return Err(BadTable::OneCopyIsNotStrict(self.replicas));
+        }
+        self.check_ack(self.ack)
+    }
+
+    /// Checks that a write may ask for `level`.
+    ///
+    /// # Errors
+    /// For `copies=n` with n outside of D to R.
+    pub fn check_ack(&self, level: AckLevel) -> Result<(), BadTable> {
+        match level {
             AckLevel::Copies(n) if n < self.min_in_sync || n > self.replicas => Err(BadTable::AckCopies(n)),
             AckLevel::Leader | AckLevel::InSync | AckLevel::Copies(_) => Ok(()),
         }
     }
 
-    /// Servers that may fail while the table goes on by itself.
+    /// R when nobody said: three, or as many as there are servers.
+    #[must_use]
+    pub fn default_replicas(servers_up: usize) -> u8 {
+        u8::try_from(servers_up).map_or(REPLICAS_DEFAULT, |up| up.clamp(1, REPLICAS_DEFAULT))
+    }
+
+    /// D when nobody said: two as soon as an election can go on without one of the copies.
+    #[must_use]
+    pub fn default_min_in_sync(replicas: u8) -> u8 {
+        if replicas >= 3 { 2 } else { 1 }
+    }
+
+    /// Size below which a leader may not shrink the in-sync set.
+    #[must_use]
+    pub fn in_sync_min(&self) -> usize {
+        match self.policy {
+            Policy::Strict => usize::from(self.min_in_sync.min(self.replicas)),
+            Policy::Degraded => 1,
+        }
+    }
+
+    /// Servers that may fail while the table goes on by itself, with nothing lost of what was
+    /// acknowledged by D copies: an election needs |ISR| - D + 1 of them, a write D.
     #[must_use]
     pub fn failures_tolerated(&self) -> u32 {
-        u32::from(self.replicas.saturating_sub(self.min_in_sync))
+        match self.replicas {
+            0..=2 => 0,
+            replicas => {
+                let without_loss = self.min_in_sync.saturating_sub(1);
+                u32::from(without_loss.min(replicas.saturating_sub(self.min_in_sync)))
+            }
+        }
     }
 }
 
@@ -243,12 +292,35 @@ mod tests {
             change(&mut spec);
             spec.check_supported()
         };
-        assert_eq!(check(|s| s.replicas = 3), Err(BadTable::TooManyReplicas(3)));
+        assert_eq!(check(|s| s.replicas = 8), Err(BadTable::TooManyReplicas(8)));
+        assert_eq!(check(|s| s.replicas = 3), Err(BadTable::OneCopyIsNotStrict(3)));
+        assert_eq!(check(|s| (s.replicas, s.min_in_sync) = (7, 2)), Ok(()));
+        assert_eq!(check(|s| (s.replicas, s.policy) = (3, Policy::Degraded)), Ok(()));
+        assert_eq!(check(|s| s.replicas = 2), Ok(()));
         assert_eq!(check(|s| s.replicas = 0), Err(BadTable::ZeroReplicas));
         assert_eq!(check(|s| s.min_in_sync = 2), Err(BadTable::MinInSyncAboveReplicas));
         assert_eq!(check(|s| s.ack = AckLevel::Copies(2)), Err(BadTable::AckCopies(2)));
         assert_eq!(check(|s| s.ack = AckLevel::Copies(1)), Ok(()));
         assert_eq!(check(|s| s.kind = TableKind::Memory), Err(BadTable::MemoryKind));
+    }
+
+    #[test]
+    fn what_nobody_said_follows_from_the_servers() {
+        let chosen = |up| {
+            let replicas = TableSpec::default_replicas(up);
+            (replicas, TableSpec::default_min_in_sync(replicas))
+        };
+        assert_eq!([0, 1, 2, 3, 4, 900].map(chosen), [(1, 1), (1, 1), (2, 1), (3, 2), (3, 2), (3, 2)]);
+    }
+
+    #[test]
+    fn failures_tolerated_are_those_with_failover() {
+        let tolerated = |replicas, min_in_sync| {
+            TableSpec { replicas, min_in_sync, ..TableSpec::default() }.failures_tolerated()
+        };
+        assert_eq!([tolerated(1, 1), tolerated(2, 1), tolerated(2, 2)], [0, 0, 0]);
+        assert_eq!([tolerated(3, 1), tolerated(3, 2), tolerated(3, 3)], [0, 1, 0]);
+        assert_eq!([tolerated(5, 2), tolerated(5, 3), tolerated(7, 4)], [1, 2, 3]);
     }
 
     #[test]

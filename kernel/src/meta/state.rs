@@ -122,6 +122,15 @@ pub struct Leader {
     pub incarnation: Incarnation,
 }
 
+/// Who led before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct FormerLeader {
+    /// The run.
+    pub leader: Leader,
+    /// The epoch that it was appointed for.
+    pub epoch: Epoch,
+}
+
 /// A key range of a table and who serves it.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct Tablet {
@@ -147,6 +156,12 @@ pub struct Tablet {
     pub recovering: bool,
     /// A floor for the leader's clock, set at its appointment.
     pub appointed_ts: Hlc,
+    /// The last leader that was appointed before the present one, or, while there is none,
+    /// the last one. Epochs that were raised without an appointment leave it as it is. None
+    /// once its copy is known to be in step again.
+    pub former: Option<FormerLeader>,
+    /// Whether the present epoch began with fewer answers than a strict election needs.
+    pub degraded: bool,
 }
 
 impl Tablet {
@@ -324,6 +339,16 @@ impl State {
     #[must_use]
     pub fn holds_data(&self, replica: &Replica) -> bool {
         !replica.lost && self.server(replica.server).is_some_and(|server| server.has(replica.generation))
+    }
+
+    /// The former leader of a tablet whose process nobody has heard of since: what its copy
+    /// alone had is not known. None once a later run of its server registered.
+    #[must_use]
+    pub fn awaited(&self, tablet: &Tablet) -> Option<FormerLeader> {
+        let former = tablet.former.filter(|former| self.is_current(&former.leader))?;
+        let leads_again = tablet.leader.is_some_and(|leader| leader.replica == former.leader.replica);
+        let is_lost = tablet.replica(former.leader.replica).is_none_or(|replica| replica.lost);
+        (!leads_again && !is_lost).then_some(former)
     }
 
     pub(super) fn insert_server(&mut self, server: Server) {

@@ -2,11 +2,16 @@
 
 use super::control::unexpected;
 use super::route::no_table;
+use super::transfer::transfer_leader;
 use super::{Shared, summary};
-use crate::limits::{ADMIN_TIMEOUT, CREATE_POLL, CREATE_TABLETS_PER_SECOND_MIN, CREATE_TIMEOUT_MAX};
+use crate::controller::Events;
+use crate::limits::{
+    ADMIN_TIMEOUT, CREATE_POLL, CREATE_TABLETS_PER_SECOND_MIN, CREATE_TIMEOUT_MAX, TRANSFER_LEADER_TIMEOUT,
+};
 use crate::placement::{Candidate, place};
-use ebla_kernel::ids::{TableId, TabletId};
-use ebla_kernel::meta::{Command, NewTablet, Reply, Table, TableSpec, check_table_name, cut_ranges};
+use ebla_kernel::ids::{ServerId, TableId, TabletId};
+use ebla_kernel::limits::REPLICAS_DEFAULT;
+use ebla_kernel::meta::{Command, NewTablet, Reply, Server, Table, TableSpec, check_table_name, cut_ranges};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::meta::{table_spec, table_to_wire};
 use ebla_proto::v1::admin_service_server::AdminService;
@@ -24,6 +29,7 @@ use tonic::{Request, Response, Status};
 /// The service.
 pub(crate) struct Admin {
     pub shared: Shared,
+    pub events: Events,
 }
 
 /// Bounds a call.
@@ -43,9 +49,11 @@ async fn within<T>(
 impl Admin {
     async fn create_table(&self, request: CreateTableRequest) -> Result<CreateTableResponse, ApiError> {
         check_table_name(&request.name)?;
-        let spec = table_spec(request.spec.as_ref())?;
+        // What no number of servers would allow is told before anybody is asked.
+        table_spec(request.spec.as_ref(), usize::from(REPLICAS_DEFAULT))?;
         let ranges = cut_ranges(&request.split_keys)?;
         self.shared.confirm_leading().await?;
+        let spec = table_spec(request.spec.as_ref(), self.candidates().len())?;
         if self.shared.raft.view().state().table_named(&request.name).is_some() {
             return Err(table_exists(&request.name));
         }
@@ -71,30 +79,29 @@ impl Admin {
         }
     }
 
-    /// Servers for each of `tablets` tablets, of those that are up and not stopping.
-    fn place(
-        &self,
-        table: &str,
-        spec: &TableSpec,
-        tablets: usize,
-    ) -> Result<Vec<Vec<ebla_kernel::ids::ServerId>>, ApiError> {
+    /// Servers that are up and not stopping.
+    fn candidates(&self) -> Vec<Candidate> {
         let state = self.shared.raft.view().state();
         let up = state.servers().filter(|server| {
             let health = self.shared.liveness.health(server.id);
             health.connected && health.state == ServerState::Up
         });
-        let candidates: Vec<Candidate> = up
-            .map(|server| Candidate {
-                id: server.id,
-                zone: server.zone.clone(),
-                tablets: state.tablet_count_on(server.id),
-            })
-            .collect();
+        let candidate = |server: &Server| Candidate {
+            id: server.id,
+            zone: server.zone.clone(),
+            tablets: state.tablet_count_on(server.id),
+        };
+        up.map(candidate).collect()
+    }
+
+    /// Servers for each of `tablets` tablets.
+    fn place(&self, table: &str, spec: &TableSpec, tablets: usize) -> Result<Vec<Vec<ServerId>>, ApiError> {
+        let candidates = self.candidates();
         place(table, tablets, usize::from(spec.replicas), &candidates).ok_or_else(|| {
+            let (up, needed) = (candidates.len(), spec.replicas);
             let hint = format!(
-                "{} tablet servers are up and {} are needed, so nothing was created: start one with `ebla tabletserver`, see `ebla server list`",
-                candidates.len(),
-                spec.replicas
+                "{up} tablet servers are up and {needed} are needed, one for each copy, so nothing was created: start more with `ebla tabletserver` or give --replicas {}, see `ebla server list`",
+                up.max(1)
             );
             ApiError::new(Reason::Unavailable, hint)
         })
@@ -269,10 +276,10 @@ impl AdminService for Admin {
 
     async fn transfer_leader(
         &self,
-        _: Request<TransferLeaderRequest>,
+        request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderResponse>, Status> {
-        let hint = "with one copy of each tablet there is nobody to hand leadership to";
-        Err(ApiError::new(Reason::BadRequest, hint).into())
+        let limit = TRANSFER_LEADER_TIMEOUT + ADMIN_TIMEOUT;
+        within(limit, transfer_leader(&self.shared, &self.events, request.into_inner())).await
     }
 
     async fn list_servers(

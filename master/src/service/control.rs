@@ -5,14 +5,15 @@ use super::{Answers, Shared, stopped};
 use crate::clock;
 use crate::controller::{Event, Events, superseded};
 use crate::limits::{HEARTBEAT_MS, REGISTER_TIMEOUT, SESSION_QUEUE_MAX, SUSPECT_SILENCE};
-use ebla_kernel::ids::{DiskGeneration, Epoch, ServerId, TabletId};
-use ebla_kernel::meta::{ClusterId, Command, RegisterServer, Registered, Reply};
+use ebla_kernel::ids::{DiskGeneration, Incarnation, ServerId, TabletId};
+use ebla_kernel::meta::{ClusterId, Command, InSyncChange, RegisterServer, Registered, Reply};
 use ebla_proto::error::{ApiError, Reason};
-use ebla_proto::meta::fence_answer;
+use ebla_proto::meta::{fence_answer, gave_up, in_sync_change, server_run};
 use ebla_proto::v1::server_control_service_server::ServerControlService;
 use ebla_proto::v1::session_request::Message as Up;
 use ebla_proto::v1::session_response::Message as Down;
 use ebla_proto::v1::{self, Heartbeat, SessionRequest, SessionResponse};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -56,8 +57,14 @@ impl ServerControlService for ServerControl {
             Ok(false) | Err(_) => return Err(self.shared.not_leader().into()),
         }
         tracing::info!(%server, %incarnation, address = registered.server.address, "tablet server connected");
-        let session =
-            Session { shared: self.shared.clone(), events: self.events.clone(), server, number, outbox };
+        let session = Session {
+            shared: self.shared.clone(),
+            events: self.events.clone(),
+            server,
+            number,
+            outbox,
+            silent: BTreeSet::new(),
+        };
         tokio::spawn(session.run(inbound));
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
     }
@@ -134,11 +141,13 @@ struct Session {
     server: ServerId,
     number: u64,
     outbox: mpsc::Sender<Result<SessionResponse, Status>>,
+    /// Whom the server has not heard of, as the controller knows.
+    silent: BTreeSet<(ServerId, Incarnation)>,
 }
 
 impl Session {
     /// Reads until the server goes, falls silent, or its session is ended from here.
-    async fn run(self, mut inbound: Streaming<SessionRequest>) {
+    async fn run(mut self, mut inbound: Streaming<SessionRequest>) {
         let mut stop = std::pin::pin!(stopped(self.shared.stopping.clone()));
         loop {
             let next = tokio::select! {
@@ -169,28 +178,51 @@ impl Session {
         self.shared.liveness.heartbeat(&state, self.server, heartbeat);
     }
 
-    async fn take(&self, request: SessionRequest) {
+    async fn take(&mut self, request: SessionRequest) {
+        let (server, number) = (self.server, self.number);
         match request.message {
-            Some(Up::Heartbeat(heartbeat)) => {
-                self.note(&heartbeat);
-                let gave_up = heartbeat.tablets.iter().filter(|report| report.gave_up_epoch > 0);
-                let epochs: Vec<_> =
-                    gave_up.map(|report| (TabletId(report.tablet_id), Epoch(report.gave_up_epoch))).collect();
-                if !epochs.is_empty() {
-                    let event = Event::GaveUp { server: self.server, number: self.number, epochs };
-                    // A controller that is gone ends the session by itself.
-                    let _ = self.events.send(event).await;
-                }
-            }
+            Some(Up::Heartbeat(heartbeat)) => self.heartbeat(&heartbeat).await,
             Some(Up::FenceAnswers(answers)) => {
                 let answers = answers.answers.iter().map(fence_answer).collect();
-                let event = Event::Answers { server: self.server, number: self.number, answers };
-                // As above.
-                let _ = self.events.send(event).await;
+                self.tell(Event::Answers { server, number, answers }).await;
             }
-            Some(Up::InSyncProposals(_) | Up::Register(_)) | None => {
-                tracing::debug!(server = %self.server, "a message without a place in a session");
+            Some(Up::InSyncProposals(proposals)) => {
+                let changes = self.changes(&proposals.proposals);
+                self.tell(Event::Proposals { server, number, changes }).await;
+            }
+            Some(Up::Register(_)) | None => {
+                tracing::debug!(%server, "a message without a place in a session");
             }
         }
+    }
+
+    async fn heartbeat(&mut self, heartbeat: &Heartbeat) {
+        self.note(heartbeat);
+        let (server, number) = (self.server, self.number);
+        let epochs = gave_up(&heartbeat.tablets);
+        if !epochs.is_empty() {
+            self.tell(Event::GaveUp { server, number, epochs }).await;
+        }
+        let leaders: BTreeSet<_> = heartbeat.silent_leaders.iter().copied().map(server_run).collect();
+        if leaders != self.silent {
+            self.silent.clone_from(&leaders);
+            self.tell(Event::Silent { server, number, leaders }).await;
+        }
+    }
+
+    /// What a leader asks for; tablets that are gone need no answer.
+    fn changes(&self, proposals: &[v1::InSyncProposal]) -> Vec<InSyncChange> {
+        let state = self.shared.raft.view().state();
+        let change = |proposal: &v1::InSyncProposal| {
+            let tablet = state.tablet(TabletId(proposal.tablet_id))?;
+            let table = state.table(tablet.table)?;
+            Some(in_sync_change(proposal, table.spec.kind))
+        };
+        proposals.iter().filter_map(change).collect()
+    }
+
+    /// A controller that is gone ends the session by itself.
+    async fn tell(&self, event: Event) {
+        let _ = self.events.send(event).await;
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod control;
 pub(crate) mod meta_raft;
 pub(crate) mod route;
 mod summary;
+mod transfer;
 
 use crate::controller::not_leader;
 use crate::liveness::Liveness;

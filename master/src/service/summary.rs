@@ -1,6 +1,7 @@
 //! Records with what the leading master knows of their health, for people.
 
 use super::Shared;
+use ebla_kernel::ids::ServerId;
 use ebla_kernel::meta::{Server, State, Table, Tablet};
 use ebla_proto::meta::{server_to_wire, table_to_wire, tablet_to_wire};
 use ebla_proto::v1::{self, ServerState, TableState};
@@ -28,12 +29,22 @@ pub(super) fn table(shared: &Shared, state: &State, table: &Table) -> v1::TableS
 
 pub(super) fn tablet(shared: &Shared, state: &State, tablet: &Tablet) -> v1::TabletSummary {
     let size = shared.liveness.size(tablet.id);
+    let mut wire = tablet_to_wire(state, tablet);
+    if awaited(shared, state, tablet).is_none() {
+        (wire.awaited_server_id, wire.awaited_epoch) = (0, 0);
+    }
     v1::TabletSummary {
-        tablet: Some(tablet_to_wire(state, tablet)),
+        tablet: Some(wire),
         table: state.table(tablet.table).map(|table| table.name.clone()).unwrap_or_default(),
         rows_estimate: size.rows,
         bytes: size.bytes,
     }
+}
+
+/// The former leader's server, as long as it is away.
+fn awaited(shared: &Shared, state: &State, tablet: &Tablet) -> Option<ServerId> {
+    let server = state.awaited(tablet)?.leader.server;
+    (!shared.liveness.health(server).connected).then_some(server)
 }
 
 pub(super) fn servers(shared: &Shared, state: &State) -> Vec<v1::ServerSummary> {
@@ -93,9 +104,38 @@ fn warnings(
             "{without_leader} tablets have no leader: their servers are listed by `ebla server list`"
         ));
     }
+    warnings.extend(copies_warnings(shared, state));
     for (table, lost) in lost_tablets(state) {
         warnings.push(format!("table {table}: {lost} tablets have lost every copy of their data"));
     }
+    warnings
+}
+
+/// Tablets whose copies are not as their tables promise.
+fn copies_warnings(shared: &Shared, state: &State) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let lacks = |tablet: &&Tablet| {
+        let replicas = state.table(tablet.table).map_or(0, |table| usize::from(table.spec.replicas));
+        tablet.in_sync_replicas().filter(|copy| !copy.lost).count() < replicas
+    };
+    let lacking = state.tablets().filter(lacks).count();
+    if lacking > 0 {
+        warnings
+            .push(format!("{lacking} tablets lack a copy: `ebla tablet list` shows which are not in sync"));
+    }
+    let degraded = state.tablets().filter(|tablet| tablet.degraded).count();
+    if degraded > 0 {
+        warnings.push(format!(
+            "{degraded} tablets are led by a copy that was appointed with too few answers: writes acknowledged at copies(n) before may be lost, see `ebla lost list`"
+        ));
+    }
+    let mut awaited_by: BTreeMap<ServerId, usize> = BTreeMap::new();
+    for server in state.tablets().filter_map(|tablet| awaited(shared, state, tablet)) {
+        *awaited_by.entry(server).or_default() += 1;
+    }
+    warnings.extend(awaited_by.iter().map(|(server, tablets)| {
+        format!("server {} led {tablets} tablets and is away: what it alone had is not known until it is started again", server.0)
+    }));
     warnings
 }
 

@@ -125,6 +125,12 @@ impl Group {
         Ok(response.into_inner().table.unwrap())
     }
 
+    pub async fn create(&self, name: &str, spec: v1::TableSpec) -> Result<v1::Table, Status> {
+        let request = v1::CreateTableRequest { name: name.to_owned(), spec: Some(spec), split_keys: vec![] };
+        let response = self.leader_admin().await.create_table(request).await?;
+        Ok(response.into_inner().table.unwrap())
+    }
+
     pub async fn tablets(&self, table: &str) -> Vec<v1::Tablet> {
         let request = v1::ListTabletsRequest { table: table.to_owned() };
         let response = self.leader_admin().await.list_tablets(request).await.unwrap().into_inner();
@@ -145,6 +151,16 @@ pub struct Memory {
     /// Why the last session ended.
     pub ended: Option<Status>,
     pub sessions: u64,
+    /// Runs that it says it has not heard of.
+    pub silent: Vec<v1::ServerRun>,
+    /// Changes of in-sync sets to ask for next.
+    pub proposals: Vec<v1::InSyncProposal>,
+    /// Tablet to the epoch that this run gave up and the copy that it named.
+    pub gave_up: BTreeMap<u64, (u64, u64)>,
+    /// Tablet to what was last assigned.
+    pub assigned: BTreeMap<u64, v1::Tablet>,
+    /// Answers to proposals, each with the in-sync set's version as it was known by then.
+    pub answers: Vec<(v1::InSyncAnswer, u64)>,
 }
 
 /// A tablet server that follows the leading master until it is dropped.
@@ -240,7 +256,13 @@ impl Run {
         let mut beat = tokio::time::interval(Duration::from_millis(50));
         loop {
             tokio::select! {
-                _ = beat.tick() => send(&up, Up::Heartbeat(self.heartbeat())).await,
+                _ = beat.tick() => {
+                    send(&up, Up::Heartbeat(self.heartbeat())).await;
+                    let proposals = std::mem::take(&mut self.memory.lock().unwrap().proposals);
+                    if !proposals.is_empty() {
+                        send(&up, Up::InSyncProposals(v1::InSyncProposals { proposals })).await;
+                    }
+                }
                 answer = answers.message() => match answer?.and_then(|answer| answer.message) {
                     Some(message) => self.take(message, &up).await,
                     None => return Ok(()),
@@ -250,21 +272,26 @@ impl Run {
     }
 
     fn heartbeat(&self) -> v1::Heartbeat {
-        let leads = self.memory.lock().unwrap().leads.clone();
-        let report = |(tablet_id, serving_epoch): (u64, u64)| v1::TabletReport {
-            tablet_id,
-            serving_epoch,
-            rows_estimate: 7,
-            bytes: 70,
-            gave_up_epoch: 0,
-            successor_replica_id: 0,
+        let memory = self.memory.lock().unwrap();
+        let tablets = memory.leads.keys().chain(memory.gave_up.keys());
+        let report = |tablet: &u64| {
+            let (gave_up_epoch, successor_replica_id) =
+                memory.gave_up.get(tablet).copied().unwrap_or_default();
+            v1::TabletReport {
+                tablet_id: *tablet,
+                serving_epoch: memory.leads.get(tablet).copied().unwrap_or(0),
+                rows_estimate: 7,
+                bytes: 70,
+                gave_up_epoch,
+                successor_replica_id,
+            }
         };
         v1::Heartbeat {
             draining: false,
             disk_bytes: 1_000,
             disk_bytes_free: 500,
-            tablets: leads.into_iter().map(report).collect(),
-            silent_leaders: Vec::new(),
+            tablets: tablets.map(report).collect(),
+            silent_leaders: memory.silent.clone(),
         }
     }
 
@@ -282,7 +309,20 @@ impl Run {
                 send(up, Up::FenceAnswers(v1::FenceAnswers { answers })).await;
             }
             Down::Assignments(assignments) => self.assign(&assignments),
-            Down::InSyncAnswers(_) | Down::Transfers(_) => {}
+            Down::InSyncAnswers(answers) => {
+                let mut memory = self.memory.lock().unwrap();
+                for answer in answers.answers {
+                    let known = memory.assigned[&answer.tablet_id].config_version;
+                    memory.answers.push((answer, known));
+                }
+            }
+            Down::Transfers(transfers) => {
+                let mut memory = self.memory.lock().unwrap();
+                for transfer in transfers.transfers {
+                    memory.leads.remove(&transfer.tablet_id);
+                    memory.gave_up.insert(transfer.tablet_id, (transfer.epoch, transfer.replica_id));
+                }
+            }
         }
     }
 
@@ -307,9 +347,14 @@ impl Run {
         if assignments.full {
             memory.leads.clear();
         }
-        for assignment in assignments.assignments.iter().filter(|assignment| assignment.leads) {
+        for assignment in &assignments.assignments {
             let tablet = assignment.tablet.as_ref().unwrap();
+            memory.assigned.insert(tablet.id, tablet.clone());
+            if !assignment.leads || memory.leads.get(&tablet.id) == Some(&tablet.epoch) {
+                continue;
+            }
             memory.leads.insert(tablet.id, tablet.epoch);
+            memory.gave_up.remove(&tablet.id);
             let seq = memory.ends.get(&tablet.id).map_or(1, |(_, seq)| seq + 1);
             memory.ends.insert(tablet.id, (tablet.epoch, seq));
         }

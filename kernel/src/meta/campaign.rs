@@ -1,0 +1,268 @@
+//! How the control core brings a tablet to its next leader: raise the epoch, fence the copies,
+//! appoint the best. Work is collected over all tablets of a step and leaves as one command.
+
+use super::command::{Appointment, Command, InSyncChange};
+use super::control::{Control, Effect};
+use super::election::{Fence, FenceAnswer, Preference, best, may_answer, tablet_quota};
+use super::spec::Policy;
+use super::state::{Replica, State, Tablet};
+use crate::ids::{Epoch, Incarnation, ServerId, TabletId, Tick};
+use crate::limits::{DEGRADED_ELECTION_MS, ELECTION_BATCH_TABLETS_MAX, ELECTION_GRACE_MS};
+use crate::mutated;
+use std::collections::BTreeMap;
+
+/// Commands and fences that one step collects.
+#[derive(Default)]
+struct Batch {
+    recover: Vec<(TabletId, Epoch)>,
+    appoint: Vec<Appointment>,
+    fences: BTreeMap<ServerId, Vec<Fence>>,
+    /// Only of a seeded bug.
+    alter: Vec<Command>,
+}
+
+/// How many answers there are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    TooFew,
+    /// As many as a strict election needs.
+    Enough,
+    /// Fewer, and the table's policy lets that do.
+    EnoughDegraded,
+}
+
+impl Control {
+    /// Takes every tablet that something happened to one step further.
+    pub(super) fn advance(&mut self, now: Tick, state: &State, effects: &mut Vec<Effect>) {
+        let mut batch = Batch::default();
+        for id in std::mem::take(&mut self.dirty) {
+            match state.tablet(id) {
+                Some(tablet) => {
+                    self.forget_gave_up(tablet);
+                    if self.wants_election(state, tablet) {
+                        self.elect(now, state, tablet, &mut batch);
+                    } else {
+                        self.finish(id);
+                    }
+                }
+                None => {
+                    self.gave_up.remove(&id);
+                    self.finish(id);
+                }
+            }
+        }
+        batch.emit(effects);
+    }
+
+    /// Whether nobody leads, a run that is over, one that gave up, or one that so many copies
+    /// have not heard of that an election would succeed.
+    fn wants_election(&self, state: &State, tablet: &Tablet) -> bool {
+        let Some(leader) = tablet.leader else { return true };
+        !state.is_current(&leader)
+            || self.gave_up.get(&tablet.id).is_some_and(|gave_up| gave_up.epoch == tablet.epoch)
+            || self.is_suspected(state, tablet, (leader.server, leader.incarnation))
+    }
+
+    /// What a leader gave up is of interest until the next one is appointed.
+    fn forget_gave_up(&mut self, tablet: &Tablet) {
+        let Some(gave_up) = self.gave_up.get(&tablet.id) else { return };
+        let former = tablet.former.filter(|_| tablet.recovering);
+        if gave_up.epoch != tablet.epoch && former.is_none_or(|former| former.epoch != gave_up.epoch) {
+            self.gave_up.remove(&tablet.id);
+        }
+    }
+
+    /// The epoch up to which no leader is left to whom a promise could bind: the last one that
+    /// was appointed gave up, or its process is over (m18). Those before it lost their lease
+    /// when it was appointed.
+    pub(super) fn gone(&self, state: &State, tablet: &Tablet) -> Epoch {
+        let Some(former) = tablet.former.filter(|_| tablet.recovering) else { return Epoch(0) };
+        let gave_up = self.gave_up.get(&tablet.id).is_some_and(|gave_up| gave_up.epoch == former.epoch);
+        let is_guessed = mutated!(GoneIsGuessed) && !self.sessions.contains_key(&former.leader.server);
+        if gave_up || !state.is_current(&former.leader) || is_guessed { former.epoch } else { Epoch(0) }
+    }
+
+    fn finish(&mut self, id: TabletId) {
+        if let Some(election) = self.elections.remove(&id)
+            && let Some(at) = election.retry_at
+        {
+            self.deadlines.remove(&(at, id));
+        }
+    }
+
+    fn elect(&mut self, now: Tick, state: &State, tablet: &Tablet, batch: &mut Batch) {
+        let election = self.elections.entry(tablet.id).or_default();
+        if election.epoch != tablet.epoch
+            && let Some(at) = election.retry_at
+        {
+            self.deadlines.remove(&(at, tablet.id));
+        }
+        election.enter(tablet.epoch);
+        if election.proposed {
+            return;
+        }
+        if !tablet.recovering {
+            batch.recover.push((tablet.id, tablet.epoch));
+            election.proposed = true;
+            self.set_retry(now, tablet.id);
+            return;
+        }
+        if !self.poll(state, tablet, batch) {
+            return;
+        }
+        self.try_appoint(now, state, tablet, batch);
+        self.set_retry(now, tablet.id);
+    }
+
+    /// Fences every copy that can answer and was not asked. False when there is none at all:
+    /// then the election sleeps until a server connects.
+    fn poll(&mut self, state: &State, tablet: &Tablet, batch: &mut Batch) -> bool {
+        let gone = self.gone(state, tablet);
+        let Some(election) = self.elections.get_mut(&tablet.id) else { return false };
+        if gone > election.gone {
+            // Copies that hold a fence back for the sake of that leader are asked again.
+            election.gone = gone;
+            election.asked.clear();
+        }
+        let mut reachable = false;
+        for replica in tablet.in_sync_replicas() {
+            if !self.sessions.contains_key(&replica.server) || !may_answer(state, replica) {
+                continue;
+            }
+            reachable = true;
+            if !election.answers.contains_key(&replica.id) && election.asked.insert(replica.id) {
+                let fence = Fence { tablet: tablet.id, replica: replica.id, epoch: tablet.epoch, gone };
+                batch.fences.entry(replica.server).or_default().push(fence);
+            }
+        }
+        reachable
+    }
+
+    fn try_appoint(&mut self, now: Tick, state: &State, tablet: &Tablet, batch: &mut Batch) {
+        let answers = self.count_answers(now, state, tablet);
+        match answers {
+            Answers::TooFew => return,
+            Answers::Enough if self.waits_for_better(now, tablet) => return,
+            Answers::Enough | Answers::EnoughDegraded => {}
+        }
+        let Some(answer) = self.candidate(state, tablet) else { return };
+        let Some(replica) = tablet.replica(answer.replica) else { return };
+        let Some(incarnation) = self.sessions.get(&replica.server).copied() else { return };
+        if let Some(election) = self.elections.get_mut(&tablet.id) {
+            election.proposed = true;
+        }
+        if mutated!(ElectionEditsInSync) {
+            batch.alter.push(self.cut_to_answers(tablet, (replica.server, incarnation)));
+        }
+        batch.appoint.push(Appointment {
+            tablet: tablet.id,
+            epoch: tablet.epoch,
+            replica: replica.id,
+            incarnation,
+            ts: answer.ts_max.max(self.wall),
+            degraded: answers == Answers::EnoughDegraded,
+        });
+    }
+
+    /// The seeded bug of m4: the in-sync set becomes those who answered.
+    fn cut_to_answers(&self, tablet: &Tablet, proposer: (ServerId, Incarnation)) -> Command {
+        let answered = |replica: &&Replica| {
+            let election = self.elections.get(&tablet.id);
+            election.is_some_and(|election| election.answers.contains_key(&replica.id))
+        };
+        let mut config_version = tablet.config_version;
+        let silent = tablet.in_sync_replicas().filter(|replica| !answered(replica));
+        let changes = silent.map(|replica| {
+            config_version = config_version.next();
+            InSyncChange {
+                tablet: tablet.id,
+                epoch: tablet.epoch,
+                config_version,
+                replica: replica.id,
+                add: false,
+                incarnation: proposer.1,
+                generation: replica.generation,
+            }
+        });
+        Command::AlterInSync { proposer, changes: changes.collect() }
+    }
+
+    fn count_answers(&mut self, now: Tick, state: &State, tablet: &Tablet) -> Answers {
+        let Some(election) = self.elections.get(&tablet.id) else { return Answers::TooFew };
+        if election.answers.len() >= tablet_quota(state, tablet) {
+            return Answers::Enough;
+        }
+        let policy = state.table(tablet.table).map_or(Policy::Strict, |table| table.spec.policy);
+        match (policy, election.answered_since) {
+            (Policy::Strict, _) | (Policy::Degraded, None) => Answers::TooFew,
+            (Policy::Degraded, Some(since)) => {
+                let until = since.plus_ms(DEGRADED_ELECTION_MS);
+                if now >= until {
+                    return Answers::EnoughDegraded;
+                }
+                self.deadlines.insert((until, tablet.id));
+                Answers::TooFew
+            }
+        }
+    }
+
+    /// Others may answer with a longer log: they get a moment.
+    fn waits_for_better(&mut self, now: Tick, tablet: &Tablet) -> bool {
+        let Some(election) = self.elections.get_mut(&tablet.id) else { return false };
+        if election.asked.is_empty() {
+            return false;
+        }
+        let until = election.enough_since.get_or_insert(now).plus_ms(ELECTION_GRACE_MS);
+        if now < until {
+            self.deadlines.insert((until, tablet.id));
+        }
+        now < until
+    }
+
+    /// The best answer. Copies that the others cannot hear are left out as long as the rest
+    /// suffices: whoever leads must reach its followers.
+    fn candidate(&self, state: &State, tablet: &Tablet) -> Option<FenceAnswer> {
+        let election = self.elections.get(&tablet.id)?;
+        let is_heard = |answer: &&FenceAnswer| {
+            let server = tablet.replica(answer.replica).map(|replica| replica.server);
+            let run = server.and_then(|server| Some((server, *self.sessions.get(&server)?)));
+            run.is_some_and(|run| !self.is_suspected(state, tablet, run))
+        };
+        let gave_up = self.gave_up.get(&tablet.id);
+        let preference = Preference {
+            successor: gave_up.and_then(|gave_up| gave_up.successor),
+            gave_up: gave_up.and(tablet.former).map(|former| former.leader.replica),
+        };
+        let heard: Vec<&FenceAnswer> = election.answers.values().filter(is_heard).collect();
+        if heard.len() >= tablet_quota(state, tablet) {
+            best(heard.into_iter(), preference)
+        } else {
+            best(election.answers.values(), preference)
+        }
+    }
+
+    fn set_retry(&mut self, now: Tick, id: TabletId) {
+        if let Some(election) = self.elections.get_mut(&id)
+            && election.retry_at.is_none()
+        {
+            let at = election.back_off(now);
+            self.deadlines.insert((at, id));
+        }
+    }
+}
+
+impl Batch {
+    fn emit(self, effects: &mut Vec<Effect>) {
+        for (server, fences) in self.fences {
+            effects.push(Effect::SendFences { server, fences });
+        }
+        for tablets in self.recover.chunks(ELECTION_BATCH_TABLETS_MAX) {
+            effects.push(Effect::Propose(Command::Recover { tablets: tablets.to_vec() }));
+        }
+        for appointments in self.appoint.chunks(ELECTION_BATCH_TABLETS_MAX) {
+            let appointments = appointments.to_vec();
+            effects.push(Effect::Propose(Command::Appoint { appointments }));
+        }
+        effects.extend(self.alter.into_iter().map(Effect::Propose));
+    }
+}

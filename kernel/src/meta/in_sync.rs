@@ -1,0 +1,82 @@
+//! Changes of in-sync sets: the leader proposes, this decides, the leader learns.
+//!
+//! What the leader alone can know (who has which entries: m9, m10) it has checked. Here stands
+//! what metadata alone can know: that it still leads, that the set is the one it means, that
+//! a copy which comes in is the one it knows (m15), and that the set stays large enough.
+
+use super::apply::Changes;
+use super::command::InSyncChange;
+use super::rejection::Rejection;
+use super::state::{State, Tablet};
+use crate::ids::{Incarnation, ServerId};
+use crate::mutated;
+
+/// Applies one change.
+pub(super) fn alter(
+    state: &mut State,
+    proposer: (ServerId, Incarnation),
+    change: &InSyncChange,
+    changes: &mut Changes,
+) -> Result<Tablet, Rejection> {
+    check(state, proposer, change)?;
+    let tablet = state.tablets.get_mut(&change.tablet).ok_or(Rejection::NoTablet(change.tablet))?;
+    if change.add {
+        tablet.in_sync.insert(change.replica);
+        // It has everything of this epoch, so what it had besides is in its loss ledger.
+        tablet.former = tablet.former.filter(|former| former.leader.replica != change.replica);
+    } else {
+        tablet.in_sync.remove(&change.replica);
+    }
+    tablet.config_version = tablet.config_version.next();
+    changes.tablets.insert(change.tablet);
+    Ok(tablet.clone())
+}
+
+fn check(state: &State, proposer: (ServerId, Incarnation), change: &InSyncChange) -> Result<(), Rejection> {
+    let tablet = state.tablet(change.tablet).ok_or(Rejection::NoTablet(change.tablet))?;
+    let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
+    if tablet.epoch != change.epoch {
+        return refuse(Rejection::StaleEpoch);
+    }
+    let leads = |leader: &super::state::Leader| {
+        (leader.server, leader.incarnation) == proposer && state.is_current(leader)
+    };
+    if tablet.recovering || !tablet.leader.as_ref().is_some_and(leads) {
+        return refuse(Rejection::NotLeader);
+    }
+    if tablet.config_version != change.config_version {
+        return refuse(Rejection::StaleConfig);
+    }
+    if change.add { check_add(state, tablet, change) } else { check_remove(state, tablet, change) }
+}
+
+/// A copy comes in only as the one that the leader knows: same process, same data (m15).
+fn check_add(state: &State, tablet: &Tablet, change: &InSyncChange) -> Result<(), Rejection> {
+    let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
+    let Some(replica) = tablet.replica(change.replica) else {
+        return refuse(Rejection::NoReplica);
+    };
+    if tablet.in_sync.contains(&replica.id) {
+        return refuse(Rejection::NothingToChange);
+    }
+    let is_run = state.server(replica.server).is_some_and(|server| server.incarnation == change.incarnation);
+    let is_meant = is_run && replica.generation == change.generation && state.holds_data(replica);
+    if is_meant || mutated!(AnyGenerationCounts) { Ok(()) } else { refuse(Rejection::StaleCopy) }
+}
+
+fn check_remove(state: &State, tablet: &Tablet, change: &InSyncChange) -> Result<(), Rejection> {
+    let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
+    if tablet.replica(change.replica).is_none() {
+        return refuse(Rejection::NoReplica);
+    }
+    let leads = tablet.leader.is_some_and(|leader| leader.replica == change.replica);
+    if leads || !tablet.in_sync.contains(&change.replica) {
+        return refuse(Rejection::NothingToChange);
+    }
+    let smallest = match state.table(tablet.table) {
+        Some(_) if mutated!(StrictShrinksBelowD) => 1,
+        Some(table) => table.spec.in_sync_min(),
+        None => tablet.in_sync.len(),
+    };
+    if tablet.in_sync.len() > smallest { Ok(()) } else { refuse(Rejection::TooFewInSync) }
+}

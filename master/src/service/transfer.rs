@@ -1,0 +1,82 @@
+//! Transfer of a tablet's leadership: the order goes to the leader, the answer when the other
+//! copy serves.
+
+use super::Shared;
+use super::summary;
+use crate::controller::{Event, Events};
+use crate::limits::{CREATE_POLL, TRANSFER_LEADER_TIMEOUT, TRANSFER_ORDER_AGAIN};
+use ebla_kernel::ids::{ServerId, TabletId};
+use ebla_kernel::meta::TransferRefusal;
+use ebla_proto::error::{ApiError, Reason};
+use ebla_proto::v1::{TransferLeaderRequest, TransferLeaderResponse};
+use std::time::Instant;
+use tokio::sync::oneshot;
+
+/// Hands leadership over and waits until it is taken up.
+pub(super) async fn transfer_leader(
+    shared: &Shared,
+    events: &Events,
+    request: TransferLeaderRequest,
+) -> Result<TransferLeaderResponse, ApiError> {
+    let (tablet, server) = (TabletId(request.tablet_id), ServerId(request.server_id));
+    shared.confirm_leading().await?;
+    order(shared, events, tablet, server).await??;
+    let start = Instant::now();
+    let mut ordered = Instant::now();
+    loop {
+        if let Some(served) = served(shared, tablet, server)? {
+            return Ok(served);
+        }
+        if !shared.role().leading {
+            let hint = format!(
+                "the master leads no longer: whether leadership moved is told by `ebla tablet describe {}`",
+                tablet.0
+            );
+            return Err(ApiError::new(Reason::Unavailable, hint));
+        }
+        if start.elapsed() > TRANSFER_LEADER_TIMEOUT {
+            return Err(not_yet(tablet, server));
+        }
+        if ordered.elapsed() > TRANSFER_ORDER_AGAIN {
+            // The order, or its carrier, may have been lost. What refuses it now passes, or
+            // the limit does.
+            let _ = order(shared, events, tablet, server).await?;
+            ordered = Instant::now();
+        }
+        tokio::time::sleep(CREATE_POLL).await;
+    }
+}
+
+async fn order(
+    shared: &Shared,
+    events: &Events,
+    tablet: TabletId,
+    server: ServerId,
+) -> Result<Result<(), TransferRefusal>, ApiError> {
+    let (answer, answered) = oneshot::channel();
+    let event = Event::Transfer { tablet, server, answer };
+    events.send(event).await.map_err(|_| shared.not_leader())?;
+    answered.await.map_err(|_| shared.not_leader())
+}
+
+/// The tablet, once the copy on `server` serves by its own word.
+fn served(
+    shared: &Shared,
+    id: TabletId,
+    server: ServerId,
+) -> Result<Option<TransferLeaderResponse>, ApiError> {
+    let state = shared.raft.view().state();
+    let tablet = state.tablet(id).ok_or_else(|| ApiError::from(TransferRefusal::NoTablet(id)))?;
+    let leads = tablet.leader.is_some_and(|leader| leader.server == server);
+    let serves = leads && shared.liveness.count_reported(std::iter::once(tablet)) == 1;
+    let summary = || summary::tablet(shared, &state, tablet);
+    Ok(serves.then(|| TransferLeaderResponse { tablet: Some(summary()) }))
+}
+
+fn not_yet(tablet: TabletId, server: ServerId) -> ApiError {
+    let hint = format!(
+        "server {} did not take the leadership of tablet {} over within {TRANSFER_LEADER_TIMEOUT:?}: see `ebla tablet describe {}` and try again",
+        server.0, tablet.0, tablet.0
+    );
+    ApiError::new(Reason::TimedOut, hint)
+}
