@@ -334,8 +334,8 @@ impl Watch {
         stores: Vec<&Rows>,
         fates: &BTreeMap<TabletId, Fate>,
     ) -> Option<Violation> {
-        let truth = |(id, fate)| (*id, Truth::new(self.oracle.story(*id), fate));
-        let truths = fates.iter().map(truth).collect();
+        let truth = |id: &TabletId, fate| (*id, Truth::new(self.oracle.story(*id), fate));
+        let truths = fates.iter().map(|(id, fate)| truth(id, fate)).collect();
         let end = End { oracle: &self.oracle, history, stores, truths };
         self.invariants.iter().find_map(|invariant| {
             let detail = invariant.finish(&end).err()?;

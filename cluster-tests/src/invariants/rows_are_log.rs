@@ -43,7 +43,7 @@ fn difference(expected: &Rows, actual: &Rows, range: &KeyRange) -> Option<bytes:
     let inside = |rows: &Rows| -> Vec<bytes::Bytes> {
         rows.iter().filter(|(key, _)| range.contains(key)).map(|(key, _)| key.clone()).collect()
     };
-    let versions = |rows: &Rows, key| rows.get(key).filter(|versions| !versions.is_empty()).cloned();
+    let versions = |rows: &Rows, key: &bytes::Bytes| rows.get(key).filter(|versions| !versions.is_empty()).cloned();
     let mut keys = inside(expected);
     keys.extend(inside(actual));
     keys.into_iter().find(|key| versions(expected, key) != versions(actual, key))

@@ -12,13 +12,8 @@ use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Generation, Incarnation, ServerId, ServerRun, TabletId};
 use ebla_kernel::meta::{
-<<<<<<< HEAD
     Changes, ClusterId, Command, Control, Effect, GaveUp, InSyncChange, Input, NewTablet, RegisterServer,
-    Rejection, Reply, State, TableSpec, apply, state_hash,
-=======
-    Changes, ClusterId, Command, Control, Effect, GaveUp, Input, NewTablet, RegisterServer, Rejection, Reply,
-    State, TableSpec, apply, state_hash,
->>>>>>> meta
+    Rejection, Reply, State, apply, state_hash,
 };
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::{Membership, Proposal};
@@ -128,7 +123,6 @@ impl MetaNode {
         match message {
             Message::Register(registration) => self.register(env, registration),
             Message::FenceAnswers(answers) => self.fence_answers(env, answers),
-<<<<<<< HEAD
             Message::GaveUp { run, epochs } => {
                 if self.hears(env, run) {
                     let gave_up = |(tablet, epoch, successor)| GaveUp { tablet, epoch, successor };
@@ -148,13 +142,6 @@ impl MetaNode {
                     let proposer = (run.server, run.incarnation);
                     let command = Command::AlterInSync { proposer, changes: changes.collect() };
                     self.propose(env, command, Waits::Proposals(run, proposals));
-=======
-            Message::GaveUp { server, incarnation, epochs } => {
-                if self.is_session(server, incarnation) {
-                    let gave_up = |(tablet, epoch)| GaveUp { tablet, epoch, successor: None };
-                    let epochs = epochs.into_iter().map(gave_up).collect();
-                    self.step(env, Input::GaveUp { server, epochs });
->>>>>>> meta
                 }
             }
             Message::Registered(_)
@@ -299,28 +286,7 @@ impl MetaNode {
             self.log.push(command.encode());
             let (reply, changes) = apply(&mut run.state, self.log.len() as u64, command);
             all.push(changes);
-<<<<<<< HEAD
             answered.push((reply, waits));
-=======
-            let Some(registration) = registration else { continue };
-            match reply {
-                Reply::Registered(registered) => {
-                    opened.push((registered.cluster_id, registered.server, registration));
-                }
-                Reply::Rejected(Rejection::Superseded(_)) => {
-                    let to = Address::Server(registration.server);
-                    let message = Message::Superseded { boot_id: registration.boot_id };
-                    env.send(Address::Meta, to, message);
-                }
-                Reply::Rejected(_)
-                | Reply::Initialized(_)
-                | Reply::Created(..)
-                | Reply::Dropped(_)
-                | Reply::Elections(_)
-                | Reply::InSync(_)
-                | Reply::Compared(_) => {}
-            }
->>>>>>> meta
         }
         self.hash = state_hash(&run.state);
         if !run.waiting.is_empty() {
@@ -415,15 +381,10 @@ impl MetaNode {
                 let assignments = tablets.iter().filter_map(assignment).collect();
                 env.send(Address::Meta, to, Message::Assignments(assignments));
             }
-<<<<<<< HEAD
             Effect::SendTransfer { server, tablet, epoch, replica } => {
                 let Some(to) = address(server) else { return };
                 env.send(Address::Meta, to, Message::Transfer { tablet, epoch, to: replica });
             }
-=======
-            // Nobody transfers leadership here.
-            Effect::SendTransfer { .. } => {}
->>>>>>> meta
             Effect::EndSession { server } => {
                 run.sessions.remove(&server);
             }

@@ -28,7 +28,7 @@ impl Server {
 
     /// Entries for a copy, as many as fit.
     pub(super) fn stream(&mut self, env: &mut Env, id: TabletId, stream: Stream) {
-        let Stream { to, epoch, from, upto, q } = stream;
+        let Stream { to, epoch, prev, from, upto, q } = stream;
         let most = env.profile.frame_entries_max;
         let entries: Option<Vec<Entry>> = self.entries(id, from, upto, most);
         let Some(entries) = entries else {
@@ -36,7 +36,7 @@ impl Server {
             return;
         };
         let sent = entries.last().map_or(Seq(from.0 - 1), Entry::seq);
-        self.send(env, id, to, epoch, PeerMessage::Append { entries, q });
+        self.send(env, id, to, epoch, PeerMessage::Append { prev, entries, q });
         let delay = env.rng.between((1, 200));
         self.after(env, delay, Internal::Sent(id, to, sent));
     }

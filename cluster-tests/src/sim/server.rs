@@ -19,7 +19,7 @@ use super::pipeline::LogStage;
 use super::promises::Pledges;
 use super::requests::{Asked, Cache, Patient, Task};
 use crate::invariants::{CoreView, Observation};
-use ebla_kernel::entry::{Entry, Payload};
+use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::{Hlc, HlcClock};
 use ebla_kernel::ids::{
     DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, RequestId, Seq, ServerId, ServerRun, TabletId,
