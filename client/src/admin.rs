@@ -3,7 +3,7 @@
 use crate::channel::Lane;
 use crate::client::Client;
 use crate::error::Error;
-use crate::limits::{ADMIN_READ_TIMEOUT, CREATE_TABLE_TIMEOUT, MESSAGE_BYTES_MAX};
+use crate::limits::{ADMIN_READ_TIMEOUT, CREATE_TABLE_TIMEOUT, MESSAGE_BYTES_MAX, TRANSFER_LEADER_TIMEOUT};
 use crate::retry::{Backoff, Deadline};
 use crate::route_source::unreachable;
 use ebla_proto::error::Reason;
@@ -129,6 +129,30 @@ impl Admin {
             admin.describe_tablet(v1::DescribeTabletRequest { id }).await
         };
         self.ask(call).await?.tablet.ok_or_else(|| incomplete("tablet"))
+    }
+
+    /// Hands the leadership of a tablet to the copy on a server; returns when that serves.
+    ///
+    /// # Errors
+    /// `NOT_TRANSFERABLE`, `TABLET_NOT_FOUND`, `SERVER_NOT_FOUND`, `TIMED_OUT`, `UNAVAILABLE` and
+    /// what a master reports.
+    pub async fn transfer_leader(&self, tablet_id: u64, server_id: u64) -> Result<v1::TabletSummary, Error> {
+        let mut lost = false;
+        let call = |mut admin: AdminClient| async move {
+            admin.transfer_leader(v1::TransferLeaderRequest { tablet_id, server_id }).await
+        };
+        let transferred = self.call(Kind::Change(TRANSFER_LEADER_TIMEOUT), &mut lost, call).await;
+        match transferred {
+            Ok(response) => response.tablet.ok_or_else(|| incomplete("tablet")),
+            // The first try may have been the one that did it.
+            Err(error) if lost && error.reason() == Reason::NotTransferable => {
+                let summary = self.describe_tablet(tablet_id).await?;
+                let leads =
+                    summary.tablet.as_ref().is_some_and(|tablet| tablet.leader_server_id == server_id);
+                if leads { Ok(summary) } else { Err(error) }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// All tablet servers.

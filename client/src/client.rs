@@ -11,7 +11,7 @@ use crate::route_source::unreachable;
 use crate::row::Cell;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::op::{Token, check_key};
+use ebla_kernel::op::{AckLevel, Token, check_key};
 use ebla_proto::convert;
 use ebla_proto::error::Reason;
 use ebla_proto::v1;
@@ -267,6 +267,25 @@ impl Client {
         self.find_route(table, Place::At(key), Deadline::after(self.timeout)).await
     }
 
+    /// Checks that a write of `table` may ask for `level`, as far as is known here; whoever has
+    /// much to write asks first.
+    ///
+    /// # Errors
+    /// `BAD_REQUEST` for `copies=n` with n outside of what the table has; as [`Self::route`].
+    pub async fn check_ack(&self, table: &str, level: AckLevel) -> Result<(), Error> {
+        let AckLevel::Copies(copies) = level else { return Ok(()) };
+        self.route(table, &Bytes::new()).await?;
+        let Some(spec) = self.shared.routes.spec(table) else { return Ok(()) };
+        if (spec.min_in_sync..=spec.replicas).contains(&u32::from(copies)) {
+            return Ok(());
+        }
+        let hint = format!(
+            "ack copies={copies} is not possible in table {table:?}: give {} to {} copies",
+            spec.min_in_sync, spec.replicas
+        );
+        Err(Error::new(Reason::BadRequest, hint))
+    }
+
     /// The newest version of a row; none when there is no such row.
     ///
     /// # Errors
@@ -291,7 +310,11 @@ impl Client {
         Cell::from_wire(response)
     }
 
-    async fn get_on_pipe(&self, address: String, request: v1::GetRequest) -> Result<v1::GetResponse, Error> {
+    pub(crate) async fn get_on_pipe(
+        &self,
+        address: String,
+        request: v1::GetRequest,
+    ) -> Result<v1::GetResponse, Error> {
         match self.shared.pipes.call(&self.shared.channels, &address, Call::Get(request)).await {
             Ok(answer) => expect_get(answer),
             Err(Failure::NotSent(error) | Failure::Lost(error)) => Err(error),
@@ -342,6 +365,7 @@ impl Client {
                 seq: response.seq,
                 level: None,
                 counters: response.results.iter().map(|result| result.counter).collect(),
+                session: None,
             }),
             v1::WriteOutcome::Reverted => Outcome::Reverted,
             v1::WriteOutcome::Unknown | v1::WriteOutcome::Unspecified => Outcome::Unknown(ticket.clone()),
@@ -359,7 +383,7 @@ impl Client {
 
     /// Makes a call that may be run twice at the leader of `key`, again and again until it
     /// succeeds, is refused for good, or the deadline passes.
-    async fn at_leader<T, F, C>(&self, table: &str, key: &Bytes, call: C) -> Result<T, Error>
+    pub(crate) async fn at_leader<T, F, C>(&self, table: &str, key: &Bytes, call: C) -> Result<T, Error>
     where
         C: Fn(String) -> F,
         F: Future<Output = Result<T, Error>>,

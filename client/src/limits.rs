@@ -26,6 +26,15 @@ pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// See [`KEEP_ALIVE_INTERVAL`].
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How long one copy may take over a read that the leader can answer as well.
+pub const COPY_READ_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long one server may take to list its loss ledger before it counts as unreachable.
+pub const LEDGER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a transfer of leadership may take: the masters themselves give up before.
+pub const TRANSFER_LEADER_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Most calls of one frame. Frames of 32 to 64 calls already spread the cost of a message;
 /// larger ones only add memory.
 pub const FRAME_CALLS_MAX: usize = 128;

@@ -1,6 +1,7 @@
 //! How a write ended, and the ticket with which to ask for it later.
 
 use crate::error::Error;
+use crate::session::SessionToken;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::op::{AckLevel, Token};
@@ -32,6 +33,8 @@ pub struct Committed {
     pub level: Option<AckLevel>,
     /// One per operation: the new value of a counter, none for anything else.
     pub counters: Vec<Option<i64>>,
+    /// For reading the write on any copy; none when the outcome was asked for afterwards.
+    pub session: Option<SessionToken>,
 }
 
 impl Outcome {

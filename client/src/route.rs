@@ -23,12 +23,16 @@ pub struct TabletRoute {
     pub end: Bytes,
     /// HOST:PORT of the server that leads it; none while there is none.
     pub leader: Option<String>,
+    /// HOST:PORT of every server that has an in-sync copy of it, the leader's included.
+    pub copies: Vec<String>,
 }
 
 /// What a table is made of, in key order.
 #[derive(Clone, Debug)]
 struct TableRoutes {
     id: u32,
+    /// What the table promises; none when the map does not say.
+    spec: Option<v1::TableSpec>,
     version: u64,
     by_start: BTreeMap<Bytes, v1::Tablet>,
     start_of: HashMap<u64, Bytes>,
@@ -38,7 +42,7 @@ struct TableRoutes {
 
 impl TableRoutes {
     fn new(id: u32, version: u64) -> Self {
-        Self { id, version, by_start: BTreeMap::new(), start_of: HashMap::new(), used: 0 }
+        Self { id, spec: None, version, by_start: BTreeMap::new(), start_of: HashMap::new(), used: 0 }
     }
 
     fn put(&mut self, tablet: v1::Tablet) {
@@ -80,11 +84,13 @@ struct Map {
 
 impl Map {
     fn route(&self, tablet: &v1::Tablet) -> TabletRoute {
+        let in_sync = tablet.replicas.iter().filter(|copy| copy.in_sync && !copy.lost);
         TabletRoute {
             tablet_id: tablet.id,
             start: tablet.start.clone(),
             end: tablet.end.clone(),
             leader: self.servers.get(&tablet.leader_server_id).cloned(),
+            copies: in_sync.filter_map(|copy| self.servers.get(&copy.server_id).cloned()).collect(),
         }
     }
 
@@ -144,6 +150,12 @@ impl RouteCache {
         self.map.read().unwrap_or_else(PoisonError::into_inner).tables.contains_key(table)
     }
 
+    /// What a known table promises.
+    pub(crate) fn spec(&self, table: &str) -> Option<v1::TableSpec> {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        map.tables.get(table)?.spec
+    }
+
     /// Addresses that may answer questions for routes: masters, then servers.
     pub(crate) fn addresses(&self) -> Vec<String> {
         let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
@@ -166,6 +178,7 @@ impl RouteCache {
             map.tables.get(name).filter(|known| known.id == table.id && known.version > fetched.version);
         let mut routes = known.cloned().unwrap_or_else(|| TableRoutes::new(table.id, fetched.version));
         routes.used = uses;
+        routes.spec.clone_from(&table.spec);
         for tablet in fetched.tablets.into_iter().filter(|tablet| tablet.table_id == table.id) {
             // An older map may only confirm tablets that are still known.
             if routes.version <= fetched.version || routes.start_of.contains_key(&tablet.id) {

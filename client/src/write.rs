@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::outcome::{Committed, Outcome, Ticket};
 use crate::pipe::{Failure, expect_write};
 use crate::retry::Deadline;
+use crate::session::SessionToken;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::op::{AckLevel, Action, Condition, Op, check_batch};
@@ -261,6 +262,7 @@ fn outcome(response: v1::WriteResponse, ticket: &Ticket) -> Result<Outcome, Erro
             level: convert::ack(response.level.as_ref())
                 .map_err(|error| Error::from_api(error).indefinite())?,
             counters: response.results.iter().map(|result| result.counter).collect(),
+            session: response.session.map(SessionToken::from_wire),
         }),
         v1::WriteOutcome::Reverted => Outcome::Reverted,
         v1::WriteOutcome::Unknown | v1::WriteOutcome::Unspecified => Outcome::Unknown(ticket.clone()),

@@ -3,7 +3,10 @@
 mod fake;
 
 use bytes::Bytes;
-use ebla_client::{Batch, Client, Hlc, Outcome, Reason, Scan, Ticket, Value, WriteOptions};
+use ebla_client::{
+    AckLevel, Batch, Client, Consistency, Hlc, Outcome, Reason, Scan, SessionToken, Ticket, Value,
+    WriteOptions,
+};
 use fake::{Fake, Faults};
 use futures::TryStreamExt as _;
 use std::time::Duration;
@@ -260,4 +263,94 @@ async fn operators_calls_find_the_leading_master() {
     assert_eq!(client.admin().drop_table("x").await.unwrap_err().reason(), Reason::TableNotFound);
     let slow = client.with_timeout(Duration::from_millis(200));
     assert_eq!(slow.admin().status().await.unwrap_err().reason(), Reason::Unavailable);
+}
+
+#[tokio::test]
+async fn copies_answer_reads_that_may_be_old() {
+    let fake = Fake::start(3, &[]);
+    let client = connect(&fake).await;
+    let committed = client.set("t", "k", "1").await.unwrap().committed().unwrap();
+    let session = committed.session.unwrap();
+    assert_eq!((session.lineage, session.ts), (1, committed.ts.0));
+    let reads = [Consistency::Bounded(Duration::from_secs(5)), Consistency::Session(session)];
+    for _ in 0..20 {
+        for read in reads {
+            assert_eq!(client.get_with("t", "k", read).await.unwrap().unwrap().value, bytes("1"));
+        }
+        assert!(client.get_with("t", "none", Consistency::Linearizable).await.unwrap().is_none());
+    }
+    let copy_reads = fake.state.lock().unwrap().copy_reads;
+    assert!(
+        (5..40).contains(&copy_reads),
+        "two of three copies follow, but {copy_reads} of 40 reads went there"
+    );
+}
+
+#[tokio::test]
+async fn the_leader_answers_for_copies_that_cannot() {
+    let mut fake = Fake::start(3, &[]);
+    let client = connect(&fake).await;
+    client.set("t", "k", "1").await.unwrap().committed().unwrap();
+    fake.faults(Faults { behind: true, ..Faults::default() });
+    fake.kill(3);
+    for _ in 0..10 {
+        let read = Consistency::Bounded(Duration::from_secs(5));
+        assert_eq!(client.get_with("t", "k", read).await.unwrap().unwrap().value, bytes("1"));
+    }
+    assert_eq!(fake.state.lock().unwrap().copy_reads, 0);
+}
+
+#[tokio::test]
+async fn a_write_that_a_failover_dropped_is_told() {
+    let fake = Fake::start(3, &[]);
+    let client = connect(&fake).await;
+    let lost = Consistency::Session(SessionToken { lineage: 9, epoch: 1, seq: 1, ts: 1 });
+    for _ in 0..50 {
+        if let Err(error) = client.get_with("t", "k", lost).await {
+            assert_eq!((error.reason(), error.is_retryable()), (Reason::WriteLost, false));
+            return;
+        }
+    }
+    panic!("no copy was ever asked");
+}
+
+#[tokio::test]
+async fn levels_that_a_table_cannot_have_are_refused_at_once() {
+    let fake = Fake::start(1, &[]);
+    let client = connect(&fake).await;
+    for level in [AckLevel::Leader, AckLevel::InSync, AckLevel::Copies(2), AckLevel::Copies(3)] {
+        client.check_ack("t", level).await.unwrap();
+    }
+    for copies in [1, 4] {
+        let error = client.check_ack("t", AckLevel::Copies(copies)).await.unwrap_err();
+        assert!(error.reason() == Reason::BadRequest && error.message().contains("2 to 3"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn ledgers_of_all_servers_are_asked_and_silent_ones_named() {
+    let mut fake = Fake::start(3, &[]);
+    let client = connect(&fake).await;
+    fake.kill(2);
+    let lost = client.list_lost("").await.unwrap();
+    assert_eq!(lost.records.iter().map(|record| record.server_id).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(lost.unreachable.iter().map(|(server, _)| server.id).collect::<Vec<_>>(), [2]);
+    assert_eq!(client.list_lost("t").await.unwrap().records.len(), 1);
+    assert_eq!(client.list_lost("none").await.unwrap_err().reason(), Reason::TableNotFound);
+
+    let server = &client.admin().list_servers().await.unwrap()[2].server.clone().unwrap();
+    let entries: Vec<_> = client.show_lost(server, 7).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [1, 2, 3]);
+    let error = client.show_lost(server, 8).await.err().unwrap();
+    assert_eq!(error.reason(), Reason::RecordNotFound);
+}
+
+#[tokio::test]
+async fn leadership_is_handed_over() {
+    let fake = Fake::start(2, &[]);
+    let admin = connect(&fake).await.admin();
+    let summary = admin.transfer_leader(1, 2).await.unwrap();
+    assert_eq!(summary.tablet.unwrap().leader_server_id, 2);
+    assert_eq!(admin.transfer_leader(1, 1).await.unwrap_err().reason(), Reason::NotTransferable);
+    assert_eq!(admin.transfer_leader(9, 1).await.unwrap_err().reason(), Reason::TabletNotFound);
 }

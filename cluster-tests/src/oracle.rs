@@ -1,17 +1,35 @@
-//! What truly happened: the log as it became durable, the rows that follow from it, and the
-//! history of what clients asked and were told.
+//! What truly happened: every log as it became durable, copy by copy, and the history of what
+//! clients asked and were told.
 //!
-//! The oracle sees what no node sees, and decides nothing: `invariants` and the checks in
-//! `history` judge by it.
+//! The oracle sees what no node sees, and decides nothing: `invariants` judge by it. A tablet's
+//! entries form a tree, because a failover may drop the end of a log; a *lineage* is the way
+//! from its root to one position:
+//!
+//! ```text
+//! e1:1 ─ e1:2 ─ e1:3 ─ e1:4        dropped when e2 began behind e1:3
+//!                 └─── e2:4 ─ e2:5 ─ e2:6
+//!                                └── e3:6 ─ e3:7      the lineage that survives
+//! ```
 
 use crate::sim::disk::{Rows, fold};
 use bytes::Bytes;
 use ebla_kernel::entry::{Entry, Payload};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::TabletId;
-use ebla_kernel::op::{Action, Committed, Op, Token, Version};
+use ebla_kernel::ids::{Epoch, Pos, Seq, TabletId};
+use ebla_kernel::op::{AckLevel, Action, Committed, Op, Token, Version};
+use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Reject;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// What a client remembers of its own writes, to read them on any copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Session {
+    /// Its last committed write.
+    pub pos: Pos,
+    /// The timestamp of that.
+    pub ts: Hlc,
+}
 
 /// What a client asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,16 +40,32 @@ pub enum Asked {
         ops: Vec<Op>,
         /// Its name.
         token: Token,
+        /// How many copies to wait for.
+        level: AckLevel,
     },
     /// The newest version of a row.
     Get {
         /// The row.
         key: Bytes,
     },
-    /// A row at a timestamp that the server picks.
+    /// A row at a timestamp that the leader picks.
     Snapshot {
         /// The row.
         key: Bytes,
+    },
+    /// A row at a timestamp that any copy picks, not older than a bound.
+    Bounded {
+        /// The row.
+        key: Bytes,
+        /// The bound in milliseconds.
+        stale_ms: u64,
+    },
+    /// A row from any copy that has what this session wrote.
+    InSession {
+        /// The row.
+        key: Bytes,
+        /// What it wrote last.
+        session: Session,
     },
 }
 
@@ -43,7 +77,10 @@ impl Asked {
     #[must_use]
     pub fn key(&self) -> &Bytes {
         match self {
-            Self::Get { key } | Self::Snapshot { key } => key,
+            Self::Get { key }
+            | Self::Snapshot { key }
+            | Self::Bounded { key, .. }
+            | Self::InSession { key, .. } => key,
             Self::Write { ops, .. } => match &ops.first().expect("a batch has operations").action {
                 Action::DeleteRange { from, .. } => from,
                 Action::Set { key, .. } | Action::Delete { key } | Action::Add { key, .. } => key,
@@ -57,7 +94,7 @@ impl Asked {
 pub enum Outcome {
     /// The write stands.
     Committed(Committed),
-    /// The write never ran and never will.
+    /// The write never ran, or was taken back, and never will.
     Reverted,
     /// A condition failed, or an add was impossible.
     Rejected(Reject),
@@ -65,6 +102,8 @@ pub enum Outcome {
     Unknown,
     /// The token is older than what is remembered: nobody can say any more.
     TokenTooOld,
+    /// What the session wrote last was dropped by a failover.
+    WriteLost,
     /// A row.
     Row {
         /// Its version, a tombstone included; none where there never was one.
@@ -87,6 +126,8 @@ pub struct Operation {
     pub asked: Asked,
     /// When the client was told, and what; none while it waits.
     pub ended: Option<(u64, Outcome)>,
+    /// The epoch whose leader answered; none for a copy that did not lead.
+    pub epoch: Option<Epoch>,
     /// Copies of the request that reached, or will reach, a server.
     pub copies: usize,
 }
@@ -109,7 +150,8 @@ pub struct History {
 impl History {
     /// A client asks; gives the operation's number.
     pub fn invoke(&mut self, client: usize, now_us: u64, tablet: TabletId, asked: Asked) -> usize {
-        let operation = Operation { client, invoked_us: now_us, tablet, asked, ended: None, copies: 0 };
+        let operation =
+            Operation { client, invoked_us: now_us, tablet, asked, ended: None, epoch: None, copies: 0 };
         self.operations.push(operation);
         self.operations.len() - 1
     }
@@ -119,39 +161,258 @@ impl History {
         self.operations[op].copies += copies;
     }
 
-    /// A client is told.
-    pub fn end(&mut self, op: usize, now_us: u64, outcome: Outcome) {
+    /// A client is told, by the leader of an epoch or by another copy.
+    pub fn end(&mut self, op: usize, now_us: u64, outcome: Outcome, epoch: Option<Epoch>) {
         self.operations[op].ended = Some((now_us, outcome));
+        self.operations[op].epoch = epoch;
     }
 }
 
-/// The durable log of every tablet, in order, nothing purged.
+/// Which acknowledgements a tablet still owes, after what was done to it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Trust {
+    /// More disks were lost than the table bears: nothing but the truth of what is said.
+    Nothing,
+    /// A degraded election: only what every in-sync copy had.
+    InSync,
+    /// Everything above level `leader`.
+    Copies,
+}
+
+/// One tablet's entries, and who has which.
+#[derive(Clone, Debug, Default)]
+pub struct Story {
+    /// Every entry that was durable anywhere.
+    pub entries: BTreeMap<Pos, Rc<Entry>>,
+    /// The servers that ever had it durable, a bit for each.
+    pub held: BTreeMap<Pos, u64>,
+    /// What stands before the first entry of each epoch.
+    pub starts: BTreeMap<Epoch, Pos>,
+    /// The durable log of every copy, by server: position by index, nothing purged.
+    pub copies: BTreeMap<usize, Vec<Pos>>,
+}
+
+impl Story {
+    /// Whether the lineage of `end` contains `pos`.
+    #[must_use]
+    pub fn contains(&self, end: Pos, pos: Pos) -> bool {
+        self.limit(end, pos.epoch).is_some_and(|limit| pos.seq <= limit) || pos == Pos::ZERO
+    }
+
+    /// Up to which index the lineage of `end` holds entries of `epoch`; none at all if it has
+    /// no part of it.
+    #[must_use]
+    pub fn limit(&self, end: Pos, epoch: Epoch) -> Option<Seq> {
+        let mut end = end;
+        while end.epoch > epoch {
+            end = *self.starts.get(&end.epoch)?;
+        }
+        (end.epoch == epoch && end.seq > Seq(0)).then_some(end.seq)
+    }
+
+    /// The last durable position of `epoch`, or what stands before it.
+    #[must_use]
+    pub fn last_of(&self, epoch: Epoch) -> Pos {
+        let range = Pos::new(epoch, Seq(0))..=Pos::new(epoch, Seq(u64::MAX));
+        let last = self.entries.range(range).next_back().map(|(pos, _)| *pos);
+        last.or_else(|| self.starts.get(&epoch).copied()).unwrap_or(Pos::new(epoch, Seq(0)))
+    }
+
+    /// The entries of a lineage, oldest first.
+    #[must_use]
+    pub fn lineage(&self, end: Pos) -> Vec<&Entry> {
+        let mut log = Vec::new();
+        let mut at = end;
+        while let Some(entry) = self.entries.get(&at) {
+            log.push(&**entry);
+            at = entry.prev;
+        }
+        log.reverse();
+        log
+    }
+
+    /// Whether the copy on `server` has `pos` now.
+    #[must_use]
+    pub fn has(&self, server: usize, pos: Pos) -> bool {
+        let log = self.copies.get(&server);
+        let index = usize::try_from(pos.seq.0.wrapping_sub(1)).ok();
+        log.zip(index).and_then(|(log, index)| log.get(index)) == Some(&pos)
+    }
+
+    /// The durable end of the copy on `server`.
+    #[must_use]
+    pub fn end_of(&self, server: usize) -> Pos {
+        self.copies.get(&server).and_then(|log| log.last()).copied().unwrap_or(Pos::ZERO)
+    }
+
+    /// Which epoch began where in the log of the copy on `server`.
+    #[must_use]
+    pub fn epochs_of(&self, server: usize) -> Vec<(Epoch, Seq)> {
+        let mut epochs: Vec<(Epoch, Seq)> = Vec::new();
+        for pos in self.copies.get(&server).into_iter().flatten() {
+            if epochs.last().is_none_or(|(epoch, _)| *epoch != pos.epoch) {
+                epochs.push((pos.epoch, pos.seq));
+            }
+        }
+        epochs
+    }
+
+    /// How many servers of `among` ever had `pos` durable.
+    #[must_use]
+    pub fn held_by(&self, pos: Pos, among: impl IntoIterator<Item = usize>) -> usize {
+        let mask = self.held.get(&pos).copied().unwrap_or_default();
+        among.into_iter().filter(|server| mask & bit(*server) != 0).count()
+    }
+
+    fn durable(&mut self, server: usize, entry: &Rc<Entry>) {
+        self.entries.entry(entry.pos).or_insert_with(|| Rc::clone(entry));
+        *self.held.entry(entry.pos).or_default() |= bit(server);
+        self.begins(entry);
+        self.copies.entry(server).or_default().push(entry.pos);
+    }
+
+    fn begins(&mut self, entry: &Entry) {
+        if let Payload::EpochStart { .. } = entry.payload {
+            self.starts.insert(entry.pos.epoch, entry.prev);
+        }
+    }
+}
+
+fn bit(server: usize) -> u64 {
+    1 << server
+}
+
+/// Every log of every tablet, nothing purged, and what was done to the disks.
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
-    /// Entries by tablet.
-    pub logs: BTreeMap<TabletId, Vec<Entry>>,
+    /// By tablet.
+    pub stories: BTreeMap<TabletId, Story>,
+    /// Servers whose disks were lost, once for each time.
+    pub wiped: BTreeMap<usize, u32>,
+    /// Tablets that were led by fewer answers than the quota.
+    pub degraded: BTreeSet<TabletId>,
+    /// Where each tablet's copies were created, and how many of them may be lost.
+    pub placed: BTreeMap<TabletId, (Vec<usize>, u32)>,
+    empty: Story,
 }
 
 impl Oracle {
-    /// All versions of all rows of all tablets.
+    /// What is known of a tablet's log.
     #[must_use]
-    pub fn rows(&self) -> Rows {
-        let mut rows = Rows::new();
-        self.logs.values().flatten().for_each(|entry| fold(&mut rows, entry));
-        rows
+    pub fn story(&self, tablet: TabletId) -> &Story {
+        self.stories.get(&tablet).unwrap_or(&self.empty)
     }
 
-    /// Every write with a token, by token.
+    /// What a tablet still owes.
     #[must_use]
-    pub fn writes(&self) -> BTreeMap<Token, Vec<&Entry>> {
-        let mut writes: BTreeMap<Token, Vec<&Entry>> = BTreeMap::new();
-        for entry in self.logs.values().flatten() {
-            if let Payload::Write(write) = &entry.payload
-                && let Some(token) = write.token
-            {
-                writes.entry(token).or_default().push(entry);
+    pub fn trust(&self, tablet: TabletId) -> Trust {
+        let lost = |(copies, spare): &(Vec<usize>, u32)| {
+            copies.iter().filter_map(|server| self.wiped.get(server)).sum::<u32>() > *spare
+        };
+        if self.placed.get(&tablet).is_some_and(lost) {
+            return Trust::Nothing;
+        }
+        if self.degraded.contains(&tablet) { Trust::InSync } else { Trust::Copies }
+    }
+
+    /// A leader has begun an epoch, durable or not.
+    pub fn appended(&mut self, tablet: TabletId, entry: &Entry) {
+        if let Payload::EpochStart { .. } = entry.payload {
+            self.stories.entry(tablet).or_default().begins(entry);
+        }
+    }
+
+    /// An entry is durable on a server.
+    pub fn durable(&mut self, tablet: TabletId, server: usize, entry: &Rc<Entry>) {
+        self.stories.entry(tablet).or_default().durable(server, entry);
+    }
+
+    /// A copy's log ends after `keep` now.
+    pub fn cut(&mut self, tablet: TabletId, server: usize, keep: Seq) {
+        if let Some(log) = self.stories.entry(tablet).or_default().copies.get_mut(&server) {
+            log.truncate(usize::try_from(keep.0).expect("a log of a simulation is short"));
+        }
+    }
+
+    /// A disk is gone, with everything on it.
+    pub fn wiped(&mut self, server: usize) {
+        *self.wiped.entry(server).or_default() += 1;
+        for story in self.stories.values_mut() {
+            story.copies.remove(&server);
+        }
+    }
+
+    /// Every write and every fence of a token, in whatever lineage.
+    #[must_use]
+    pub fn writes(&self) -> BTreeMap<Token, Vec<(TabletId, &Entry)>> {
+        let mut writes: BTreeMap<Token, Vec<(TabletId, &Entry)>> = BTreeMap::new();
+        for (tablet, story) in &self.stories {
+            for entry in story.entries.values() {
+                if let Payload::Write(write) = &entry.payload
+                    && let Some(token) = write.token
+                {
+                    writes.entry(token).or_default().push((*tablet, entry));
+                }
             }
         }
         writes
     }
+}
+
+/// How a tablet came out of it.
+#[derive(Clone, Debug)]
+pub struct Fate {
+    /// Its keys.
+    pub range: KeyRange,
+    /// The end of the log that survived: that of the last leader.
+    pub end: Pos,
+    /// Servers with a copy that was not lost.
+    pub copies: Vec<usize>,
+    /// What it still owes.
+    pub trust: Trust,
+}
+
+/// The log that survived, and what follows from it.
+#[derive(Clone, Debug)]
+pub struct Truth<'a> {
+    /// How the tablet came out of it.
+    pub fate: &'a Fate,
+    /// Everything that is known of its log.
+    pub story: &'a Story,
+    /// Entries of the surviving log, oldest first.
+    pub log: Vec<&'a Entry>,
+    /// Writes that it takes back.
+    pub reverted: BTreeSet<Pos>,
+    /// All versions of all rows that it gives.
+    pub rows: Rows,
+}
+
+impl<'a> Truth<'a> {
+    /// What follows from the log that ends where `fate` says.
+    #[must_use]
+    pub fn new(story: &'a Story, fate: &'a Fate) -> Self {
+        let log = story.lineage(fate.end);
+        let (reverted, rows) = (reverted(&log), rows(&log));
+        Self { fate, story, log, reverted, rows }
+    }
+
+    /// Whether the write at `pos` survived and was not taken back.
+    #[must_use]
+    pub fn stands(&self, pos: Pos) -> bool {
+        self.story.contains(self.fate.end, pos) && !self.reverted.contains(&pos)
+    }
+}
+
+/// Writes that a log takes back.
+#[must_use]
+pub fn reverted(log: &[&Entry]) -> BTreeSet<Pos> {
+    log.iter().flat_map(|entry| entry.reverts()).map(|target| target.pos).collect()
+}
+
+/// What a log leaves in the rows: all versions, those taken back excepted.
+#[must_use]
+pub fn rows(log: &[&Entry]) -> Rows {
+    let mut rows = Rows::new();
+    log.iter().for_each(|entry| fold(&mut rows, entry));
+    rows
 }

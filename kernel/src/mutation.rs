@@ -106,11 +106,31 @@ pub enum Mutation {
     StrictShrinksBelowD,
     /// A former leader that is not connected is taken for gone.
     GoneIsGuessed,
+    /// A new copy takes part in every epoch.
+    NewCopyPromisesNothing,
+    /// A copy applies writes and never what takes them back.
+    RevertIgnored,
+    /// A flush that began before a cut counts for what was cut.
+    FlushedOverCut,
+    /// A log is cut without noting that first.
+    CutIntentSkipped,
+    /// A log is cut before the undo of its rows is flushed.
+    CutBeforeFlush,
+    /// What a revert that is cut took back stays away.
+    CutRevertForgotten,
+    /// A log is cut without naming what is dropped.
+    LossLedgerSkipped,
+    /// A session believes any log that is long enough.
+    SessionEpochIgnored,
+    /// A copy reads from what is not safe.
+    FollowerReadsUnsafe,
+    /// A lease is looked at before the work only.
+    LeaseCheckedBefore,
 }
 
 impl Mutation {
     /// Every seeded bug.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 59] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -160,6 +180,16 @@ impl Mutation {
         Self::LostCopyAnswers,
         Self::StrictShrinksBelowD,
         Self::GoneIsGuessed,
+        Self::NewCopyPromisesNothing,
+        Self::RevertIgnored,
+        Self::FlushedOverCut,
+        Self::CutIntentSkipped,
+        Self::CutBeforeFlush,
+        Self::CutRevertForgotten,
+        Self::LossLedgerSkipped,
+        Self::SessionEpochIgnored,
+        Self::FollowerReadsUnsafe,
+        Self::LeaseCheckedBefore,
     ];
 
     /// The rule that it breaks.
@@ -212,6 +242,16 @@ impl Mutation {
             Self::LostCopyAnswers => "m16",
             Self::StrictShrinksBelowD => "strict in-sync set keeps D",
             Self::GoneIsGuessed => "m18, a leader is gone when it says so or its process is over",
+            Self::NewCopyPromisesNothing => "m23",
+            Self::RevertIgnored => "reverts are applied",
+            Self::FlushedOverCut => "flushed after a cut",
+            Self::CutIntentSkipped => "intent before the undo",
+            Self::CutBeforeFlush => "flush before the cut",
+            Self::CutRevertForgotten => "undo of a revert",
+            Self::LossLedgerSkipped => "loss ledger",
+            Self::SessionEpochIgnored => "sessions know their epoch",
+            Self::FollowerReadsUnsafe => "follower reads are safe",
+            Self::LeaseCheckedBefore => "lease after the work",
         }
     }
 }

@@ -6,6 +6,7 @@ use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use ebla_proto::v1::admin_service_server::{AdminService, AdminServiceServer};
 use ebla_proto::v1::kv_service_server::{KvService, KvServiceServer};
+use ebla_proto::v1::lost_service_server::{LostService, LostServiceServer};
 use ebla_proto::v1::route_service_server::{RouteService, RouteServiceServer};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, stream};
@@ -31,6 +32,8 @@ pub struct Faults {
     pub broken_scans: u32,
     /// Do not answer writes at all.
     pub mute: bool,
+    /// Copies that do not lead are too old for any read.
+    pub behind: bool,
 }
 
 #[derive(Default)]
@@ -46,6 +49,8 @@ pub struct State {
     pub arrivals: u32,
     /// Timestamps that scans asked for.
     pub scanned_at: Vec<u64>,
+    /// Reads that copies answered which do not lead.
+    pub copy_reads: u32,
 }
 
 /// A cluster with one table, `t`.
@@ -114,6 +119,7 @@ fn route_map(addresses: &[String], cuts: &[&'static str]) -> v1::RouteMap {
         end: Bytes::from_static(bounds[1].as_bytes()),
         epoch: 1,
         leader_server_id: (id - 1) % addresses.len() as u64 + 1,
+        replicas: (1..=addresses.len() as u64).map(copy).collect(),
         ..Default::default()
     });
     let servers = (1..).zip(addresses).map(|(id, address)| v1::Server {
@@ -121,10 +127,11 @@ fn route_map(addresses: &[String], cuts: &[&'static str]) -> v1::RouteMap {
         address: address.clone(),
         ..Default::default()
     });
+    let spec = v1::TableSpec { replicas: 3, min_in_sync: 2, ..Default::default() };
     v1::RouteMap {
         version: 1,
         cluster_id: "fake".to_owned(),
-        tables: vec![v1::Table { id: 1, name: "t".to_owned(), spec: None }],
+        tables: vec![v1::Table { id: 1, name: "t".to_owned(), spec: Some(spec) }],
         tablets: tablets.collect(),
         servers: servers.collect(),
         masters: (1..)
@@ -138,12 +145,17 @@ fn route_map(addresses: &[String], cuts: &[&'static str]) -> v1::RouteMap {
     }
 }
 
+fn copy(server_id: u64) -> v1::Replica {
+    v1::Replica { replica_id: server_id, server_id, in_sync: true, lost: false }
+}
+
 async fn serve(server: Server, listener: TcpListener) {
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     tonic::transport::Server::builder()
         .add_service(KvServiceServer::new(server.clone()))
         .add_service(RouteServiceServer::new(server.clone()))
+        .add_service(LostServiceServer::new(server.clone()))
         .add_service(AdminServiceServer::new(server))
         .serve_with_incoming(TcpListenerStream::new(listener))
         .await
@@ -184,12 +196,29 @@ impl Server {
     }
 
     fn read(&self, request: &v1::GetRequest) -> Result<v1::GetResponse, ApiError> {
-        self.check(&request.table, &request.key)?;
+        let may_follow = matches!(request.consistency(), v1::Consistency::Bounded | v1::Consistency::Session);
+        match self.check(&request.table, &request.key) {
+            Err(error) if may_follow && error.reason == Reason::NotLeader => self.follow(request)?,
+            checked => checked?,
+        }
         let state = self.state.lock().unwrap();
         Ok(match state.version(&request.key, request.at_ts) {
             Some((ts, value)) => v1::GetResponse { found: true, value, ts, counter: false, at_ts: 0 },
             None => v1::GetResponse::default(),
         })
+    }
+
+    /// Whether a copy that does not lead may answer.
+    fn follow(&self, request: &v1::GetRequest) -> Result<(), ApiError> {
+        let mut state = self.state.lock().unwrap();
+        if request.session.is_some_and(|session| session.lineage != 1) {
+            return Err(ApiError::new(Reason::WriteLost, "a failover dropped it"));
+        }
+        if state.faults.behind {
+            return Err(ApiError::new(Reason::CopyBehind, "ask the leader"));
+        }
+        state.copy_reads += 1;
+        Ok(())
     }
 
     fn run(&self, request: &v1::WriteRequest) -> Result<v1::WriteResponse, ApiError> {
@@ -434,6 +463,34 @@ impl RouteService for Server {
     }
 }
 
+/// Each server has one record, whose entries are as many as its id says.
+#[async_trait]
+impl LostService for Server {
+    type ShowLostStream = BoxStream<'static, Result<v1::ShowLostResponse, Status>>;
+
+    async fn list_lost(
+        &self,
+        request: Request<v1::ListLostRequest>,
+    ) -> Result<Response<v1::ListLostResponse>, Status> {
+        if self.id == 1 && !request.get_ref().table.is_empty() {
+            return Err(ApiError::new(Reason::TableNotFound, "there is no copy of it here").into());
+        }
+        let record = v1::LostRecord { id: 7, server_id: self.id, writes: self.id, ..Default::default() };
+        Ok(Response::new(v1::ListLostResponse { records: vec![record] }))
+    }
+
+    async fn show_lost(
+        &self,
+        request: Request<v1::ShowLostRequest>,
+    ) -> Result<Response<Self::ShowLostStream>, Status> {
+        if request.get_ref().id != 7 {
+            return Err(ApiError::new(Reason::RecordNotFound, "there is no such record").into());
+        }
+        let page = |seq| v1::ShowLostResponse { entries: vec![v1::LostEntry { seq, ..Default::default() }] };
+        Ok(Response::new(stream::iter((1..=self.id).map(move |seq| Ok(page(seq)))).boxed()))
+    }
+}
+
 /// Only the last server answers as a master; the others point at it.
 #[async_trait]
 impl AdminService for Server {
@@ -462,8 +519,11 @@ impl AdminService for Server {
 
     async fn describe_table(
         &self,
-        _: Request<v1::DescribeTableRequest>,
+        request: Request<v1::DescribeTableRequest>,
     ) -> Result<Response<v1::DescribeTableResponse>, Status> {
+        if request.get_ref().name == "t" {
+            return Ok(Response::new(v1::DescribeTableResponse::default()));
+        }
         Err(ApiError::new(Reason::TableNotFound, "there is no such table").into())
     }
 
@@ -490,8 +550,17 @@ impl AdminService for Server {
 
     async fn transfer_leader(
         &self,
-        _: Request<v1::TransferLeaderRequest>,
+        request: Request<v1::TransferLeaderRequest>,
     ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        let v1::TransferLeaderRequest { tablet_id, server_id } = *request.get_ref();
+        if tablet_id == 1 && server_id == 2 {
+            let tablet = v1::Tablet { id: 1, leader_server_id: 2, ..Default::default() };
+            let tablet = Some(v1::TabletSummary { tablet: Some(tablet), ..Default::default() });
+            return Ok(Response::new(v1::TransferLeaderResponse { tablet }));
+        }
+        if tablet_id == 1 {
+            return Err(ApiError::new(Reason::NotTransferable, "that copy is not in sync").into());
+        }
         Err(ApiError::new(Reason::TabletNotFound, "there is no such tablet").into())
     }
 
@@ -499,7 +568,9 @@ impl AdminService for Server {
         &self,
         _: Request<v1::ListServersRequest>,
     ) -> Result<Response<v1::ListServersResponse>, Status> {
-        Err(Status::unimplemented("is no master"))
+        let servers = self.routes.borrow().servers.clone();
+        let summary = |server| v1::ServerSummary { server: Some(server), ..Default::default() };
+        Ok(Response::new(v1::ListServersResponse { servers: servers.into_iter().map(summary).collect() }))
     }
 
     async fn get_status(

@@ -1,15 +1,15 @@
-//! m5, m32: after a fence was answered, nothing of a lower epoch is appended or becomes
-//! durable: everything of it is inside the reported end.
+//! m5, m32: after a copy answered a fence, nothing from a leader of a lower epoch is appended,
+//! becomes durable or is acknowledged there: everything of it is inside the reported end.
 
 use super::{Invariant, Observation};
-use ebla_kernel::entry::Entry;
-use ebla_kernel::ids::{Epoch, TabletId};
+use crate::oracle::Oracle;
+use ebla_kernel::ids::{Epoch, Pos, TabletId};
 use std::collections::BTreeMap;
 
-/// The highest fence that each tablet answered.
+/// The highest fence that each copy answered.
 #[derive(Debug, Default)]
 pub struct FenceIsFinal {
-    answered: BTreeMap<TabletId, Epoch>,
+    answered: BTreeMap<(TabletId, usize), Epoch>,
 }
 
 impl Invariant for FenceIsFinal {
@@ -17,26 +17,48 @@ impl Invariant for FenceIsFinal {
         "m32 a fence answer is final"
     }
 
-    fn observe(&mut self, observation: &Observation<'_>) -> Result<(), String> {
+    fn observe(&mut self, oracle: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
         match observation {
-            Observation::FenceAnswered { tablet, answer } => {
-                let answered = self.answered.entry(*tablet).or_default();
+            Observation::FenceAnswered { tablet, server, answer } => {
+                let answered = self.answered.entry((*tablet, *server)).or_default();
                 *answered = answer.epoch.max(*answered);
+                let end = oracle.story(*tablet).end_of(*server);
+                if end != answer.end.pos {
+                    return Err(format!("{tablet} server {server} ends at {end}, but said {answer:?}"));
+                }
                 Ok(())
             }
-            Observation::Appended { tablet, entry } | Observation::Durable { tablet, entry } => {
-                self.judge(*tablet, entry)
+            Observation::Appended { tablet, server, entry } => {
+                self.judge((*tablet, *server), entry.pos.epoch, entry.pos)
             }
-            Observation::Stepped(_) | Observation::Metadata(_) => Ok(()),
+            Observation::Durable { tablet, server, by, entry } => {
+                self.judge((*tablet, *server), *by, entry.pos)
+            }
+            Observation::AckSent { tablet, server, epoch, pos } => {
+                self.judge((*tablet, *server), *epoch, *pos)
+            }
+            Observation::Wiped { server } => {
+                self.answered.retain(|(_, copy), _| copy != server);
+                Ok(())
+            }
+            Observation::Cut { .. }
+            | Observation::Applied { .. }
+            | Observation::Acked { .. }
+            | Observation::SaidReverted { .. }
+            | Observation::LeaseHeld { .. }
+            | Observation::Opened { .. }
+            | Observation::Stepped(_)
+            | Observation::Metadata(_) => Ok(()),
         }
     }
 }
 
 impl FenceIsFinal {
-    fn judge(&self, tablet: TabletId, entry: &Entry) -> Result<(), String> {
-        match self.answered.get(&tablet) {
-            Some(answered) if entry.pos.epoch < *answered => {
-                Err(format!("{tablet} {} comes after the fence of {answered} was answered", entry.pos))
+    fn judge(&self, copy: (TabletId, usize), by: Epoch, pos: Pos) -> Result<(), String> {
+        match self.answered.get(&copy) {
+            Some(answered) if by < *answered => {
+                let (tablet, server) = copy;
+                Err(format!("{tablet} server {server}: {pos} of {by} comes after the fence of {answered}"))
             }
             Some(_) | None => Ok(()),
         }

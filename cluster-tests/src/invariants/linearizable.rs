@@ -1,15 +1,18 @@
 //! Linearizable per key: whoever begins after another ended sees what that one did or saw.
 //!
-//! Replies carry timestamps and timestamps give the order, so nothing has to be searched:
-//! at its end every operation raises the floor of its rows, at its beginning it notes the
-//! floor, and it must come out above (a write) or not below (a read) what it noted.
+//! Replies carry positions and those give the order, so nothing has to be searched: every
+//! operation that ended shows versions of rows (it put them or saw them), and one that begins
+//! later must come out above (a write) or not below (a read) all of those that its own epoch's
+//! log holds. A version of a *later* epoch that was known before means that a leader answered
+//! which had been replaced. A version that the log of its epoch does not hold was lost by a
+//! failover; whether that was allowed is judged elsewhere.
 
 use super::{End, Invariant};
-use crate::oracle::{Asked, Operation, Outcome};
+use crate::oracle::{Asked, Operation, Outcome, Story, Trust, Truth};
 use bytes::Bytes;
-use ebla_kernel::entry::{Entry, Payload};
+use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::op::{Change, Token};
+use ebla_kernel::ids::{Epoch, Pos, Seq, TabletId};
 use ebla_kernel::sequence::Reject;
 use std::collections::BTreeMap;
 
@@ -18,13 +21,20 @@ use std::collections::BTreeMap;
 pub struct Linearizable;
 
 /// What an operation shows about one row.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Sight {
-    /// It put a version with this timestamp.
-    Put(Hlc),
-    /// It saw the version of this timestamp as the newest; `MIN`: there was none.
-    Saw(Hlc),
+#[derive(Clone, Copy, Debug)]
+struct Sight {
+    /// The version's entry; none when there was no version.
+    pos: Option<Pos>,
+    ts: Hlc,
+    /// Whether the operation put it.
+    put: bool,
+    /// The epoch in which it was shown.
+    epoch: Epoch,
 }
+
+/// Versions of one row of one epoch, in the order in which they became known: when, and the
+/// greatest up to then.
+type Known = BTreeMap<Epoch, Vec<(u64, Seq, Hlc)>>;
 
 impl Invariant for Linearizable {
     fn name(&self) -> &'static str {
@@ -32,78 +42,104 @@ impl Invariant for Linearizable {
     }
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
-        let writes = end.oracle.writes();
-        let rows = end.oracle.rows();
-        let sights: Vec<Vec<(Bytes, Sight)>> =
-            end.history.operations.iter().map(|operation| sights(operation, &writes)).collect();
-        for (operation, sights) in end.history.operations.iter().zip(&sights) {
-            for (key, sight) in sights {
-                let (Sight::Saw(ts) | Sight::Put(ts)) = sight;
-                let exists = rows.get(key).is_some_and(|versions| versions.contains_key(ts));
-                if *ts != Hlc::MIN && !exists {
-                    return Err(format!("{operation:?} shows a version that never was"));
-                }
-            }
-            values_are_true(operation, &rows)?;
+        for (tablet, truth) in &end.truths {
+            let operations: Vec<&Operation> = end
+                .history
+                .operations
+                .iter()
+                .filter(|operation| operation.tablet == *tablet && operation.ended.is_some())
+                .collect();
+            in_order(*tablet, truth, &operations)?;
         }
-        in_order(&end.history.operations, &sights)
+        Ok(())
     }
 }
 
-fn values_are_true(operation: &Operation, rows: &crate::sim::disk::Rows) -> Result<(), String> {
-    let (Asked::Get { key }, Some(Outcome::Row { version: Some(version), .. })) =
-        (&operation.asked, operation.outcome())
-    else {
-        return Ok(());
-    };
-    match rows.get(key).and_then(|versions| versions.get(&version.ts)) {
-        Some(written) if written == version => Ok(()),
-        written => Err(format!("{operation:?} differs from what was written: {written:?}")),
-    }
-}
-
-/// Sweeps over beginnings and ends in time.
-fn in_order(operations: &[Operation], sights: &[Vec<(Bytes, Sight)>]) -> Result<(), String> {
-    let mut moments: Vec<(u64, bool, usize)> = Vec::new();
-    for (index, operation) in operations.iter().enumerate() {
+/// Sweeps over the ends in time: what is known when an operation ends has a time of its own,
+/// and counts for those that began later.
+fn in_order(tablet: TabletId, truth: &Truth<'_>, operations: &[&Operation]) -> Result<(), String> {
+    let rows = positions(truth);
+    let mut by_end: Vec<&Operation> = operations.to_vec();
+    by_end.sort_by_key(|operation| operation.ended.as_ref().map(|(at, _)| *at));
+    let mut known: BTreeMap<Bytes, Known> = BTreeMap::new();
+    for operation in by_end {
         let Some((ended_us, _)) = &operation.ended else { continue };
-        moments.push((operation.invoked_us, false, index));
-        // An end at the same moment as a beginning does not come before it.
-        moments.push((*ended_us, true, index));
-    }
-    moments.sort_unstable();
-    let mut floors: BTreeMap<&Bytes, Hlc> = BTreeMap::new();
-    let mut noted: BTreeMap<usize, Vec<Hlc>> = BTreeMap::new();
-    for (_, is_end, index) in moments {
-        let floor = |key: &Bytes| floors.get(key).copied().unwrap_or(Hlc::MIN);
-        if !is_end {
-            noted.insert(index, sights[index].iter().map(|(key, _)| floor(key)).collect());
-            continue;
-        }
-        for ((key, sight), floor) in sights[index].iter().zip(&noted[&index]) {
-            let (ts, holds) = match *sight {
-                Sight::Put(ts) => (ts, ts > *floor),
-                Sight::Saw(ts) => (ts, ts >= *floor),
-            };
-            if !holds {
-                let operation = &operations[index];
-                return Err(format!("{operation:?} began after {floor} of {} was known", key.escape_ascii()));
+        for (key, sight) in sights(truth, &rows, operation) {
+            let before = known.entry(key.clone()).or_default();
+            judge(truth, before, operation, &sight)
+                .map_err(|why| format!("{tablet} {} {operation:?}: {why}", key.escape_ascii()))?;
+            if let Some(pos) = sight.pos {
+                note(before.entry(pos.epoch).or_default(), *ended_us, pos.seq, sight.ts);
             }
-            let known = floors.entry(key).or_default();
-            *known = ts.max(*known);
         }
     }
     Ok(())
 }
 
-fn sights(operation: &Operation, writes: &BTreeMap<Token, Vec<&Entry>>) -> Vec<(Bytes, Sight)> {
+fn note(list: &mut Vec<(u64, Seq, Hlc)>, at_us: u64, seq: Seq, ts: Hlc) {
+    list.push((at_us, seq, ts));
+}
+
+fn judge(truth: &Truth<'_>, known: &Known, operation: &Operation, sight: &Sight) -> Result<(), String> {
+    for (epoch, list) in known {
+        let earlier = list.partition_point(|(at_us, ..)| *at_us < operation.invoked_us);
+        if earlier == 0 {
+            continue;
+        }
+        if *epoch > sight.epoch {
+            if truth.fate.trust < Trust::Copies {
+                continue; // a degraded election makes reads under the old lease void
+            }
+            return Err(format!("{} answers after {epoch} had", sight.epoch));
+        }
+        let Some(limit) = limit(truth.story, sight.epoch, *epoch) else { continue };
+        let floor = list[..earlier]
+            .iter()
+            .filter(|(_, seq, _)| *seq <= limit && !truth.reverted.contains(&Pos::new(*epoch, *seq)))
+            .map(|(_, seq, ts)| (*ts, *seq))
+            .max();
+        let Some((floor, seq)) = floor else { continue };
+        let own = sight.pos == Some(Pos::new(*epoch, seq));
+        let holds = if sight.put { sight.ts > floor || own } else { sight.ts >= floor };
+        if !holds {
+            return Err(format!("began after {epoch}:{seq} at {floor} was known"));
+        }
+    }
+    Ok(())
+}
+
+/// Up to where the log of `reader` holds entries of `epoch`.
+fn limit(story: &Story, reader: Epoch, epoch: Epoch) -> Option<Seq> {
+    story.limit(Pos::new(reader, Seq(u64::MAX)), epoch)
+}
+
+/// Where each version of each row stands; two places only if a failover dropped one.
+type Positions<'a> = BTreeMap<(&'a Bytes, Hlc), Vec<Pos>>;
+
+fn positions<'a>(truth: &Truth<'a>) -> Positions<'a> {
+    let mut found = Positions::new();
+    for entry in truth.story.entries.values() {
+        for key in entry.changes().iter().filter_map(super::key_of) {
+            found.entry((key, entry.ts)).or_default().push(entry.pos);
+        }
+    }
+    found
+}
+
+fn sights(truth: &Truth<'_>, rows: &Positions<'_>, operation: &Operation) -> Vec<(Bytes, Sight)> {
+    let saw = |key: &Bytes, ts: Option<Hlc>| {
+        let epoch = operation.epoch?;
+        let end = Pos::new(epoch, Seq(u64::MAX));
+        let places = ts.and_then(|ts| rows.get(&(key, ts)));
+        let pos = places.into_iter().flatten().copied().find(|pos| truth.story.contains(end, *pos));
+        Some((key.clone(), Sight { pos, ts: ts.unwrap_or(Hlc::MIN), put: false, epoch }))
+    };
     match (&operation.asked, operation.outcome()) {
         (Asked::Get { key } | Asked::Snapshot { key }, Some(Outcome::Row { version, .. })) => {
-            let ts = version.as_ref().map_or(Hlc::MIN, |version| version.ts);
-            vec![(key.clone(), Sight::Saw(ts))]
+            saw(key, version.as_ref().map(|version| version.ts)).into_iter().collect()
         }
-        (Asked::Write { token, .. }, Some(Outcome::Committed(_))) => {
-            writes.get(token).and_then(|entries| entries.first()).map(|entry| puts(entry)).unwrap_or_default()
+        (Asked::Write { .. }, Some(Outcome::Committed(committed))) => {
+            truth.story.entries.get(&committed.pos).map(|entry| puts(entry)).unwrap_or_default()
         }
         // The first operation of a batch sees nothing of the batch itself.
         (
@@ -111,17 +147,13 @@ fn sights(operation: &Operation, writes: &BTreeMap<Token, Vec<&Entry>>) -> Vec<(
             Some(Outcome::Rejected(Reject::ConditionFailed { op: 0, actual: Some(actual) })),
         ) => {
             let key = ops.first().and_then(|op| op.action.key());
-            key.map(|key| (key.clone(), Sight::Saw(*actual))).into_iter().collect()
+            key.and_then(|key| saw(key, Some(*actual))).into_iter().collect()
         }
         _ => Vec::new(),
     }
 }
 
 fn puts(entry: &Entry) -> Vec<(Bytes, Sight)> {
-    let Payload::Write(write) = &entry.payload else { return Vec::new() };
-    let put = |change: &Change| match change {
-        Change::Put { key, .. } => Some((key.clone(), Sight::Put(entry.ts))),
-        Change::RangeTombstone { .. } => None,
-    };
-    write.changes.iter().filter_map(put).collect()
+    let sight = Sight { pos: Some(entry.pos), ts: entry.ts, put: true, epoch: entry.pos.epoch };
+    entry.changes().iter().filter_map(super::key_of).map(|key| (key.clone(), sight)).collect()
 }

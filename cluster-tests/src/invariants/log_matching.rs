@@ -1,14 +1,16 @@
-//! I2: the same position means the same prefix, and what is durable is never replaced.
+//! I2: the same position means the same prefix, on every copy and for ever; a copy's durable
+//! log grows at its end only.
 
 use super::{Invariant, Observation};
+use crate::oracle::Oracle;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::ids::TabletId;
 use std::collections::BTreeMap;
 
-/// The durable end of every log.
+/// The durable end of every copy's log.
 #[derive(Debug, Default)]
 pub struct LogMatching {
-    ends: BTreeMap<TabletId, LogEnd>,
+    ends: BTreeMap<(TabletId, usize), LogEnd>,
 }
 
 impl Invariant for LogMatching {
@@ -16,13 +18,42 @@ impl Invariant for LogMatching {
         "I2 same position, same prefix"
     }
 
-    fn observe(&mut self, observation: &Observation<'_>) -> Result<(), String> {
-        let Observation::Durable { tablet, entry } = observation else { return Ok(()) };
-        let end = self.ends.entry(*tablet).or_default();
-        if !end.is_followed_by(entry) {
-            return Err(format!("{tablet}: {} became durable after {}", entry.pos, end.pos));
+    fn observe(&mut self, oracle: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
+        match observation {
+            Observation::Durable { tablet, server, entry, .. } => {
+                let end = self.ends.entry((*tablet, *server)).or_default();
+                if !end.is_followed_by(entry) {
+                    return Err(format!(
+                        "{tablet} server {server}: {} became durable after {}",
+                        entry.pos, end.pos
+                    ));
+                }
+                *end = entry.end();
+                match oracle.story(*tablet).entries.get(&entry.pos) {
+                    Some(known) if known.hash != entry.hash => {
+                        Err(format!("{tablet} {} is two entries: {known:?} and {entry:?}", entry.pos))
+                    }
+                    Some(_) | None => Ok(()),
+                }
+            }
+            Observation::Cut { tablet, server, keep, .. } => {
+                self.ends.insert((*tablet, *server), *keep);
+                Ok(())
+            }
+            Observation::Wiped { server } => {
+                self.ends.retain(|(_, copy), _| copy != server);
+                Ok(())
+            }
+            Observation::Appended { .. }
+            | Observation::Applied { .. }
+            | Observation::FenceAnswered { .. }
+            | Observation::AckSent { .. }
+            | Observation::Acked { .. }
+            | Observation::SaidReverted { .. }
+            | Observation::LeaseHeld { .. }
+            | Observation::Opened { .. }
+            | Observation::Stepped(_)
+            | Observation::Metadata(_) => Ok(()),
         }
-        *end = entry.end();
-        Ok(())
     }
 }

@@ -4,45 +4,92 @@
 //! came of it ([`End`]). An invariant judges; it changes nothing and asks nobody.
 
 mod acked_durable;
+mod acked_survives;
+mod epoch_has_acks;
 mod fence_is_final;
+mod followers_wait;
+mod in_sync_set;
+mod known_copies;
+mod lease;
 mod linearizable;
 mod log_matching;
+mod lost_is_kept;
 mod monotone;
 mod one_leader;
 mod q_is_durable;
 mod range_map;
+mod reverts;
 mod rows_are_log;
+mod search;
 mod semantics;
+mod sessions;
 mod snapshots;
 mod tokens_once;
+mod truth_is_told;
 mod ts_rises;
 
 #[cfg(test)]
 mod bad_histories;
+#[cfg(test)]
+mod bad_steps;
 
-use crate::oracle::{History, Oracle};
+use crate::oracle::{Fate, History, Oracle, Trust, Truth};
 use crate::sim::disk::Rows;
-use crate::sim::env::Route;
-use ebla_kernel::entry::Entry;
-use ebla_kernel::ids::{Epoch, Incarnation, Pos, Seq, TabletId};
-use ebla_kernel::meta::State;
+use ebla_kernel::entry::{Entry, LogEnd};
+use bytes::Bytes;
+use ebla_kernel::ids::{Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId};
+use ebla_kernel::meta::{State, Tablet};
+use ebla_kernel::op::{Change, Committed, Token};
 use ebla_kernel::tablet::FenceAnswer;
+use std::collections::BTreeMap;
 use std::fmt;
+use std::rc::Rc;
 
 /// Something that happened.
 #[derive(Debug)]
 pub enum Observation<'a> {
-    /// A core appended an entry; it is not durable yet.
+    /// A leader appended an entry of its own; it is not durable yet.
     Appended {
         /// The tablet.
         tablet: TabletId,
+        /// Where.
+        server: usize,
         /// The entry.
         entry: &'a Entry,
     },
-    /// An entry is durable.
+    /// An entry is durable on a copy.
     Durable {
         /// The tablet.
         tablet: TabletId,
+        /// Where.
+        server: usize,
+        /// The epoch whose leader sent it, or appended it.
+        by: Epoch,
+        /// The entry.
+        entry: &'a Rc<Entry>,
+    },
+    /// The end of a copy's log is cut off for good.
+    Cut {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
+        /// What stays.
+        keep: LogEnd,
+        /// Positions of dropped writes that the server's loss ledger names.
+        kept: &'a [Pos],
+    },
+    /// A disk is lost.
+    Wiped {
+        /// Where.
+        server: usize,
+    },
+    /// Rows of an entry go into the store of a copy, or are taken back by it.
+    Applied {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
         /// The entry.
         entry: &'a Entry,
     },
@@ -50,8 +97,65 @@ pub enum Observation<'a> {
     FenceAnswered {
         /// The tablet.
         tablet: TabletId,
+        /// Where.
+        server: usize,
         /// What it said.
         answer: FenceAnswer,
+    },
+    /// A follower tells a leader what it has.
+    AckSent {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
+        /// The leader's epoch.
+        epoch: Epoch,
+        /// What it has.
+        pos: Pos,
+    },
+    /// A leader tells a client that its write stands.
+    Acked {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
+        /// The leader's epoch.
+        epoch: Epoch,
+        /// What it says.
+        committed: &'a Committed,
+    },
+    /// A leader tells a client that its write is gone.
+    SaidReverted {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
+        /// The leader's epoch.
+        epoch: Epoch,
+        /// The write.
+        token: Token,
+    },
+    /// A leader has, or would now have, answered under its lease.
+    LeaseHeld {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
+        /// The leader's epoch.
+        epoch: Epoch,
+    },
+    /// A copy came to life on a server.
+    Opened {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
+        /// The copy.
+        replica: ReplicaId,
+        /// What its data lives and dies with.
+        generation: Generation,
+        /// Its promise.
+        promised: Epoch,
     },
     /// A core took a step.
     Stepped(CoreView),
@@ -64,15 +168,17 @@ pub enum Observation<'a> {
 pub struct CoreView {
     /// The tablet.
     pub tablet: TabletId,
+    /// Where.
+    pub server: usize,
     /// The process.
     pub incarnation: Incarnation,
     /// The epoch below which it refuses everything.
     pub promised: Epoch,
     /// Durable end of the log, as it believes.
     pub durable: Pos,
-    /// Last entry in the rows.
+    /// Everything up to here is in the rows.
     pub applied: Seq,
-    /// Its Q.
+    /// Its Q, as a leader.
     pub q: Option<Pos>,
     /// The epoch that it serves.
     pub serving: Option<Epoch>,
@@ -89,8 +195,8 @@ pub struct End<'a> {
     pub history: &'a History,
     /// The rows of each server.
     pub stores: Vec<&'a Rows>,
-    /// Where the tablets are.
-    pub routes: &'a [Route],
+    /// What survived of each tablet.
+    pub truths: BTreeMap<TabletId, Truth<'a>>,
 }
 
 /// An invariant that was broken.
@@ -113,11 +219,11 @@ pub trait Invariant: fmt::Debug {
     /// Its id and name.
     fn name(&self) -> &'static str;
 
-    /// Looks at something that happened.
+    /// Looks at something that happened; the oracle knows everything before it.
     ///
     /// # Errors
     /// How the property is broken.
-    fn observe(&mut self, _: &Observation<'_>) -> Result<(), String> {
+    fn observe(&mut self, _: &Oracle, _: &Observation<'_>) -> Result<(), String> {
         Ok(())
     }
 
@@ -146,18 +252,29 @@ impl Watch {
     pub fn new() -> Self {
         let invariants: Vec<Box<dyn Invariant>> = vec![
             Box::new(one_leader::OneLeader::default()),
+            Box::new(lease::OneLease::default()),
             Box::new(log_matching::LogMatching::default()),
             Box::new(monotone::Monotone::default()),
-            Box::new(ts_rises::TsRises::default()),
+            Box::new(ts_rises::TsRises),
             Box::new(fence_is_final::FenceIsFinal::default()),
-            Box::new(q_is_durable::QIsDurable),
+            Box::new(q_is_durable::QIsDurable::default()),
+            Box::new(acked_durable::AckedDurable::default()),
+            Box::new(epoch_has_acks::EpochHasAcks::default()),
+            Box::new(followers_wait::FollowersWait::default()),
+            Box::new(reverts::Reverts::default()),
             Box::new(tokens_once::TokensOnce::default()),
             Box::new(range_map::RangeMap),
+            Box::new(in_sync_set::InSyncSet::default()),
+            Box::new(known_copies::KnownCopies::default()),
+            Box::new(lost_is_kept::LostIsKept),
             Box::new(rows_are_log::RowsAreLog),
-            Box::new(acked_durable::AckedDurable),
+            Box::new(acked_survives::AckedSurvives),
+            Box::new(truth_is_told::TruthIsTold),
             Box::new(semantics::Semantics),
             Box::new(snapshots::Snapshots),
+            Box::new(sessions::Sessions),
             Box::new(linearizable::Linearizable),
+            Box::new(search::Search),
         ];
         Self { invariants, oracle: Oracle::default(), failure: None }
     }
@@ -165,14 +282,42 @@ impl Watch {
     /// Shows something to every invariant.
     pub fn observe(&mut self, observation: &Observation<'_>) {
         for invariant in &mut self.invariants {
-            if let Err(detail) = invariant.observe(observation) {
+            if let Err(detail) = invariant.observe(&self.oracle, observation) {
                 let invariant = invariant.name().to_string();
                 self.failure.get_or_insert(Violation { invariant, detail });
             }
         }
-        if let Observation::Durable { tablet, entry } = observation {
-            self.oracle.logs.entry(*tablet).or_default().push((*entry).clone());
+        let oracle = &mut self.oracle;
+        match observation {
+            Observation::Appended { tablet, entry, .. } => oracle.appended(*tablet, entry),
+            Observation::Durable { tablet, server, entry, .. } => oracle.durable(*tablet, *server, entry),
+            Observation::Cut { tablet, server, keep, .. } => oracle.cut(*tablet, *server, keep.pos.seq),
+            Observation::Wiped { server } => oracle.wiped(*server),
+            Observation::Metadata(state) => {
+                for tablet in state.tablets() {
+                    if tablet.degraded {
+                        oracle.degraded.insert(tablet.id);
+                    }
+                    let spare = state.table(tablet.table).map_or(0, |table| table.spec.min_in_sync - 1);
+                    let placed = || (servers_of(state, tablet), u32::from(spare));
+                    oracle.placed.entry(tablet.id).or_insert_with(placed);
+                }
+            }
+            Observation::Applied { .. }
+            | Observation::FenceAnswered { .. }
+            | Observation::AckSent { .. }
+            | Observation::Acked { .. }
+            | Observation::SaidReverted { .. }
+            | Observation::LeaseHeld { .. }
+            | Observation::Opened { .. }
+            | Observation::Stepped(_) => {}
         }
+    }
+
+    /// Whether a tablet was given more than it bears, so that copies may rightly disagree.
+    #[must_use]
+    pub fn is_excused(&self, tablet: TabletId) -> bool {
+        self.oracle.trust(tablet) < Trust::Copies
     }
 
     /// Notes a broken rule that has no file of its own.
@@ -183,12 +328,42 @@ impl Watch {
 
     /// Shows the end to every invariant.
     #[must_use]
-    pub fn finish(&self, history: &History, stores: Vec<&Rows>, routes: &[Route]) -> Option<Violation> {
-        let end = End { oracle: &self.oracle, history, stores, routes };
+    pub fn finish(
+        &self,
+        history: &History,
+        stores: Vec<&Rows>,
+        fates: &BTreeMap<TabletId, Fate>,
+    ) -> Option<Violation> {
+        let truth = |id: &TabletId, fate| (*id, Truth::new(self.oracle.story(*id), fate));
+        let truths = fates.iter().map(|(id, fate)| truth(id, fate)).collect();
+        let end = End { oracle: &self.oracle, history, stores, truths };
         self.invariants.iter().find_map(|invariant| {
             let detail = invariant.finish(&end).err()?;
             Some(Violation { invariant: invariant.name().to_string(), detail })
         })
+    }
+}
+
+/// The simulated server of this id; its address says which.
+fn server_index(state: &State, id: ServerId) -> Option<usize> {
+    state.server(id)?.address.strip_prefix("server-")?.parse().ok()
+}
+
+/// The servers of a tablet's copies.
+fn servers_of(state: &State, tablet: &Tablet) -> Vec<usize> {
+    tablet.replicas.iter().filter_map(|replica| server_index(state, replica.server)).collect()
+}
+
+/// The servers of a tablet's in-sync copies.
+fn servers_in_sync(state: &State, tablet: &Tablet) -> Vec<usize> {
+    tablet.in_sync_replicas().filter_map(|replica| server_index(state, replica.server)).collect()
+}
+
+/// The row that a change puts; none for a range.
+fn key_of(change: &Change) -> Option<&Bytes> {
+    match change {
+        Change::Put { key, .. } => Some(key),
+        Change::RangeTombstone { .. } => None,
     }
 }
 

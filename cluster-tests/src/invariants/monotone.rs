@@ -1,15 +1,16 @@
-//! I3: promised epoch, durable end, applied position and Q never go back; promises and
-//! durable ends not even over a restart.
+//! I3: promised epoch, Q, applied position and the durable end never go back within a run;
+//! promises, and the durable end unless it was cut on purpose, not even over a restart.
 
 use super::{CoreView, Invariant, Observation};
+use crate::oracle::Oracle;
 use ebla_kernel::ids::{Epoch, TabletId};
 use std::collections::BTreeMap;
 
 /// The last view of every core.
 #[derive(Debug, Default)]
 pub struct Monotone {
-    last: BTreeMap<TabletId, CoreView>,
-    answered: BTreeMap<TabletId, Epoch>,
+    last: BTreeMap<(TabletId, usize), CoreView>,
+    answered: BTreeMap<(TabletId, usize), Epoch>,
 }
 
 impl Invariant for Monotone {
@@ -17,35 +18,54 @@ impl Invariant for Monotone {
         "I3 nothing goes back"
     }
 
-    fn observe(&mut self, observation: &Observation<'_>) -> Result<(), String> {
+    fn observe(&mut self, _: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
         match observation {
-            Observation::FenceAnswered { tablet, answer } => {
-                let answered = self.answered.entry(*tablet).or_default();
+            Observation::FenceAnswered { tablet, server, answer } => {
+                let answered = self.answered.entry((*tablet, *server)).or_default();
                 *answered = answer.epoch.max(*answered);
                 Ok(())
             }
             Observation::Stepped(view) => self.stepped(view),
-            Observation::Appended { .. } | Observation::Durable { .. } | Observation::Metadata(_) => Ok(()),
+            Observation::Cut { tablet, server, .. } => {
+                self.last.remove(&(*tablet, *server));
+                Ok(())
+            }
+            Observation::Wiped { server } => {
+                self.last.retain(|(_, copy), _| copy != server);
+                self.answered.retain(|(_, copy), _| copy != server);
+                Ok(())
+            }
+            Observation::Appended { .. }
+            | Observation::Durable { .. }
+            | Observation::Applied { .. }
+            | Observation::AckSent { .. }
+            | Observation::Acked { .. }
+            | Observation::SaidReverted { .. }
+            | Observation::LeaseHeld { .. }
+            | Observation::Opened { .. }
+            | Observation::Metadata(_) => Ok(()),
         }
     }
 }
 
 impl Monotone {
     fn stepped(&mut self, view: &CoreView) -> Result<(), String> {
-        let tablet = view.tablet;
-        if self.answered.get(&tablet).is_some_and(|answered| view.promised < *answered) {
-            return Err(format!("{tablet} answered a fence above its promise {}", view.promised));
+        let copy = (view.tablet, view.server);
+        if self.answered.get(&copy).is_some_and(|answered| view.promised < *answered) {
+            return Err(format!("{copy:?} answered a fence above its promise {}", view.promised));
         }
-        let Some(last) = self.last.insert(tablet, *view) else { return Ok(()) };
-        if view.durable < last.durable || view.on_disk < last.on_disk {
-            return Err(format!("{tablet} lost durable entries: {view:?} after {last:?}"));
+        let Some(last) = self.last.insert(copy, *view) else { return Ok(()) };
+        if view.on_disk < last.on_disk {
+            return Err(format!("{copy:?} lost durable entries: {view:?} after {last:?}"));
         }
         if view.incarnation != last.incarnation {
             return Ok(());
         }
-        let q_back = view.q.zip(last.q).is_some_and(|(q, last)| q < last);
-        if q_back || view.promised < last.promised || view.applied < last.applied {
-            return Err(format!("{tablet} went back: {view:?} after {last:?}"));
+        let same_epoch = |(q, last): (ebla_kernel::ids::Pos, ebla_kernel::ids::Pos)| q.epoch == last.epoch && q < last;
+        let q_back = view.q.zip(last.q).is_some_and(same_epoch);
+        let back = view.durable < last.durable || view.applied < last.applied;
+        if q_back || back || view.promised < last.promised {
+            return Err(format!("{copy:?} went back: {view:?} after {last:?}"));
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! metadata and in the logs.
 
 use super::{Invariant, Observation};
+use crate::oracle::Oracle;
 use ebla_kernel::entry::Payload;
 use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId, TabletId};
 use std::collections::BTreeMap;
@@ -20,26 +21,20 @@ impl Invariant for OneLeader {
         "I1 one leader per tablet and epoch"
     }
 
-    fn observe(&mut self, observation: &Observation<'_>) -> Result<(), String> {
-        match observation {
-            Observation::Metadata(state) => {
-                for tablet in state.tablets() {
-                    let Some(leader) = tablet.leader else { continue };
-                    let key = (tablet.id, tablet.epoch);
-                    only(&mut self.appointed, key, (leader.replica, leader.incarnation))?;
-                }
-                Ok(())
-            }
-            Observation::Appended { tablet, entry } => match entry.payload {
-                Payload::EpochStart { replica, incarnation } => {
-                    self.begin(*tablet, entry.pos.epoch, (replica, incarnation))
-                }
-                Payload::Write(_) | Payload::TokenFence { .. } => Ok(()),
-            },
-            Observation::Durable { .. } | Observation::FenceAnswered { .. } | Observation::Stepped(_) => {
-                Ok(())
+    fn observe(&mut self, _: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
+        if let Observation::Metadata(state) = observation {
+            for tablet in state.tablets() {
+                let Some(leader) = tablet.leader else { continue };
+                let key = (tablet.id, tablet.epoch);
+                only(&mut self.appointed, key, (leader.replica, leader.incarnation))?;
             }
         }
+        if let Observation::Appended { tablet, entry, .. } = observation
+            && let Payload::EpochStart { replica, incarnation } = entry.payload
+        {
+            return self.begin(*tablet, entry.pos.epoch, (replica, incarnation));
+        }
+        Ok(())
     }
 }
 

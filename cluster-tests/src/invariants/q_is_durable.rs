@@ -1,32 +1,70 @@
-//! m13, m33, m38: Q names an entry of the served epoch, and neither Q nor the rows nor the
-//! core's own durable end is ahead of the disk.
+//! m2, m3, m13, m33: Q names an entry of the leader's own epoch that enough in-sync copies
+//! truly have; neither Q nor a core's own durable end is ahead of its disk.
 
-use super::{Invariant, Observation};
-use ebla_kernel::ids::Pos;
+use super::{CoreView, Invariant, Observation};
+use crate::oracle::Oracle;
+use ebla_kernel::ids::{Epoch, Pos, TabletId};
+use std::collections::BTreeMap;
 
-/// Nothing to remember.
-#[derive(Debug)]
-pub struct QIsDurable;
+#[derive(Clone, Debug, Default)]
+struct Rules {
+    epoch: Epoch,
+    in_sync: Vec<usize>,
+    min_in_sync: usize,
+}
+
+/// Who is in sync, and the last Q of every leader.
+#[derive(Debug, Default)]
+pub struct QIsDurable {
+    rules: BTreeMap<TabletId, Rules>,
+    seen: BTreeMap<(TabletId, usize), Pos>,
+}
 
 impl Invariant for QIsDurable {
     fn name(&self) -> &'static str {
-        "m13, m33, m38 nothing counts before it is durable"
+        "m2, m3, m13, m33 Q is durable on enough copies"
     }
 
-    fn observe(&mut self, observation: &Observation<'_>) -> Result<(), String> {
+    fn observe(&mut self, oracle: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
+        if let Observation::Metadata(state) = observation {
+            for tablet in state.tablets() {
+                let min_in_sync = state.table(tablet.table).map_or(1, |table| table.spec.min_in_sync);
+                let in_sync = super::servers_in_sync(state, tablet);
+                let rules = Rules { epoch: tablet.epoch, in_sync, min_in_sync: usize::from(min_in_sync) };
+                self.rules.insert(tablet.id, rules);
+            }
+        }
         let Observation::Stepped(view) = observation else { return Ok(()) };
-        let disk = view.on_disk;
-        if view.durable > disk || view.q.is_some_and(|q: Pos| q > disk) || view.applied > disk.seq {
+        if view.durable > view.on_disk || view.applied > view.on_disk.seq {
             return Err(format!("{} is ahead of its disk: {view:?}", view.tablet));
         }
+        self.judge(oracle, view)
+    }
+}
+
+impl QIsDurable {
+    fn judge(&mut self, oracle: &Oracle, view: &CoreView) -> Result<(), String> {
         let Some(q) = view.q else {
             return match view.serving {
                 Some(_) => Err(format!("{} serves without Q: {view:?}", view.tablet)),
                 None => Ok(()),
             };
         };
-        if view.serving.is_some_and(|epoch| epoch != q.epoch) || q.epoch < view.promised {
-            return Err(format!("{} counts entries of an older epoch: {view:?}", view.tablet));
+        if self.seen.insert((view.tablet, view.server), q) == Some(q) {
+            return Ok(());
+        }
+        if q > view.on_disk || view.serving.is_some_and(|epoch| epoch != q.epoch) {
+            return Err(format!("{} counts what is not its own: {view:?}", view.tablet));
+        }
+        let story = oracle.story(view.tablet);
+        let Some(rules) = self.rules.get(&view.tablet) else { return Ok(()) };
+        let copies = match rules.epoch == q.epoch {
+            true => story.held_by(q, rules.in_sync.iter().copied()),
+            // Replaced already: what it learns late was true while it led.
+            false => story.held.get(&q).map_or(0, |mask| mask.count_ones() as usize),
+        };
+        if copies < rules.min_in_sync || story.starts.get(&q.epoch).is_none_or(|start| q <= *start) {
+            return Err(format!("{} {q} is on {copies} copies of {rules:?}: {view:?}", view.tablet));
         }
         Ok(())
     }

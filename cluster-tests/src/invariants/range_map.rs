@@ -1,6 +1,7 @@
 //! I9: the tablets of a table cover every key exactly once.
 
 use super::{Invariant, Observation};
+use crate::oracle::Oracle;
 
 /// Nothing to remember.
 #[derive(Debug)]
@@ -11,7 +12,7 @@ impl Invariant for RangeMap {
         "I9 the range map is total"
     }
 
-    fn observe(&mut self, observation: &Observation<'_>) -> Result<(), String> {
+    fn observe(&mut self, _: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
         let Observation::Metadata(state) = observation else { return Ok(()) };
         for table in state.tables() {
             let ranges: Vec<_> = state.tablets_of(table.id).map(|tablet| &tablet.range).collect();

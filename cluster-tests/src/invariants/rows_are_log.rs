@@ -1,7 +1,8 @@
-//! I12: the rows of the stores, all versions, are what the log says.
+//! I12, E1: the rows of every copy, all versions of them, are what the surviving log says.
 
 use super::{End, Invariant};
 use crate::sim::disk::Rows;
+use ebla_kernel::range::KeyRange;
 
 /// Nothing to remember.
 #[derive(Debug)]
@@ -9,26 +10,41 @@ pub struct RowsAreLog;
 
 impl Invariant for RowsAreLog {
     fn name(&self) -> &'static str {
-        "I12 rows are the fold of the log"
+        "I12, E1 the rows of every copy are the log"
     }
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
-        let expected = end.oracle.rows();
-        let mut actual = Rows::new();
-        for rows in &end.stores {
-            for (key, versions) in *rows {
-                let clash = actual.insert(key.clone(), versions.clone()).is_some();
-                if clash {
-                    return Err(format!("{} is on two servers", key.escape_ascii()));
+        for (tablet, truth) in &end.truths {
+            for server in &truth.fate.copies {
+                if let Some(key) = difference(&truth.rows, end.stores[*server], &truth.fate.range) {
+                    let (log, rows) = (truth.rows.get(&key), end.stores[*server].get(&key));
+                    let key = key.escape_ascii();
+                    return Err(format!(
+                        "{tablet} server {server} {key}: the log gives {log:?}, the rows are {rows:?}"
+                    ));
                 }
             }
         }
-        for key in expected.keys().chain(actual.keys()) {
-            let (log, rows) = (expected.get(key), actual.get(key));
-            if log != rows {
-                return Err(format!("{}: the log gives {log:?}, the rows are {rows:?}", key.escape_ascii()));
+        for (server, rows) in end.stores.iter().enumerate() {
+            let is_known = |key: &bytes::Bytes| {
+                let mut truths = end.truths.values();
+                truths.any(|truth| truth.fate.range.contains(key) && truth.fate.copies.contains(&server))
+            };
+            if let Some(key) = rows.keys().find(|key| !is_known(key)) {
+                return Err(format!("server {server} has {}, of which it holds no copy", key.escape_ascii()));
             }
         }
         Ok(())
     }
+}
+
+/// The first key of `range` on which the two differ. A row without versions is no row.
+fn difference(expected: &Rows, actual: &Rows, range: &KeyRange) -> Option<bytes::Bytes> {
+    let inside = |rows: &Rows| -> Vec<bytes::Bytes> {
+        rows.iter().filter(|(key, _)| range.contains(key)).map(|(key, _)| key.clone()).collect()
+    };
+    let versions = |rows: &Rows, key: &bytes::Bytes| rows.get(key).filter(|versions| !versions.is_empty()).cloned();
+    let mut keys = inside(expected);
+    keys.extend(inside(actual));
+    keys.into_iter().find(|key| versions(expected, key) != versions(actual, key))
 }

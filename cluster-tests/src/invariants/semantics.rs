@@ -1,5 +1,6 @@
-//! Every write in the log is what its operations give on the rows before it: conditions
-//! held, counters added up, ranges emptied. A second, naive sequencer that trusts nothing.
+//! Every write in the surviving log is what its operations give on the rows before it, as if
+//! what was taken back had never been: conditions held, counters added up, ranges emptied. A
+//! second, naive sequencer that trusts nothing.
 
 use super::{End, Invariant};
 use crate::oracle::{Asked, Operation};
@@ -25,15 +26,13 @@ impl Invariant for Semantics {
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
         let operations = by_token(&end.history.operations);
-        for (tablet, log) in &end.oracle.logs {
-            let range = end.routes.iter().find(|route| route.tablet == *tablet).map(|route| &route.range);
-            let range = range.ok_or_else(|| format!("{tablet} is in no route"))?;
+        for (tablet, truth) in &end.truths {
             let mut rows = Newest::new();
-            for entry in log {
+            for entry in truth.log.iter().filter(|entry| !truth.reverted.contains(&entry.pos)) {
                 let Payload::Write(write) = &entry.payload else { continue };
                 let asked = write.token.and_then(|token| operations.get(&token));
                 let ops = asked.ok_or_else(|| format!("{entry:?} was asked by nobody"))?;
-                replay(*tablet, range, &mut rows, entry, write, ops)?;
+                replay(*tablet, &truth.fate.range, &mut rows, entry, write, ops)?;
             }
         }
         Ok(())
@@ -44,8 +43,11 @@ fn by_token(operations: &[Operation]) -> BTreeMap<Token, &[Op]> {
     operations
         .iter()
         .filter_map(|operation| match &operation.asked {
-            Asked::Write { ops, token } => Some((*token, &ops[..])),
-            Asked::Get { .. } | Asked::Snapshot { .. } => None,
+            Asked::Write { ops, token, .. } => Some((*token, &ops[..])),
+            Asked::Get { .. }
+            | Asked::Snapshot { .. }
+            | Asked::Bounded { .. }
+            | Asked::InSession { .. } => None,
         })
         .collect()
 }

@@ -1,7 +1,12 @@
-//! A read at a timestamp gives what the log says for that timestamp, for ever.
+//! A read at a timestamp gives what the log says for that timestamp, for ever: on a leader the
+//! log of its epoch, on any other copy the log that survives.
 
 use super::{End, Invariant};
-use crate::oracle::{Asked, Outcome};
+use crate::oracle::{Operation, Outcome, Trust, Truth, reverted};
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::{Epoch, Pos};
+use ebla_kernel::op::{Change, Version};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Nothing to remember.
 #[derive(Debug)]
@@ -13,19 +18,50 @@ impl Invariant for Snapshots {
     }
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
-        let rows = end.oracle.rows();
+        let mut lineages = BTreeMap::new();
         for operation in &end.history.operations {
-            let (Asked::Snapshot { key }, Some(Outcome::Row { version, at: Some(at) })) =
-                (&operation.asked, operation.outcome())
-            else {
-                continue;
+            let Some(truth) = end.truths.get(&operation.tablet) else { continue };
+            let Some(Outcome::Row { version, at: Some(at) }) = operation.outcome() else { continue };
+            let upto = match operation.epoch {
+                Some(epoch) => truth.story.last_of(epoch),
+                None if truth.fate.trust < Trust::Copies => continue,
+                None => truth.fate.end,
             };
-            let versions = rows.get(key).and_then(|versions| versions.range(..=*at).next_back());
-            let expected = versions.map(|(_, version)| version);
-            if expected != version.as_ref() {
+            let taken = lineages
+                .entry((operation.tablet, upto.epoch))
+                .or_insert_with(|| reverted(&truth.story.lineage(upto)));
+            let expected = newest(truth, upto, taken, operation, *at);
+            if expected.as_ref() != version.as_ref() {
                 return Err(format!("{operation:?} should have been {expected:?}"));
             }
         }
         Ok(())
     }
+}
+
+/// The version that the lineage up to `upto` gives at `at`.
+fn newest(
+    truth: &Truth<'_>,
+    upto: Pos,
+    taken: &BTreeSet<Pos>,
+    operation: &Operation,
+    at: Hlc,
+) -> Option<Version> {
+    let key = operation.asked.key();
+    let of_lineage = |epoch: Epoch| truth.story.limit(upto, epoch);
+    let entries = truth.story.entries.values().rev();
+    let standing = entries.filter(|entry| {
+        entry.ts <= at
+            && of_lineage(entry.pos.epoch).is_some_and(|limit| entry.pos.seq <= limit)
+            && !taken.contains(&entry.pos)
+    });
+    let versions = standing.flat_map(|entry| {
+        entry.changes().iter().filter_map(|change| match change {
+            Change::Put { key: put, body, expires_ms } if put == key => {
+                Some(Version { ts: entry.ts, body: body.clone(), expires_ms: *expires_ms })
+            }
+            Change::Put { .. } | Change::RangeTombstone { .. } => None,
+        })
+    });
+    versions.max_by_key(|version| version.ts)
 }

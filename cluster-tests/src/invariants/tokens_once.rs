@@ -1,17 +1,17 @@
-//! I6, I13: a token takes effect at most once, never after its fence; what a client was told
-//! is reverted is in no log.
+//! I6, I13: a token is decided at most once in a lineage, and never after its fence or its
+//! revert; what a client was told is reverted does not stand.
 
 use super::{End, Invariant, Observation};
-use crate::oracle::{Asked, Outcome};
+use crate::oracle::{Asked, Operation, Oracle, Outcome, Trust};
 use ebla_kernel::entry::Payload;
-use ebla_kernel::ids::Pos;
+use ebla_kernel::ids::{Pos, TabletId};
 use ebla_kernel::op::Token;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where each token was decided.
 #[derive(Debug, Default)]
 pub struct TokensOnce {
-    decided: BTreeMap<Token, Pos>,
+    decided: BTreeMap<Token, BTreeSet<(TabletId, Pos)>>,
 }
 
 impl Invariant for TokensOnce {
@@ -19,16 +19,26 @@ impl Invariant for TokensOnce {
         "I6, I13 a token takes effect at most once"
     }
 
-    fn observe(&mut self, observation: &Observation<'_>) -> Result<(), String> {
-        let Observation::Durable { entry, .. } = observation else { return Ok(()) };
+    fn observe(&mut self, oracle: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
+        let Observation::Durable { tablet, entry, .. } = observation else { return Ok(()) };
         let token = match &entry.payload {
-            Payload::EpochStart { .. } => None,
             Payload::Write(write) => write.token,
             Payload::TokenFence { token } => Some(*token),
+            Payload::EpochStart { .. } | Payload::Revert { .. } | Payload::Close => None,
         };
         let Some(token) = token else { return Ok(()) };
-        match self.decided.insert(token, entry.pos) {
-            Some(before) => Err(format!("token {token} was decided at {before} and again at {}", entry.pos)),
+        let decided = self.decided.entry(token).or_default();
+        if !decided.insert((*tablet, entry.pos)) {
+            return Ok(()); // on another copy
+        }
+        let story = oracle.story(*tablet);
+        let again = |(at, pos): &&(TabletId, Pos)| {
+            at != tablet || (*pos != entry.pos && story.contains(entry.prev, *pos))
+        };
+        match decided.iter().find(again) {
+            Some((_, before)) => {
+                Err(format!("token {token} was decided at {before} and again at {}", entry.pos))
+            }
             None => Ok(()),
         }
     }
@@ -37,19 +47,34 @@ impl Invariant for TokensOnce {
         let writes = end.oracle.writes();
         for operation in &end.history.operations {
             let Asked::Write { token, .. } = &operation.asked else { continue };
-            let never = match operation.outcome() {
-                Some(Outcome::Reverted) => true,
-                // A copy that is still under way may run later; a single one was refused.
-                Some(Outcome::Rejected(_)) => operation.copies == 1,
-                Some(
-                    Outcome::Committed(_) | Outcome::Unknown | Outcome::TokenTooOld | Outcome::Row { .. },
-                )
-                | None => false,
-            };
-            if never && writes.contains_key(token) {
-                return Err(format!("{operation:?} is in the log"));
+            if !never(operation) {
+                continue;
+            }
+            let truth = end.truths.get(&operation.tablet).ok_or("a write to no tablet")?;
+            let stands = |(_, entry): &&(TabletId, &ebla_kernel::entry::Entry)| truth.stands(entry.pos);
+            if truth.fate.trust == Trust::Copies
+                && let Some((_, entry)) = writes.get(token).into_iter().flatten().find(stands)
+            {
+                return Err(format!("{operation:?} stands at {}", entry.pos));
             }
         }
         Ok(())
+    }
+}
+
+/// Whether the client was told that its write will never be.
+fn never(operation: &Operation) -> bool {
+    match operation.outcome() {
+        Some(Outcome::Reverted) => true,
+        // A copy that is still under way may run later; a single one was refused.
+        Some(Outcome::Rejected(_)) => operation.copies == 1,
+        Some(
+            Outcome::Committed(_)
+            | Outcome::Unknown
+            | Outcome::TokenTooOld
+            | Outcome::WriteLost
+            | Outcome::Row { .. },
+        )
+        | None => false,
     }
 }

@@ -1,26 +1,22 @@
-//! I8: timestamps rise with positions.
+//! I8: timestamps rise with positions, over failovers too.
 
 use super::{Invariant, Observation};
-use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::TabletId;
-use std::collections::BTreeMap;
+use crate::oracle::Oracle;
 
-/// The greatest durable timestamp of every tablet.
-#[derive(Debug, Default)]
-pub struct TsRises {
-    last: BTreeMap<TabletId, Hlc>,
-}
+/// Nothing to remember.
+#[derive(Debug)]
+pub struct TsRises;
 
 impl Invariant for TsRises {
     fn name(&self) -> &'static str {
         "I8 timestamps rise with positions"
     }
 
-    fn observe(&mut self, observation: &Observation<'_>) -> Result<(), String> {
-        let Observation::Durable { tablet, entry } = observation else { return Ok(()) };
-        match self.last.insert(*tablet, entry.ts) {
-            Some(last) if last >= entry.ts => {
-                Err(format!("{tablet} {} at {} after {last}", entry.pos, entry.ts))
+    fn observe(&mut self, oracle: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
+        let Observation::Durable { tablet, entry, .. } = observation else { return Ok(()) };
+        match oracle.story(*tablet).entries.get(&entry.prev) {
+            Some(before) if before.ts >= entry.ts => {
+                Err(format!("{tablet} {} at {} after {}", entry.pos, entry.ts, before.ts))
             }
             Some(_) | None => Ok(()),
         }

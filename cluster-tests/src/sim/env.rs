@@ -7,7 +7,8 @@ use super::network::{Address, Message, Network};
 use super::rng::Rng;
 use crate::invariants::{Observation, Watch};
 use crate::oracle::History;
-use ebla_kernel::ids::{TabletId, Tick};
+use ebla_kernel::ids::{ReplicaId, ServerId, TabletId, Tick};
+use ebla_kernel::meta::State;
 use ebla_kernel::range::KeyRange;
 use std::collections::BTreeMap;
 
@@ -63,8 +64,53 @@ pub struct Route {
     pub tablet: TabletId,
     /// Its keys.
     pub range: KeyRange,
-    /// The server that holds its copy.
-    pub server: usize,
+    /// The server that leads it, if any does.
+    pub leader: Option<usize>,
+    /// The copies that are not lost, and their servers.
+    pub copies: BTreeMap<ReplicaId, usize>,
+    /// Which of them are in sync.
+    pub in_sync: Vec<ReplicaId>,
+    /// How many disks the table can lose.
+    pub spare: u32,
+}
+
+/// What everybody is told of the metadata.
+#[derive(Clone, Debug, Default)]
+pub struct Directory {
+    /// The tablets, in key order.
+    pub routes: Vec<Route>,
+    /// Where each server is.
+    pub servers: BTreeMap<ServerId, usize>,
+}
+
+impl Directory {
+    /// What the metadata says now.
+    #[must_use]
+    pub fn of(state: &State) -> Self {
+        let index = |id| state.server(id)?.address.strip_prefix("server-")?.parse().ok();
+        let servers: BTreeMap<ServerId, usize> =
+            state.servers().filter_map(|server| Some((server.id, index(server.id)?))).collect();
+        let route = |tablet: &ebla_kernel::meta::Tablet| Route {
+            tablet: tablet.id,
+            range: tablet.range.clone(),
+            leader: tablet.leader.and_then(|leader| servers.get(&leader.server).copied()),
+            copies: tablet
+                .replicas
+                .iter()
+                .filter(|replica| !replica.lost)
+                .filter_map(|replica| Some((replica.id, *servers.get(&replica.server)?)))
+                .collect(),
+            in_sync: tablet.in_sync.iter().copied().collect(),
+            spare: state.table(tablet.table).map_or(0, |table| u32::from(table.spec.min_in_sync) - 1),
+        };
+        Self { routes: state.tablets().map(route).collect(), servers }
+    }
+
+    /// The route of a tablet.
+    #[must_use]
+    pub fn route(&self, tablet: TabletId) -> Option<&Route> {
+        self.routes.iter().find(|route| route.tablet == tablet)
+    }
 }
 
 /// The world as one node sees it.
@@ -83,7 +129,11 @@ pub struct Env {
     /// What clients asked and were told.
     pub history: History,
     /// Where the tablets are.
-    pub routes: Vec<Route>,
+    pub directory: Directory,
+    /// The metadata changed since somebody looked.
+    pub metadata_changed: bool,
+    /// A server has just ended in good order.
+    pub has_stopped: bool,
     /// Hash over everything that happened.
     pub trace: u64,
     /// What happened, in words, if somebody wants to read it.
@@ -103,7 +153,9 @@ impl Env {
             network: Network::default(),
             watch: Watch::new(),
             history: History::default(),
-            routes: Vec::new(),
+            directory: Directory::default(),
+            metadata_changed: false,
+            has_stopped: false,
             trace: 0,
             log: None,
             queue: BTreeMap::new(),
@@ -111,7 +163,7 @@ impl Env {
         }
     }
 
-    /// The monotonic clock.
+    /// The monotonic clock of the metadata node.
     #[must_use]
     pub fn tick(&self) -> Tick {
         tick(self.now_us)
@@ -135,15 +187,21 @@ impl Env {
         Some(event)
     }
 
-    /// Hands a message to the network.
-    pub fn send(&mut self, from: Address, to: Address, message: Message) {
-        let deliveries = self.network.deliveries(&mut self.rng, &self.profile.network, (from, to));
+    /// Hands a message to the network. Whether any of it arrives.
+    pub fn send(&mut self, from: Address, to: Address, message: Message) -> bool {
+        let link = (from, to);
+        let arrivals = self.network.deliveries(&mut self.rng, &self.profile.network, link, self.now_us);
         if let Message::Request(request) = &message {
-            self.history.sent(request.op, deliveries.len());
+            self.history.sent(request.op, arrivals.len());
         }
-        for delay in deliveries {
-            self.after(delay, Event::Deliver(to, message.clone()));
+        let arrives = !arrivals.is_empty();
+        if let Some((last, others)) = arrivals.split_last() {
+            for at_us in others {
+                self.after(at_us - self.now_us, Event::Deliver(to, message.clone()));
+            }
+            self.after(last - self.now_us, Event::Deliver(to, message));
         }
+        arrives
     }
 
     /// Shows something to the invariants; the watch keeps the first that is broken.

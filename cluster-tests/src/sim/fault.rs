@@ -4,6 +4,7 @@
 //! Source: Groce et al., "Swarm Testing", ISSTA 2012.
 
 use super::rng::Rng;
+use ebla_kernel::meta::{Policy, TableSpec};
 
 /// Microseconds of simulated time, from and to.
 pub type SpanUs = (u64, u64);
@@ -16,6 +17,8 @@ pub const SECOND_US: u64 = 1_000_000;
 pub struct Profile {
     /// Tablet servers.
     pub servers: usize,
+    /// What the table promises.
+    pub spec: TableSpec,
     /// Tablets, spread over the servers.
     pub tablets: usize,
     /// Clients, each with one operation at a time.
@@ -52,6 +55,35 @@ pub struct Profile {
     pub slow_task_us: SpanUs,
     /// Entries above which a log is purged.
     pub log_entries_max: usize,
+    /// Most entries in one message between copies.
+    pub frame_entries_max: usize,
+    /// Of 1,000 writes, how many wait for more copies than the leader's.
+    pub wait_pm: u64,
+    /// Of 1,000 reads, how many go to any copy.
+    pub follower_read_pm: u64,
+    /// How long a write may take, in milliseconds.
+    pub deadline_ms: SpanUs,
+    /// Pause between two transfers of leadership; none without them.
+    pub transfer_us: Option<SpanUs>,
+    /// Pause between two sleeps of a server; none without them.
+    pub sleep_us: Option<SpanUs>,
+    /// How long a server sleeps.
+    pub asleep_us: SpanUs,
+    /// Whether clocks run fast or slow.
+    pub drifts: bool,
+    /// Pause between two losses of a disk, and how far they go.
+    pub wipe: Option<(SpanUs, WipeBudget)>,
+    /// Pause between two power losses of everything; none without them.
+    pub blackout_us: Option<SpanUs>,
+}
+
+/// How many disks may be lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WipeBudget {
+    /// As many as the table bears.
+    Within,
+    /// One more for good measure: then only the truth is owed.
+    Beyond,
 }
 
 /// What the network does to messages.
@@ -93,20 +125,34 @@ impl Profile {
     #[must_use]
     pub fn draw(rng: &mut Rng) -> Self {
         let maybe = |rng: &mut Rng, span: SpanUs| rng.chance(600).then_some(span);
+        let servers = [1, 2, 3, 3, 3, 3, 4, 5][rng.index(8)];
+        let spec = draw_spec(rng, servers);
+        let failover = (spec.replicas >= 3 && rng.chance(300)).then_some(((1 * SECOND_US, 4 * SECOND_US), WipeBudget::Within));
         Self {
-            servers: 1 + rng.index(4),
-            tablets: 1 + rng.index(6),
+            servers,
+            tablets: 1 + rng.index(3),
+            wipe: if rng.chance(30) { failover.map(|(span, _)| (span, WipeBudget::Beyond)) } else { failover },
+            spec,
             clients: 2 + rng.index(5),
+            frame_entries_max: [1, 3, 100][rng.index(3)],
+            wait_pm: [0, 500, 500, 900][rng.index(4)],
+            follower_read_pm: [0, 100, 400][rng.index(3)],
+            deadline_ms: (20, 100 << rng.below(5)),
+            transfer_us: rng.chance(300).then_some((300_000, 3 * SECOND_US)),
+            sleep_us: rng.chance(300).then_some((300_000, 4 * SECOND_US)),
+            asleep_us: (1_000, 300_000 << rng.below(4)),
+            drifts: rng.chance(500),
+            blackout_us: rng.chance(150).then_some((SECOND_US, 6 * SECOND_US)),
             keys: 2 + rng.below(10),
-            chaos_us: (5 + rng.below(10)) * SECOND_US,
+            chaos_us: (3 + rng.below(8)) * SECOND_US,
             think_us: (0, 1 << (8 + rng.below(10))),
             patience_us: (300_000, 300_000 + rng.below(2 * SECOND_US)),
             network: NetworkFaults::draw(rng),
             disk: DiskFaults::draw(rng),
-            server_crash_us: rng.chance(800).then_some((200_000, 1 + rng.below(4) * SECOND_US)),
+            server_crash_us: rng.chance(700).then_some((300_000, 500_000 + rng.below(6) * SECOND_US)),
             meta_crash_us: maybe(rng, (500_000, 4 * SECOND_US)),
-            depose_us: rng.chance(600).then_some((20_000, 1 << (16 + rng.below(5)))),
-            down_us: (1_000, 1 << (12 + rng.below(9))),
+            depose_us: rng.chance(400).then_some((20_000, 1 << (16 + rng.below(6)))),
+            down_us: (1_000, 1 << (12 + rng.below(11))),
             wall_jump_us: maybe(rng, (100_000, 2 * SECOND_US)),
             wall_jump_ms_max: [20, 600, 10_000, 3_600_000][rng.index(4)],
             client_skew_ms_max: [0, 1_000, 5_000][rng.index(3)],
@@ -132,18 +178,36 @@ impl Profile {
         self.server_crash_us = None;
         self.meta_crash_us = None;
         self.depose_us = None;
+        self.transfer_us = None;
+        self.sleep_us = None;
+        self.wipe = None;
+        self.blackout_us = None;
+        self.deadline_ms = (1_000, 2_000);
         self.wall_jump_us = None;
         self.slow_task_pm = 0;
     }
+}
+
+/// A table that can be created: R copies on as many servers, D of them for every wait.
+fn draw_spec(rng: &mut Rng, servers: usize) -> TableSpec {
+    let most = u8::try_from(servers).expect("a handful of servers");
+    let replicas = if rng.chance(700) { most.min(3) } else { 1 + u8::try_from(rng.below(u64::from(most))).expect("few") };
+    let min_in_sync = match replicas {
+        3 if rng.chance(700) => 2,
+        _ => 1 + u8::try_from(rng.below(u64::from(replicas))).expect("few"),
+    };
+    let is_degraded = rng.chance(200) || (replicas >= 3 && min_in_sync == 1);
+    let policy = if is_degraded { Policy::Degraded } else { Policy::Strict };
+    TableSpec { replicas, min_in_sync, policy, ..TableSpec::default() }
 }
 
 impl NetworkFaults {
     fn draw(rng: &mut Rng) -> Self {
         Self {
             delay_us: (50, 200 << rng.below(8)),
-            drop_pm: [0, 5, 50][rng.index(3)],
-            duplicate_pm: [0, 10, 100][rng.index(3)],
-            late_pm: [0, 10, 100][rng.index(3)],
+            drop_pm: [0, 0, 5, 50][rng.index(4)],
+            duplicate_pm: [0, 0, 10, 100][rng.index(4)],
+            late_pm: [0, 0, 10, 100][rng.index(4)],
             late_us: (10_000, 3 * SECOND_US),
             cut_us: rng.chance(400).then_some((200_000, 3 * SECOND_US)),
         }

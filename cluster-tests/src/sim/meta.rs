@@ -5,21 +5,33 @@
 //! the same hash.
 
 use super::clock::{EPOCH_MS, tick};
-use super::env::{Env, Event, Route};
+use super::env::{Directory, Env, Event};
 use super::network::{Address, Assignment, FenceAnswers, Message, Registration, Welcome};
 use crate::invariants::Observation;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Incarnation, ServerId, TabletId};
+use ebla_kernel::ids::{DiskGeneration, Generation, Incarnation, ServerId, ServerRun, TabletId};
 use ebla_kernel::meta::{
-    Changes, ClusterId, Command, Control, Effect, GaveUp, Input, NewTablet, RegisterServer, Rejection, Reply,
-    State, TableSpec, apply, state_hash,
+    Changes, ClusterId, Command, Control, Effect, GaveUp, InSyncChange, Input, NewTablet, RegisterServer,
+    Rejection, Reply, State, apply, state_hash,
 };
 use ebla_kernel::range::KeyRange;
+use ebla_kernel::tablet::{Membership, Proposal};
 use std::collections::BTreeMap;
 
 /// How often the control core is told the time.
-const TICK_US: u64 = 100_000;
+const TICK_US: u64 = 50_000;
+
+/// After how long without a heartbeat a session is over.
+const SESSION_US: u64 = 2_000_000;
+
+/// Who waits for the outcome of a command.
+#[derive(Clone, Debug)]
+enum Waits {
+    Nobody,
+    Registration(Registration),
+    Proposals(ServerRun, Vec<(TabletId, Proposal)>),
+}
 
 /// Something that happens inside a run of the node.
 #[derive(Debug)]
@@ -39,15 +51,23 @@ pub struct MetaNode {
     run: Option<Run>,
 }
 
+/// A server that is connected.
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    place: usize,
+    incarnation: Incarnation,
+    heard_us: u64,
+}
+
 #[derive(Debug, Default)]
 struct Run {
     number: u64,
     state: State,
     control: Control,
     /// Commands that are not durable yet, with whoever waits for the reply.
-    waiting: Vec<(Command, Option<Registration>)>,
-    writing: Vec<(Command, Option<Registration>)>,
-    sessions: BTreeMap<ServerId, (usize, Incarnation)>,
+    waiting: Vec<(Command, Waits)>,
+    writing: Vec<(Command, Waits)>,
+    sessions: BTreeMap<ServerId, Session>,
 }
 
 impl MetaNode {
@@ -103,20 +123,66 @@ impl MetaNode {
         match message {
             Message::Register(registration) => self.register(env, registration),
             Message::FenceAnswers(answers) => self.fence_answers(env, answers),
-            Message::GaveUp { server, incarnation, epochs } => {
-                if self.is_session(server, incarnation) {
-                    let gave_up = |(tablet, epoch)| GaveUp { tablet, epoch, successor: None };
+            Message::GaveUp { run, epochs } => {
+                if self.hears(env, run) {
+                    let gave_up = |(tablet, epoch, successor)| GaveUp { tablet, epoch, successor };
                     let epochs = epochs.into_iter().map(gave_up).collect();
-                    self.step(env, Input::GaveUp { server, epochs });
+                    self.step(env, Input::GaveUp { server: run.server, epochs });
+                }
+            }
+            Message::Silent { run, leaders } => {
+                self.reconnect(env, run);
+                if self.hears(env, run) {
+                    self.step(env, Input::Silent { server: run.server, leaders });
+                }
+            }
+            Message::Propose { run, proposals } => {
+                if self.hears(env, run) {
+                    let changes = proposals.iter().map(|(tablet, proposal)| change(*tablet, proposal));
+                    let proposer = (run.server, run.incarnation);
+                    let command = Command::AlterInSync { proposer, changes: changes.collect() };
+                    self.propose(env, command, Waits::Proposals(run, proposals));
                 }
             }
             Message::Registered(_)
             | Message::Superseded { .. }
             | Message::Fences(_)
             | Message::Assignments(_)
+            | Message::ProposalRefused { .. }
+            | Message::Transfer { .. }
+            | Message::Peer { .. }
+            | Message::Ask { .. }
+            | Message::Promise { .. }
             | Message::Request(_)
             | Message::Response(_) => unreachable!("nobody sends this to the metadata node"),
         }
+    }
+
+    /// A current run without a session gets one: its stream is open again.
+    fn reconnect(&mut self, env: &mut Env, name: ServerRun) {
+        let Some(run) = &mut self.run else { return };
+        let current = run.state.server(name.server).map(|server| server.incarnation);
+        let Some(place) = env.directory.servers.get(&name.server).copied() else { return };
+        if current != Some(name.incarnation) || run.sessions.contains_key(&name.server) {
+            return;
+        }
+        let session = Session { place, incarnation: name.incarnation, heard_us: env.now_us };
+        run.sessions.insert(name.server, session);
+        let (server, incarnation) = (name.server, name.incarnation);
+        self.step(env, Input::SessionOpened { server, incarnation });
+    }
+
+    /// Asks for another leader of a tablet of chance.
+    pub fn transfer(&mut self, env: &mut Env) {
+        let Some(run) = &self.run else { return };
+        let victim = env.rng.index(run.state.tablet_count().max(1));
+        let Some(tablet) = run.state.tablets().nth(victim) else { return };
+        let members: Vec<_> = tablet.in_sync.iter().copied().collect();
+        if members.is_empty() {
+            return;
+        }
+        let (tablet, replica) = (tablet.id, members[env.rng.index(members.len())]);
+        self.step(env, Input::Transfer { tablet, replica });
     }
 
     /// Raises the epoch of a tablet of chance, whoever leads it.
@@ -126,7 +192,7 @@ impl MetaNode {
         let victim = env.rng.index(count.max(1));
         let Some(tablet) = run.state.tablets().nth(victim) else { return };
         let command = Command::Recover { tablets: vec![(tablet.id, tablet.epoch)] };
-        self.propose(env, command, None);
+        self.propose(env, command, Waits::Nobody);
     }
 
     fn register(&mut self, env: &mut Env, registration: Registration) {
@@ -139,25 +205,41 @@ impl MetaNode {
             zone: String::new(),
             time_ms: EPOCH_MS + env.now_us / 1_000,
         });
-        self.propose(env, command, Some(registration));
+        self.propose(env, command, Waits::Registration(registration));
     }
 
     fn fence_answers(&mut self, env: &mut Env, message: FenceAnswers) {
         let FenceAnswers { server, incarnation, answers } = message;
-        if self.is_session(server, incarnation) {
+        if self.hears(env, ServerRun { server, incarnation }) {
             self.step(env, Input::FenceAnswered { server, answers });
         }
     }
 
     /// What a run says counts only in its own session.
-    fn is_session(&self, server: ServerId, incarnation: Incarnation) -> bool {
-        let session = self.run.as_ref().and_then(|run| run.sessions.get(&server));
-        session.is_some_and(|(_, known)| *known == incarnation)
+    fn hears(&mut self, env: &Env, name: ServerRun) -> bool {
+        let session = self.run.as_mut().and_then(|run| run.sessions.get_mut(&name.server));
+        let session = session.filter(|session| session.incarnation == name.incarnation);
+        session.map(|session| session.heard_us = env.now_us).is_some()
+    }
+
+    /// Sessions end that were not heard for long.
+    fn close_sessions(&mut self, env: &mut Env) {
+        let Some(run) = &mut self.run else { return };
+        let is_over = |session: &Session| env.now_us - session.heard_us > SESSION_US;
+        let over: Vec<ServerId> =
+            run.sessions.iter().filter(|(_, session)| is_over(session)).map(|(id, _)| *id).collect();
+        for server in over {
+            if let Some(run) = &mut self.run {
+                run.sessions.remove(&server);
+            }
+            self.step(env, Input::SessionClosed { server });
+        }
     }
 
     fn tick(&mut self, env: &mut Env) {
         let wall = Hlc::new(EPOCH_MS + env.now_us / 1_000, 0);
         self.step(env, Input::Tick { wall });
+        self.close_sessions(env);
         self.create_table(env);
         let Some(run) = &self.run else { return };
         env.after(TICK_US, Event::Meta { run: run.number, event: Internal::Tick });
@@ -177,15 +259,20 @@ impl MetaNode {
             .map(super::workload::row_key)
             .collect();
         let ranges = KeyRange::cut_at(&cuts).expect("row keys rise");
-        let place = |(n, range)| NewTablet { range, servers: vec![ids[n % ids.len()]] };
+        let spec = env.profile.spec.clone();
+        let copies = usize::from(spec.replicas);
+        let place = |(n, range)| {
+            let servers = (0..copies).map(|copy| ids[(n + copy) % ids.len()]).collect();
+            NewTablet { range, servers }
+        };
         let tablets = ranges.into_iter().enumerate().map(place).collect();
-        let command = Command::CreateTable { name: "sim".into(), spec: TableSpec::default(), tablets };
-        self.propose(env, command, None);
+        let command = Command::CreateTable { name: "sim".into(), spec, tablets };
+        self.propose(env, command, Waits::Nobody);
     }
 
-    fn propose(&mut self, env: &mut Env, command: Command, registration: Option<Registration>) {
+    fn propose(&mut self, env: &mut Env, command: Command, waits: Waits) {
         let Some(run) = &mut self.run else { return };
-        run.waiting.push((command, registration));
+        run.waiting.push((command, waits));
         if run.writing.is_empty() {
             run.write(env);
         }
@@ -193,41 +280,61 @@ impl MetaNode {
 
     fn synced(&mut self, env: &mut Env) {
         let Some(run) = &mut self.run else { return };
-        let mut opened = Vec::new();
+        let mut answered = Vec::new();
         let mut all = Vec::new();
-        for (command, registration) in std::mem::take(&mut run.writing) {
+        for (command, waits) in std::mem::take(&mut run.writing) {
             self.log.push(command.encode());
             let (reply, changes) = apply(&mut run.state, self.log.len() as u64, command);
             all.push(changes);
-            let Some(registration) = registration else { continue };
-            match reply {
-                Reply::Registered(registered) => {
-                    opened.push((registered.cluster_id, registered.server, registration));
-                }
-                Reply::Rejected(Rejection::Superseded(_)) => {
-                    let to = Address::Server(registration.server);
-                    let message = Message::Superseded { boot_id: registration.boot_id };
-                    env.send(Address::Meta, to, message);
-                }
-                Reply::Rejected(_)
-                | Reply::Initialized(_)
-                | Reply::Created(..)
-                | Reply::Dropped(_)
-                | Reply::Elections(_)
-                | Reply::InSync(_)
-                | Reply::Compared(_) => {}
-            }
+            answered.push((reply, waits));
         }
         self.hash = state_hash(&run.state);
         if !run.waiting.is_empty() {
             run.write(env);
         }
         env.observe(&Observation::Metadata(&run.state));
-        env.routes = routes(&run.state);
+        env.directory = Directory::of(&run.state);
+        env.metadata_changed = true;
         all.into_iter().for_each(|changes: Changes| self.step(env, Input::Applied(changes)));
-        for (cluster_id, server, registration) in opened {
-            self.open_session(env, cluster_id, &server, &registration);
+        answered.into_iter().for_each(|(reply, waits)| self.answer(env, reply, waits));
+    }
+
+    /// Tells whoever waits what became of a command.
+    fn answer(&mut self, env: &mut Env, reply: Reply, waits: Waits) {
+        match (waits, reply) {
+            (Waits::Registration(registration), Reply::Registered(registered)) => {
+                self.open_session(env, registered.cluster_id, &registered.server, &registration);
+            }
+            (Waits::Registration(registration), Reply::Rejected(Rejection::Superseded(_))) => {
+                let to = Address::Server(registration.server);
+                env.send(Address::Meta, to, Message::Superseded { boot_id: registration.boot_id });
+            }
+            (Waits::Proposals(run, proposals), Reply::InSync(results)) => {
+                for ((tablet, proposal), result) in proposals.into_iter().zip(results) {
+                    if let Err(rejection) = result {
+                        env.say(|| format!("meta refuses {proposal:?} of {tablet}: {rejection}"));
+                        self.refuse(env, run, tablet, proposal);
+                    }
+                }
+            }
+            _ => {}
         }
+    }
+
+    /// A change that was refused at its own version will never be; of another version its
+    /// proposer has something to learn.
+    fn refuse(&mut self, env: &mut Env, name: ServerRun, tablet: TabletId, proposal: Proposal) {
+        let Some(run) = &self.run else { return };
+        let Some(place) = env.directory.servers.get(&name.server).copied() else { return };
+        let record = run.state.tablet(tablet);
+        let Proposal { epoch, version, .. } = proposal;
+        let same = record.is_some_and(|record| record.epoch == epoch && record.config_version == version);
+        let message = match assignment(&run.state, tablet, name.server) {
+            _ if same => Message::ProposalRefused { run: name, tablet, epoch, version },
+            Some(assignment) => Message::Assignments(vec![assignment]),
+            None => return,
+        };
+        env.send(Address::Meta, Address::Server(place), message);
     }
 
     fn open_session(
@@ -242,7 +349,8 @@ impl MetaNode {
         if server.boot_id != registration.boot_id {
             return;
         }
-        run.sessions.insert(server.id, (registration.server, server.incarnation));
+        let (place, incarnation) = (registration.server, server.incarnation);
+        run.sessions.insert(server.id, Session { place, incarnation, heard_us: env.now_us });
         let (id, incarnation, boot_id) = (server.id, server.incarnation, registration.boot_id);
         let welcome = Welcome { boot_id, cluster_id, server: id, incarnation };
         env.send(Address::Meta, Address::Server(registration.server), Message::Registered(welcome));
@@ -260,9 +368,9 @@ impl MetaNode {
 
     fn execute(&mut self, env: &mut Env, effect: Effect) {
         let Some(run) = &mut self.run else { return };
-        let address = |server| run.sessions.get(&server).map(|(index, _)| Address::Server(*index));
+        let address = |server| run.sessions.get(&server).map(|session| Address::Server(session.place));
         match effect {
-            Effect::Propose(command) => self.propose(env, command, None),
+            Effect::Propose(command) => self.propose(env, command, Waits::Nobody),
             Effect::SendFences { server, fences } => {
                 let Some(to) = address(server) else { return };
                 env.send(Address::Meta, to, Message::Fences(fences));
@@ -273,8 +381,10 @@ impl MetaNode {
                 let assignments = tablets.iter().filter_map(assignment).collect();
                 env.send(Address::Meta, to, Message::Assignments(assignments));
             }
-            // Nobody transfers leadership here.
-            Effect::SendTransfer { .. } => {}
+            Effect::SendTransfer { server, tablet, epoch, replica } => {
+                let Some(to) = address(server) else { return };
+                env.send(Address::Meta, to, Message::Transfer { tablet, epoch, to: replica });
+            }
             Effect::EndSession { server } => {
                 run.sessions.remove(&server);
             }
@@ -296,31 +406,36 @@ impl Run {
     }
 }
 
+fn change(tablet: TabletId, proposal: &Proposal) -> InSyncChange {
+    let Proposal { epoch, version, replica, add, run } = *proposal;
+    let nobody = (Incarnation(0), Generation::Disk(DiskGeneration(0)));
+    let (incarnation, generation) = run.map_or(nobody, |run| (run.server.incarnation, run.generation));
+    InSyncChange { tablet, epoch, config_version: version, replica, add, incarnation, generation }
+}
+
 fn assignment(state: &State, id: TabletId, server: ServerId) -> Option<Assignment> {
     let tablet = state.tablet(id)?;
     let replica = tablet.replica_on(server)?;
-    let min_in_sync = state.table(tablet.table)?.spec.min_in_sync;
+    let spec = &state.table(tablet.table)?.spec;
+    let held = tablet.replicas.iter().filter(|replica| !replica.lost);
+    let run = |leader: &ebla_kernel::meta::Leader| ServerRun {
+        server: leader.server,
+        incarnation: leader.incarnation,
+    };
     Some(Assignment {
         tablet: id,
         range: tablet.range.clone(),
         replica: replica.id,
+        generation: replica.generation,
         epoch: tablet.epoch,
-        leader: tablet.leader.filter(|leader| leader.replica == replica.id).map(|leader| leader.incarnation),
-        in_sync: tablet.in_sync.clone(),
-        min_in_sync,
+        leader: tablet.leader.map(|leader| (leader.replica, run(&leader))),
+        membership: Membership {
+            version: tablet.config_version,
+            in_sync: tablet.in_sync.clone(),
+            members: held.map(|replica| (replica.id, replica.server)).collect(),
+        },
+        shrink_floor: u8::try_from(spec.in_sync_min()).unwrap_or(u8::MAX),
+        min_in_sync: spec.min_in_sync,
         appointed_ts: tablet.appointed_ts,
     })
-}
-
-/// Where the tablets are, read off the servers' addresses.
-fn routes(state: &State) -> Vec<Route> {
-    let server = |id| {
-        let address = &state.server(id)?.address;
-        address.strip_prefix("server-")?.parse().ok()
-    };
-    let route = |tablet: &ebla_kernel::meta::Tablet| {
-        let server = server(tablet.replicas.first()?.server)?;
-        Some(Route { tablet: tablet.id, range: tablet.range.clone(), server })
-    };
-    state.tablets().filter_map(route).collect()
 }

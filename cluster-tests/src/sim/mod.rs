@@ -1,7 +1,7 @@
 //! A whole cluster on one thread, out of one seed.
 //!
-//! The cores are the ones of production: `kernel::tablet` on every server, `kernel::meta` on
-//! the metadata node. Around them stand a network, disks, clocks and clients made of chance,
+//! The cores are the ones of production: `kernel::tablet` and `kernel::lease` on every server,
+//! `kernel::meta` on the metadata node. Around them stand a network, disks, clocks and clients made of chance,
 //! and chance is a number: the same seed gives the same run, event by event.
 //!
 //! ```text
@@ -20,9 +20,12 @@ pub mod fault;
 pub mod meta;
 pub mod network;
 pub mod pipeline;
+pub mod promises;
+pub mod replication;
 pub mod requests;
 pub mod rng;
 pub mod server;
+pub mod truncation;
 pub mod workload;
 pub mod world;
 

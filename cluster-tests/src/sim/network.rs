@@ -3,18 +3,24 @@
 //!
 //! The network knows no sessions: a message is delivered to whatever process runs at its
 //! address when it arrives. So late messages of an old session reach new processes, which
-//! real streams prevent and the cores must survive all the same.
+//! real streams prevent and the cores must survive all the same. Between two servers messages
+//! mostly keep their order, as on a stream; a lost one means that the stream broke, and its
+//! sender is told when there is a new one.
 
 use super::fault::NetworkFaults;
 use super::rng::Rng;
+use crate::oracle::Session;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, ReplicaId, ServerId, TabletId};
+use ebla_kernel::ids::{
+    ConfigVersion, DiskGeneration, Epoch, Incarnation, ReplicaId, ServerId, ServerRun, TabletId,
+};
+use ebla_kernel::lease::Promised;
 use ebla_kernel::meta;
-use ebla_kernel::op::{Op, Token, Version};
+use ebla_kernel::op::{AckLevel, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
-use ebla_kernel::tablet::Answer;
-use std::collections::BTreeSet;
+use ebla_kernel::tablet::{Answer, Membership, PeerInput, Proposal};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Who sends and receives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -36,12 +42,44 @@ pub enum Message {
     FenceAnswers(FenceAnswers),
     /// A server gave epochs up for good though its process lives.
     GaveUp {
-        /// Which.
-        server: ServerId,
         /// Its run.
-        incarnation: Incarnation,
-        /// What it led.
-        epochs: Vec<(TabletId, Epoch)>,
+        run: ServerRun,
+        /// What it led, and which copies may lead next.
+        epochs: Vec<(TabletId, Epoch, Option<ReplicaId>)>,
+    },
+    /// A server does not hear these leaders.
+    Silent {
+        /// Its run.
+        run: ServerRun,
+        /// Every leader's process that it has not heard for a while.
+        leaders: BTreeSet<(ServerId, Incarnation)>,
+    },
+    /// A server asks for changes of in-sync sets that it leads.
+    Propose {
+        /// Its run.
+        run: ServerRun,
+        /// What.
+        proposals: Vec<(TabletId, Proposal)>,
+    },
+    /// The metadata refuses a change for good.
+    ProposalRefused {
+        /// Whom.
+        run: ServerRun,
+        /// The tablet.
+        tablet: TabletId,
+        /// The epoch.
+        epoch: Epoch,
+        /// The version that was to be changed.
+        version: ConfigVersion,
+    },
+    /// The metadata wants another copy to lead.
+    Transfer {
+        /// The tablet.
+        tablet: TabletId,
+        /// The epoch.
+        epoch: Epoch,
+        /// The copy.
+        to: ReplicaId,
     },
     /// The metadata took a server in.
     Registered(Welcome),
@@ -54,6 +92,33 @@ pub enum Message {
     Fences(Vec<meta::Fence>),
     /// The metadata tells which copies a server holds, and who leads them.
     Assignments(Vec<Assignment>),
+    /// A copy speaks to another.
+    Peer {
+        /// The tablet.
+        tablet: TabletId,
+        /// The copy that is meant.
+        to: ReplicaId,
+        /// Who says what.
+        input: PeerInput,
+    },
+    /// A leader's server asks for a promise.
+    Ask {
+        /// Its run.
+        from: ServerRun,
+        /// The run that is asked, if it is known.
+        of: Option<Incarnation>,
+        /// The question's number.
+        number: u64,
+        /// Exceptions that it has acted on.
+        given_up: Vec<(TabletId, Epoch)>,
+    },
+    /// The answer, and the greeting of a run.
+    Promise {
+        /// Its run.
+        from: ServerRun,
+        /// The question and what is promised; none if nothing is.
+        promised: Option<(u64, Promised)>,
+    },
     /// A client asks.
     Request(Request),
     /// A server answers.
@@ -106,12 +171,16 @@ pub struct Assignment {
     pub range: KeyRange,
     /// The server's copy.
     pub replica: ReplicaId,
+    /// What the copy's data lives and dies with.
+    pub generation: ebla_kernel::ids::Generation,
     /// The epoch that the copy is created with, should it be new.
     pub epoch: Epoch,
-    /// The run that leads the epoch, if it is one of this server.
-    pub leader: Option<Incarnation>,
-    /// The in-sync set.
-    pub in_sync: BTreeSet<ReplicaId>,
+    /// Who leads the epoch.
+    pub leader: Option<(ReplicaId, ServerRun)>,
+    /// The copies.
+    pub membership: Membership,
+    /// The in-sync set never shrinks below this.
+    pub shrink_floor: u8,
     /// Durability factor D.
     pub min_in_sync: u8,
     /// A floor for the leader's clock.
@@ -140,6 +209,8 @@ pub enum RequestBody {
         ops: Vec<Op>,
         /// Its name.
         token: Token,
+        /// How many copies to wait for.
+        level: AckLevel,
     },
     /// How a batch ended.
     Outcome {
@@ -151,10 +222,24 @@ pub enum RequestBody {
         /// The row.
         key: Bytes,
     },
-    /// A row as it stands at a timestamp that the server picks.
+    /// A row as it stands at a timestamp that the leader picks.
     Snapshot {
         /// The row.
         key: Bytes,
+    },
+    /// A row from any copy, not older than a bound.
+    Bounded {
+        /// The row.
+        key: Bytes,
+        /// The bound in milliseconds.
+        stale_ms: u64,
+    },
+    /// A row from any copy that has what a session wrote.
+    InSession {
+        /// The row.
+        key: Bytes,
+        /// What it wrote last.
+        session: Session,
     },
 }
 
@@ -163,6 +248,8 @@ pub enum RequestBody {
 pub struct Response {
     /// The operation in the history.
     pub op: usize,
+    /// The epoch whose leader answers; none for a copy that does not lead.
+    pub epoch: Option<Epoch>,
     /// What it says.
     pub reply: Reply,
 }
@@ -179,6 +266,8 @@ pub enum Reply {
         /// The timestamp of the snapshot; none for the newest.
         at: Option<Hlc>,
     },
+    /// What the session wrote last was dropped.
+    WriteLost,
     /// Come back later.
     Busy,
 }
@@ -187,25 +276,49 @@ pub enum Reply {
 #[derive(Debug, Default)]
 pub struct Network {
     cut: BTreeSet<(Address, Address)>,
+    /// When the last message that keeps its order arrives.
+    last: BTreeMap<(Address, Address), u64>,
 }
 
 impl Network {
-    /// When copies of a message from `from` to `to` arrive, counted from now; none when lost.
+    /// When copies of a message from `from` to `to` arrive; none when it is lost.
     pub fn deliveries(
         &mut self,
         rng: &mut Rng,
         faults: &NetworkFaults,
         link: (Address, Address),
+        now_us: u64,
     ) -> Vec<u64> {
-        if self.cut.contains(&link) || rng.chance(faults.drop_pm) {
+        if self.is_cut(link) || rng.chance(faults.drop_pm) {
             return Vec::new();
         }
         let copies = if rng.chance(faults.duplicate_pm) { 2 } else { 1 };
-        let delay = |rng: &mut Rng| match rng.chance(faults.late_pm) {
-            true => rng.between(faults.late_us),
-            false => rng.between(faults.delay_us),
-        };
-        (0..copies).map(|_| delay(rng)).collect()
+        (0..copies).map(|_| self.arrival(rng, faults, link, now_us)).collect()
+    }
+
+    fn arrival(
+        &mut self,
+        rng: &mut Rng,
+        faults: &NetworkFaults,
+        link: (Address, Address),
+        now_us: u64,
+    ) -> u64 {
+        if rng.chance(faults.late_pm) {
+            return now_us + rng.between(faults.late_us);
+        }
+        let at_us = now_us + rng.between(faults.delay_us);
+        if !matches!(link, (Address::Server(_), Address::Server(_))) {
+            return at_us;
+        }
+        let last = self.last.entry(link).or_default();
+        *last = at_us.max(*last);
+        *last
+    }
+
+    /// Whether a link is cut.
+    #[must_use]
+    pub fn is_cut(&self, link: (Address, Address)) -> bool {
+        self.cut.contains(&link)
     }
 
     /// Cuts a link in one direction.

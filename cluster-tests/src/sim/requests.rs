@@ -1,17 +1,18 @@
-//! The way of a request: read what conditions need, wait for the sequencer, answer. And the
-//! row cache with its fill protocol.
+//! The way of a request: read what conditions need, wait for the sequencer, answer; on a copy
+//! that does not lead, wait until what is asked for is there. And the row cache with its fill
+//! protocol.
 
-use super::clock::tick;
 use super::env::Env;
 use super::network::{Address, Message, Reply, Request, RequestBody, Response};
-use super::server::{Internal, Server, Timed};
+use super::server::{Copy, Internal, Server, Timed};
+use crate::invariants::Observation;
 use bytes::Bytes;
-use ebla_kernel::entry::{Entry, Payload};
+use ebla_kernel::entry::{Entry, RevertedRow};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{RequestId, TabletId};
+use ebla_kernel::ids::{Epoch, Pos, RequestId, Seq, TabletId};
 use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::mutated;
-use ebla_kernel::op::{Action, Change, Op, Token, Version};
+use ebla_kernel::op::{AckLevel, Action, Change, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::{Evidence, RangeEvidence, Reject};
 use ebla_kernel::tablet::{Answer, Input, Refusal, WriteRequest};
@@ -19,6 +20,18 @@ use std::collections::BTreeMap;
 
 /// How often a request reads again before it gives up.
 const READS_MAX: u32 = 5;
+
+/// How long a reader waits for a copy that does not lead.
+const PATIENCE_US: u64 = 1_000_000;
+
+/// A reader that waits for a copy that does not lead.
+#[derive(Clone, Debug)]
+pub struct Patient {
+    request: Request,
+    /// The timestamp that must be closed.
+    closed: Option<Hlc>,
+    until_us: u64,
+}
 
 /// A request that waits at a core.
 #[derive(Clone, Debug)]
@@ -52,6 +65,8 @@ pub enum Task {
         version: Option<Version>,
         /// The row's change counter before the reading.
         changes: u64,
+        /// The epoch in which it was read.
+        epoch: Epoch,
     },
 }
 
@@ -89,26 +104,33 @@ impl Cache {
     }
 }
 
+/// Rows that an entry changes, by putting versions or by taking them back.
 fn keys(entry: &Entry) -> impl Iterator<Item = &Bytes> {
-    let changes = match &entry.payload {
-        Payload::Write(write) => &write.changes[..],
-        Payload::EpochStart { .. } | Payload::TokenFence { .. } => &[],
-    };
-    changes.iter().filter_map(|change| match change {
+    let put = entry.changes().iter().filter_map(|change| match change {
         Change::Put { key, .. } => Some(key),
         Change::RangeTombstone { .. } => None,
-    })
+    });
+    let taken = entry.reverts().iter().flat_map(|target| &target.rows).filter_map(|row| match row {
+        RevertedRow::Row { key } => Some(key),
+        RevertedRow::Range { .. } => None,
+    });
+    put.chain(taken)
 }
 
 impl Server {
     pub(super) fn request(&mut self, env: &mut Env, request: Request) {
-        let serving = self.run.as_ref().is_some_and(|run| run.is_serving(request.tablet));
-        if !serving {
-            let refused = Reply::Answer(Answer::Refused(Refusal::NotLeader));
-            self.respond(env, &request, refused);
-            return;
-        }
+        let now = self.now(env);
+        let lease = self.run.as_ref().and_then(|run| run.lease(now, request.tablet));
         match &request.body {
+            RequestBody::Bounded { stale_ms, .. } if lease.is_none() => {
+                let oldest = self.wall.ms(env.now_us).saturating_sub(*stale_ms);
+                self.read_here(env, request, Some(Hlc::new(oldest, 0)));
+            }
+            RequestBody::InSession { .. } if lease.is_none() => self.read_here(env, request, None),
+            _ if lease.is_none() => {
+                let refused = Reply::Answer(Answer::Refused(Refusal::NotLeader));
+                self.respond(env, &request, refused);
+            }
             RequestBody::Write { token, .. } | RequestBody::Outcome { token }
                 if self.is_ahead(env, token) =>
             {
@@ -119,10 +141,74 @@ impl Server {
                 let key = key.clone();
                 self.get(env, request, key);
             }
-            RequestBody::Outcome { .. } | RequestBody::Snapshot { .. } => {
-                self.timed(env, Timed::Request(request));
+            RequestBody::Outcome { .. }
+            | RequestBody::Snapshot { .. }
+            | RequestBody::Bounded { .. }
+            | RequestBody::InSession { .. } => self.timed(env, Timed::Request(request)),
+        }
+    }
+
+    /// A read on a copy that does not lead, now or a little later.
+    fn read_here(&mut self, env: &mut Env, request: Request, closed: Option<Hlc>) {
+        if self.answer_here(env, &request, closed).is_some() {
+            return;
+        }
+        if let Some(closed) = closed {
+            self.timed(env, Timed::Close(request.tablet, closed));
+        }
+        let until_us = env.now_us + PATIENCE_US;
+        if let Some(run) = &mut self.run {
+            run.patient.push(Patient { request, closed, until_us });
+        }
+    }
+
+    /// Looks again at readers that wait.
+    pub(super) fn be_patient(&mut self, env: &mut Env) {
+        let Some(run) = &mut self.run else { return };
+        for patient in std::mem::take(&mut run.patient) {
+            if self.answer_here(env, &patient.request, patient.closed).is_some() {
+                continue;
+            }
+            if patient.until_us <= env.now_us {
+                self.respond(env, &patient.request, Reply::Busy);
+            } else if let Some(run) = &mut self.run {
+                run.patient.push(patient);
             }
         }
+    }
+
+    /// Answers a read on a copy that does not lead, if it has what is asked for.
+    fn answer_here(&mut self, env: &mut Env, request: &Request, closed: Option<Hlc>) -> Option<()> {
+        let copy = self.run.as_ref()?.copies.get(&request.tablet)?;
+        let (applied, at) = self.closed(copy)?;
+        let key = match &request.body {
+            RequestBody::Bounded { key, .. } if closed.is_some_and(|closed| closed <= at) => key,
+            RequestBody::InSession { key, session } => {
+                if applied < session.pos.seq {
+                    return None;
+                }
+                if pos_at(copy, session.pos.seq) != Some(session.pos) && !mutated!(SessionEpochIgnored) {
+                    self.respond(env, request, Reply::WriteLost);
+                    return Some(());
+                }
+                key
+            }
+            _ => return None,
+        };
+        let version = self.disk.store.newest(key, at).cloned();
+        let reply = Reply::Row { version, at: Some(at) };
+        let response = Response { op: request.op, epoch: None, reply };
+        env.send(self.address(), Address::Client(request.client), Message::Response(response));
+        Some(())
+    }
+
+    /// What is closed on a copy: nothing at or below the timestamp of the last entry that is
+    /// applied can follow, if that entry is safe.
+    fn closed(&self, copy: &Copy) -> Option<(Seq, Hlc)> {
+        let applied = copy.core.applied_seq();
+        let is_safe = applied <= copy.core.safe() || mutated!(FollowerReadsUnsafe);
+        let end = self.disk.log.tablet(copy.core.id())?.end_at(applied)?;
+        (is_safe && applied > Seq(0)).then_some((applied, end.ts))
     }
 
     /// Whether a token was issued further ahead of our clock than the floor of a purged log
@@ -143,10 +229,10 @@ impl Server {
     }
 
     fn evidence(&self, env: &Env, tablet: TabletId, ops: &[Op]) -> Evidence {
-        let Some(tablet) = self.run.as_ref().and_then(|run| run.tablets.get(&tablet)) else {
+        let Some(copy) = self.run.as_ref().and_then(|run| run.copies.get(&tablet)) else {
             return Evidence::default();
         };
-        let mut evidence = Evidence { as_of: tablet.applied_seq(), ..Evidence::default() };
+        let mut evidence = Evidence { as_of: copy.core.applied_seq(), ..Evidence::default() };
         let now = Hlc::new(self.wall.ms(env.now_us), 0);
         for op in ops {
             match &op.action {
@@ -169,35 +255,35 @@ impl Server {
     pub(super) fn task(&mut self, env: &mut Env, task: Task) {
         match task {
             Task::Sequence { .. } => self.timed(env, Timed::Task(task)),
-            Task::Fill { request, key, version, changes } => {
+            Task::Fill { request, key, version, changes, epoch } => {
                 let Some(run) = &mut self.run else { return };
                 run.cache.fill(key, version.clone(), changes);
-                self.respond_row(env, &request, version, None);
+                self.respond_row(env, &request, version, None, Some(epoch));
             }
         }
     }
 
     pub(super) fn sequence(&mut self, env: &mut Env, task: Task, ts: Hlc) {
         let Task::Sequence { request, evidence, reads } = task else { return };
-        let RequestBody::Write { ops, token } = &request.body else { return };
-        let (ops, token, tablet) = (ops.clone(), *token, request.tablet);
+        let RequestBody::Write { ops, token, level } = &request.body else { return };
+        let (ops, token, level, tablet) = (ops.clone(), *token, *level, request.tablet);
         let id = self.wait(Asked { request, reads, at: ts });
         let write = WriteRequest {
             request: id,
             ops,
-            level: ebla_kernel::op::AckLevel::Leader,
+            level,
             token: Some(token),
             evidence,
             ts,
             wall_ms: self.wall.ms(env.now_us),
-            deadline: tick(env.now_us + env.rng.between((20_000, 1_500_000))),
+            deadline: self.now(env).plus_ms(env.rng.between(env.profile.deadline_ms)),
         };
         self.step(env, tablet, Input::Write(write));
     }
 
     /// Questions and snapshots, once they have a timestamp.
     pub(super) fn ask(&mut self, env: &mut Env, request: Request, ts: Hlc) {
-        let deadline = tick(env.now_us + 1_000_000);
+        let deadline = self.now(env).plus_ms(1_000);
         let tablet = request.tablet;
         let body = request.body.clone();
         let id = self.wait(Asked { request, reads: 0, at: ts });
@@ -207,7 +293,7 @@ impl Server {
                 let question = Input::GetOutcome { request: id, token, wall_ms, ts, deadline };
                 self.step(env, tablet, question);
             }
-            RequestBody::Snapshot { .. } => {
+            RequestBody::Snapshot { .. } | RequestBody::Bounded { .. } | RequestBody::InSession { .. } => {
                 self.step(env, tablet, Input::Barrier { request: id, deadline });
             }
             RequestBody::Write { .. } | RequestBody::Get { .. } => unreachable!("they need no question"),
@@ -234,41 +320,95 @@ impl Server {
             self.read_evidence(env, asked.request, asked.reads + 1);
             return;
         }
+        self.show(env, &asked.request, &answer);
         match (&asked.request.body, &answer) {
-            (RequestBody::Snapshot { key }, Answer::Reached) => {
+            (
+                RequestBody::Snapshot { key }
+                | RequestBody::Bounded { key, .. }
+                | RequestBody::InSession { key, .. },
+                Answer::Reached,
+            ) => {
                 let version = self.disk.store.newest(key, asked.at).cloned();
-                self.respond_row(env, &asked.request, version, Some(asked.at));
+                self.respond_row(env, &asked.request, version, Some(asked.at), None);
             }
             _ if again => self.respond(env, &asked.request, Reply::Busy),
             _ => self.respond(env, &asked.request, Reply::Answer(answer)),
         }
     }
 
+    /// What a core says of a write, for the invariants.
+    fn show(&self, env: &mut Env, request: &Request, answer: &Answer) {
+        let (server, tablet) = (self.index, request.tablet);
+        let copy = self.run.as_ref().and_then(|run| run.copies.get(&tablet));
+        let Some(epoch) = copy.and_then(|copy| copy.core.leading()) else { return };
+        match (&request.body, answer) {
+            (RequestBody::Write { .. } | RequestBody::Outcome { .. }, Answer::Committed(committed)) => {
+                env.observe(&Observation::Acked { tablet, server, epoch, committed });
+                if committed.level == AckLevel::Leader && matches!(request.body, RequestBody::Write { .. }) {
+                    env.observe(&Observation::LeaseHeld { tablet, server, epoch });
+                }
+            }
+            (
+                RequestBody::Write { token, .. } | RequestBody::Outcome { token },
+                Answer::Reverted | Answer::Refused(Refusal::TokenFenced),
+            ) => env.observe(&Observation::SaidReverted { tablet, server, epoch, token: *token }),
+            _ => {}
+        }
+    }
+
     /// A point read: out of the cache, or out of the store and then into the cache.
     fn get(&mut self, env: &mut Env, request: Request, key: Bytes) {
+        let now = self.now(env);
         let Some(run) = &self.run else { return };
+        let Some(epoch) = run.lease(now, request.tablet) else { return };
         if let Some(version) = run.cache.rows.get(&key).cloned() {
-            self.respond_row(env, &request, version, None);
+            self.respond_row(env, &request, version, None, Some(epoch));
             return;
         }
         let changes = run.cache.changes(&key);
         let version = self.disk.store.newest(&key, Hlc::MAX).cloned();
         let delay = env.rng.between((1, 3_000));
-        self.after(env, delay, Internal::Task(Task::Fill { request, key, version, changes }));
+        self.after(env, delay, Internal::Task(Task::Fill { request, key, version, changes, epoch }));
     }
 
-    /// Answers with a row, if this process still serves: checked after the work.
-    fn respond_row(&mut self, env: &mut Env, request: &Request, version: Option<Version>, at: Option<Hlc>) {
-        let serving = self.run.as_ref().is_some_and(|run| run.serving(request.tablet).is_some());
-        let reply = match serving {
-            true => Reply::Row { version, at },
-            false => Reply::Answer(Answer::Refused(Refusal::NotLeader)),
+    /// Answers with a row, if this process still may: the lease is looked at after the work.
+    fn respond_row(
+        &mut self,
+        env: &mut Env,
+        request: &Request,
+        version: Option<Version>,
+        at: Option<Hlc>,
+        read_in: Option<Epoch>,
+    ) {
+        let now = self.now(env);
+        let Some(run) = &self.run else { return };
+        let lease = match mutated!(LeaseCheckedBefore) {
+            true => read_in.or_else(|| run.copies.get(&request.tablet)?.core.leading()),
+            false => run.lease(now, request.tablet),
         };
-        self.respond(env, request, reply);
+        let lease = lease.filter(|epoch| read_in.is_none_or(|read_in| read_in == *epoch));
+        let (server, tablet) = (self.index, request.tablet);
+        let reply = match lease {
+            Some(epoch) => {
+                env.observe(&Observation::LeaseHeld { tablet, server, epoch });
+                Reply::Row { version, at }
+            }
+            None => Reply::Answer(Answer::Refused(Refusal::NoLease)),
+        };
+        let response = Response { op: request.op, epoch: lease, reply };
+        env.send(self.address(), Address::Client(request.client), Message::Response(response));
     }
 
     fn respond(&mut self, env: &mut Env, request: &Request, reply: Reply) {
-        let response = Response { op: request.op, reply };
+        let copy = self.run.as_ref().and_then(|run| run.copies.get(&request.tablet));
+        let epoch = copy.and_then(|copy| copy.core.leading());
+        let response = Response { op: request.op, epoch, reply };
         env.send(self.address(), Address::Client(request.client), Message::Response(response));
     }
+}
+
+/// The position of an index in a copy's log.
+fn pos_at(copy: &Copy, seq: Seq) -> Option<Pos> {
+    let begun = copy.core.epochs().iter().rev().find(|(_, first)| *first <= seq);
+    begun.map(|(epoch, _)| Pos::new(*epoch, seq))
 }

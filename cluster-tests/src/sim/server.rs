@@ -1,33 +1,45 @@
 //! A tablet server: the real tablet cores in a shell that does what production must do.
 //!
-//! This file holds the process: start from the disk, registration, promises, crash. The way
-//! of an entry to log and rows is in `pipeline`, that of a request in `requests`. The order
-//! of durable steps is the one that the protocol demands:
+//! This file holds the process: start from the disk, registration, promises to the metadata,
+//! crash. The way of an entry to log and rows is in `pipeline`, that of a cut in `truncation`,
+//! that of entries to other servers in `replication`, that of promises between servers in
+//! `promises`, that of a request in `requests`. The order of durable steps is the one that the
+//! protocol demands:
 //! - a copy exists for the core only when its registry record is durable;
-//! - replay begins after `flushed`, which is written after the flush has returned;
+//! - rows are applied from after `flushed`, which is written after the flush has returned;
 //! - a log is purged only up to `flushed`, and after the floor of its tokens is durable;
-//! - timestamps are issued only below a durable bound, and a later run starts above it.
+//! - timestamps are issued only below a durable bound, and a later run starts above it;
+//! - the longest lease is durable before the first promise.
 
-use super::clock::WallClock;
-use super::disk::{Disk, RegistryChange, Replica};
+use super::clock::{MonotonicClock, WallClock};
+use super::disk::{Disk, Intent, RegistryChange, Replica};
 use super::env::{Env, Event};
 use super::network::{Address, Assignment, FenceAnswers, Message, Registration, Request, Welcome};
 use super::pipeline::LogStage;
-use super::requests::{Asked, Cache, Task};
+use super::promises::Pledges;
+use super::requests::{Asked, Cache, Patient, Task};
 use crate::invariants::{CoreView, Observation};
-use ebla_kernel::entry::{Entry, Payload};
+use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::{Hlc, HlcClock};
-use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, RequestId, Seq, ServerId, TabletId};
-use ebla_kernel::meta;
+use ebla_kernel::ids::{
+    DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, RequestId, Seq, ServerId, ServerRun, TabletId,
+    Tick,
+};
+use ebla_kernel::lease::LeaseTerms;
 use ebla_kernel::tablet::token::TokenTable;
-use ebla_kernel::tablet::{Appointment, Effect, Input, Recovered, Tablet};
+use ebla_kernel::tablet::{Appointment, Effect, Input, Proposal, Recovered, Tablet};
+use ebla_kernel::{meta, mutated};
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 /// How often a server that misses something presents itself again.
 const REGISTER_EVERY_US: u64 = 300_000;
 
 /// How often deadlines are looked at.
 const TICK_US: u64 = 20_000;
+
+/// How long a server that stops waits for others to take over.
+const DRAIN_US: u64 = 400_000;
 
 /// Something that happens inside a run of a server.
 #[derive(Debug)]
@@ -39,22 +51,38 @@ pub enum Internal {
     /// The log refused everything from an entry on.
     Refused(TabletId, Seq),
     /// Rows of durable entries go into the store.
-    Apply(Vec<(TabletId, Entry)>),
+    Apply(Vec<(TabletId, Rc<Entry>)>),
+    /// Rows of everything up to an entry go into the store.
+    Settle(TabletId, Seq),
     /// A flush begins.
     FlushBegins,
     /// A flush returns.
     FlushReturns {
-        /// Entries that it took.
-        count: usize,
-        /// What was applied when it began.
-        positions: Vec<(TabletId, Seq)>,
+        /// What it took.
+        mark: u64,
+        /// What was applied when it began, and how often each log had been cut.
+        positions: Vec<(TabletId, Seq, u64)>,
     },
+    /// What a cut must undo is in the store; a flush for it begins.
+    Undo(TabletId),
+    /// That flush has returned.
+    Undone(TabletId, u64),
+    /// The end of a log that might be cut was read.
+    Located(TabletId, Seq),
+    /// Entries were handed to a stream.
+    Sent(TabletId, ReplicaId, Seq),
+    /// A stream to a server is open again.
+    Connected(usize),
+    /// Time to ask for promises and to say who is silent.
+    Heartbeat,
     /// Time to register, if something is missing.
     Register,
     /// Time to look at deadlines.
     Tick,
     /// A request task goes on.
     Task(Task),
+    /// The process has waited long enough and ends.
+    Stop,
 }
 
 /// A tablet server and its disk.
@@ -66,6 +94,10 @@ pub struct Server {
     pub disk: Disk,
     /// Its wall clock.
     pub wall: WallClock,
+    /// Its other clocks.
+    pub clock: MonotonicClock,
+    /// It does nothing until then.
+    pub asleep_until_us: u64,
     runs: u64,
     pub(super) run: Option<Run>,
 }
@@ -78,7 +110,7 @@ pub(super) struct Run {
     pub identity: Option<(ServerId, Incarnation)>,
     pub clock: HlcClock,
     bound_writing: bool,
-    pub tablets: BTreeMap<TabletId, Tablet>,
+    pub copies: BTreeMap<TabletId, Copy>,
     /// What metadata last said of copies that are not open yet.
     assigned: BTreeMap<TabletId, Assignment>,
     pub log: LogStage,
@@ -88,12 +120,38 @@ pub(super) struct Run {
     pub purging: BTreeMap<TabletId, Seq>,
     pub next_request: RequestId,
     pub requests: BTreeMap<RequestId, Asked>,
+    /// Readers that wait for a copy that does not lead.
+    pub patient: Vec<Patient>,
     /// What waits for a higher bound of the clock.
     for_clock: VecDeque<Timed>,
     pub cache: Cache,
+    /// Cuts under way.
+    pub cutting: BTreeMap<TabletId, Intent>,
+    pub pledges: Pledges,
     is_superseded: bool,
+    is_stopping: bool,
     /// Epochs that ended here.
-    gave_up: BTreeMap<TabletId, Epoch>,
+    gave_up: BTreeMap<TabletId, (Epoch, Option<ReplicaId>)>,
+}
+
+/// One copy of a tablet in a process.
+#[derive(Debug)]
+pub(super) struct Copy {
+    pub core: Tablet,
+    pub generation: Generation,
+    /// Under which promises it leads.
+    pub terms: LeaseTerms,
+    /// Entries up to here were put into the store in order.
+    pub settled: Seq,
+    /// Entries that are not durable yet, for the streams.
+    pub tail: VecDeque<Rc<Entry>>,
+    /// The epoch of the leader whose entries came last.
+    pub by: Epoch,
+    /// How often the log was cut by this process.
+    pub cuts: u64,
+    /// What metadata said last.
+    pub assignment: Option<Assignment>,
+    is_diverged: bool,
 }
 
 /// Something that needs a timestamp.
@@ -102,14 +160,15 @@ pub(super) enum Timed {
     Appoint(Assignment),
     Task(Task),
     Request(Request),
+    Close(TabletId, Hlc),
 }
 
 impl Server {
     /// A server on an empty disk.
     #[must_use]
-    pub fn new(index: usize) -> Self {
+    pub fn new(index: usize, clock: MonotonicClock) -> Self {
         let disk = Disk::new(DiskGeneration(1_000 + index as u64));
-        Self { index, disk, wall: WallClock::default(), runs: 0, run: None }
+        Self { index, disk, wall: WallClock::default(), clock, asleep_until_us: 0, runs: 0, run: None }
     }
 
     /// Whether a process runs.
@@ -118,11 +177,55 @@ impl Server {
         self.run.is_some()
     }
 
-    /// Whether every copy that the registry names is led and served here.
+    /// Whether it leads, serves and holds the lease of a tablet.
     #[must_use]
-    pub fn serves_all(&self) -> bool {
-        let Some(run) = &self.run else { return false };
-        self.disk.registry.replicas.keys().all(|id| run.is_serving(*id))
+    pub fn leads(&self, now_us: u64, tablet: TabletId) -> bool {
+        self.run.as_ref().is_some_and(|run| run.lease(self.clock.holder(now_us), tablet).is_some())
+    }
+
+    /// Every lease that is held here.
+    #[must_use]
+    pub fn leases(&self, now_us: u64) -> Vec<(TabletId, Epoch)> {
+        let Some(run) = &self.run else { return Vec::new() };
+        let now = self.clock.holder(now_us);
+        let held = |id: &TabletId| run.lease(now, *id).map(|epoch| (*id, epoch));
+        run.copies.keys().filter_map(held).collect()
+    }
+
+    /// Whether a copy has everything up to an end, in its log and in its rows.
+    #[must_use]
+    pub fn has_all(&self, tablet: TabletId, end: Seq) -> bool {
+        let copy = self.run.as_ref().and_then(|run| run.copies.get(&tablet));
+        copy.is_some_and(|copy| copy.core.durable_end().pos.seq == end && copy.core.applied_seq() == end)
+    }
+
+    /// The end of a copy's log as its core knows it.
+    #[must_use]
+    pub fn end(&self, tablet: TabletId) -> Option<Seq> {
+        let copy = self.run.as_ref()?.copies.get(&tablet)?;
+        Some(copy.core.end().pos.seq)
+    }
+
+    /// One line about a copy, for people.
+    #[must_use]
+    pub fn describe(&self, tablet: TabletId) -> String {
+        let Some(copy) = self.run.as_ref().and_then(|run| run.copies.get(&tablet)) else {
+            return format!("server {}: none", self.index);
+        };
+        let core = &copy.core;
+        format!(
+            "server {}: promised {} end {} durable {} applied {} safe {} leads {:?} serves {:?} q {:?} follows {:?}",
+            self.index,
+            core.promised(),
+            core.end().pos,
+            core.durable_end().pos,
+            core.applied_seq(),
+            core.safe(),
+            core.leading(),
+            core.serving(),
+            core.q(),
+            core.follows().map(|(epoch, replica, _)| (epoch, replica)),
+        )
     }
 
     /// Whether a later run is registered, so that this process must end.
@@ -141,45 +244,52 @@ impl Server {
         Address::Server(self.index)
     }
 
+    /// The holder's clock.
+    pub(super) fn now(&self, env: &Env) -> Tick {
+        self.clock.holder(env.now_us)
+    }
+
     pub(super) fn after(&self, env: &mut Env, delay_us: u64, event: Internal) {
         let Some(run) = &self.run else { return };
         env.after(delay_us, Event::Server { server: self.index, run: run.number, event });
     }
 
-    /// Starts a process: replays the log into the rows and presents itself.
+    /// Starts a process: it presents itself, and opens its copies when it is known.
     pub fn start(&mut self, env: &mut Env) {
         self.runs += 1;
+        self.asleep_until_us = 0;
         let mut clock = HlcClock::new(self.disk.registry.bound);
-        for (id, replica) in &self.disk.registry.replicas {
-            let Some(log) = self.disk.log.tablet(*id) else { continue };
-            clock.raise(log.end().ts);
-            assert!(log.base.pos.seq <= replica.flushed, "the log of {id} begins after what was flushed");
-            for entry in log.entries.iter().filter(|entry| entry.seq() > replica.flushed) {
-                self.disk.store.apply(entry);
-            }
+        for id in self.disk.registry.replicas.keys() {
+            clock.raise(self.disk.log.end(*id).ts);
         }
+        let started = self.clock.promiser(env.now_us);
         self.run = Some(Run {
             number: self.runs,
             boot_id: env.rng.draw(),
             identity: None,
             clock,
             bound_writing: false,
-            tablets: BTreeMap::new(),
+            copies: BTreeMap::new(),
             assigned: BTreeMap::new(),
             log: LogStage::default(),
             apply_at_us: 0,
             purging: BTreeMap::new(),
             next_request: RequestId(1),
             requests: BTreeMap::new(),
+            patient: Vec::new(),
             for_clock: VecDeque::new(),
             cache: Cache::default(),
+            cutting: BTreeMap::new(),
+            pledges: Pledges::new(started, self.disk.registry.longest_lease_ms, env.now_us),
             is_superseded: false,
+            is_stopping: false,
             gave_up: BTreeMap::new(),
         });
         let (index, runs) = (self.index, self.runs);
         env.say(|| format!("server {index} starts, run {runs}"));
         self.register(env);
         self.after(env, TICK_US, Internal::Tick);
+        self.after(env, 1_000, Internal::Heartbeat);
         let flush = env.rng.between(env.profile.disk.flush_every_us);
         self.after(env, flush, Internal::FlushBegins);
     }
@@ -189,10 +299,36 @@ impl Server {
         let index = self.index;
         env.say(|| format!("server {index} crashes"));
         self.run = None;
-        for (tablet, entry) in self.disk.crash(&mut env.rng) {
-            env.say(|| format!("server {index} {tablet} {} survived unsynced", entry.pos));
-            env.observe(&Observation::Durable { tablet, entry: &entry });
+        let survived = self.disk.crash(&mut env.rng);
+        for (tablet, keep) in survived.cuts {
+            self.show_cut(env, tablet, keep);
         }
+        for record in survived.records {
+            let (tablet, by, entry) = (record.tablet, record.by, &record.entry);
+            env.say(|| format!("server {index} {tablet} {} survived unsynced", entry.pos));
+            env.observe(&Observation::Durable { tablet, server: index, by, entry });
+        }
+    }
+
+    /// The disk is lost with everything on it; the process, if one runs, with it.
+    pub fn wipe(&mut self, env: &mut Env) {
+        let index = self.index;
+        self.run = None;
+        self.disk.wipe();
+        env.say(|| format!("server {index} loses its disk"));
+        env.observe(&Observation::Wiped { server: index });
+    }
+
+    /// Lets go of everything that it leads, and ends a little later.
+    pub fn stop(&mut self, env: &mut Env) {
+        let Some(run) = &mut self.run else { return };
+        run.is_stopping = true;
+        let ids: Vec<TabletId> = run.copies.keys().copied().collect();
+        let index = self.index;
+        env.say(|| format!("server {index} stops"));
+        ids.into_iter().for_each(|id| self.step(env, id, Input::StepDown));
+        self.report_given_up(env);
+        self.after(env, DRAIN_US, Internal::Stop);
     }
 
     /// Lets something inside a run happen.
@@ -203,13 +339,24 @@ impl Server {
         match event {
             Internal::RegistrySynced => self.registry_synced(env),
             Internal::LogSynced => self.log_synced(env),
-            Internal::Refused(tablet, from) => self.step(env, tablet, Input::AppendFailed { from }),
+            Internal::Refused(tablet, from) => self.refused(env, tablet, from),
             Internal::Apply(entries) => self.apply(env, &entries),
+            Internal::Settle(tablet, upto) => self.settle(env, tablet, upto),
             Internal::FlushBegins => self.flush_begins(env),
-            Internal::FlushReturns { count, positions } => self.flush_returns(env, count, positions),
+            Internal::FlushReturns { mark, positions } => self.flush_returns(env, mark, positions),
+            Internal::Undo(tablet) => self.undo(env, tablet),
+            Internal::Undone(tablet, mark) => self.undone(env, tablet, mark),
+            Internal::Located(tablet, seq) => self.located(env, tablet, seq),
+            Internal::Sent(tablet, to, upto) => self.step(env, tablet, Input::Sent { to, upto }),
+            Internal::Connected(server) => self.connected(env, server),
+            Internal::Heartbeat => self.heartbeat(env),
             Internal::Register => self.register(env),
             Internal::Tick => self.tick(env),
             Internal::Task(task) => self.task(env, task),
+            Internal::Stop => {
+                self.crash(env);
+                env.has_stopped = true;
+            }
         }
     }
 
@@ -222,20 +369,40 @@ impl Server {
             Message::Assignments(assignments) => {
                 assignments.into_iter().for_each(|assignment| self.assigned(env, assignment));
             }
+            Message::ProposalRefused { run, tablet, epoch, version } => {
+                if self.server_run() == Some(run) {
+                    self.step(env, tablet, Input::ProposalRefused { epoch, version });
+                }
+            }
+            Message::Transfer { tablet, epoch, to } => {
+                let until = self.now(env).plus_ms(1_000);
+                self.step(env, tablet, Input::Transfer { epoch, to, until });
+            }
+            Message::Peer { tablet, to, input } => self.peer(env, tablet, to, input),
+            Message::Ask { from, of, number, given_up } => self.asked(env, from, of, number, &given_up),
+            Message::Promise { from, promised } => self.promised(env, from, promised),
             Message::Request(request) => self.request(env, request),
             Message::Register(_)
             | Message::FenceAnswers(_)
             | Message::GaveUp { .. }
+            | Message::Silent { .. }
+            | Message::Propose { .. }
             | Message::Response(_) => {
                 unreachable!("nobody sends this to a server")
             }
         }
     }
 
+    /// This process's name.
+    pub(super) fn server_run(&self) -> Option<ServerRun> {
+        let (server, incarnation) = self.run.as_ref()?.identity?;
+        Some(ServerRun { server, incarnation })
+    }
+
     /// Presents the process unless it has everything that it should.
     fn register(&mut self, env: &mut Env) {
         let Some(run) = &self.run else { return };
-        let complete = run.identity.is_some() && !run.tablets.is_empty() && self.serves_all();
+        let complete = run.identity.is_some() && self.is_content(env);
         if !complete {
             let registration = Registration {
                 server: self.index,
@@ -244,19 +411,32 @@ impl Server {
                 boot_id: run.boot_id,
             };
             env.send(self.address(), Address::Meta, Message::Register(registration));
-            self.report_given_up(env);
         }
+        self.report_given_up(env);
         self.after(env, REGISTER_EVERY_US, Internal::Register);
     }
 
-    /// Tells which epochs ended though the process lives, again and again until it leads.
+    /// Whether every copy here leads or follows a leader.
+    fn is_content(&self, env: &Env) -> bool {
+        let Some(run) = &self.run else { return false };
+        let now = self.now(env);
+        let is_well = |copy: &Copy| {
+            run.lease(now, copy.core.id()).is_some()
+                || (copy.core.follows().is_some() && run.pledges.hears(env.now_us, copy))
+        };
+        !run.copies.is_empty() && run.copies.values().all(is_well)
+    }
+
+    /// Tells which epochs ended though the process lives, again and again until others begin.
     fn report_given_up(&self, env: &mut Env) {
-        let Some(run) = &self.run else { return };
-        let Some((server, incarnation)) = run.identity else { return };
-        let epochs: Vec<_> = run.gave_up.iter().map(|(id, epoch)| (*id, *epoch)).collect();
+        let (Some(run), Some(name)) = (&self.run, self.server_run()) else { return };
+        let over = |(id, (epoch, successor)): (&TabletId, &(Epoch, Option<ReplicaId>))| {
+            let later = run.copies.get(id).is_some_and(|copy| copy.core.promised() > *epoch);
+            (!later).then_some((*id, *epoch, *successor))
+        };
+        let epochs: Vec<_> = run.gave_up.iter().filter_map(over).collect();
         if !epochs.is_empty() {
-            let message = Message::GaveUp { server, incarnation, epochs };
-            env.send(self.address(), Address::Meta, message);
+            env.send(self.address(), Address::Meta, Message::GaveUp { run: name, epochs });
         }
     }
 
@@ -270,61 +450,105 @@ impl Server {
             self.write_registry(env, RegistryChange::Identity(welcome.cluster_id, welcome.server));
         }
         let known: Vec<TabletId> = self.disk.registry.replicas.keys().copied().collect();
-        known.into_iter().for_each(|id| self.open(id));
+        for id in known {
+            if self.disk.registry.replicas[&id].truncating.is_some() {
+                self.truncate_again(env, id);
+            } else {
+                self.open(env, id);
+            }
+        }
     }
 
     /// Gives a copy its core, as registry and log say.
-    fn open(&mut self, id: TabletId) {
+    pub(super) fn open(&mut self, env: &mut Env, id: TabletId) {
         let Some(run) = &mut self.run else { return };
         let Some((_, incarnation)) = run.identity else { return };
         let replica = &self.disk.registry.replicas[&id];
         let log = self.disk.log.tablet(id);
         let entries = || log.into_iter().flat_map(|log| &log.entries);
-        let epoch_start = |entry: &Entry| match entry.payload {
-            Payload::EpochStart { .. } => Some((entry.pos.epoch, entry.seq())),
-            Payload::Write(_) | Payload::TokenFence { .. } => None,
-        };
+        let base = log.map(|log| log.base.pos).unwrap_or_default();
+        assert!(base.seq <= replica.flushed, "the log of {id} begins after what was flushed");
         let mut tokens = TokenTable::complete_from(replica.token_floor_ms);
         entries().for_each(|entry| tokens.note_entry(entry));
-        let tablet = Tablet::new(Recovered {
+        let core = Tablet::new(Recovered {
             id,
             replica: replica.id,
             incarnation,
             range: replica.range.clone(),
             promised: replica.promised,
-            epochs: entries().filter_map(epoch_start).collect(),
+            epochs: env.watch.oracle.story(id).epochs_of(self.index),
             end: self.disk.log.end(id),
+            applied: replica.flushed,
             tokens,
         });
-        run.tablets.insert(id, tablet);
+        let generation = Generation::Disk(self.disk.generation);
+        let (server, promised) = (self.index, core.promised());
+        env.observe(&Observation::Opened { tablet: id, server, replica: replica.id, generation, promised });
+        let settled = replica.flushed;
+        let copy = Copy {
+            core,
+            generation,
+            terms: LeaseTerms::default(),
+            settled,
+            tail: VecDeque::new(),
+            by: Epoch(0),
+            cuts: 0,
+            assignment: None,
+            is_diverged: false,
+        };
+        run.copies.insert(id, copy);
+        if let Some(assignment) = run.assigned.remove(&id) {
+            self.assigned(env, assignment);
+        }
     }
 
     fn fences(&mut self, env: &mut Env, fences: &[meta::Fence]) {
         for fence in fences {
-            let known = self.run.as_ref().and_then(|run| run.tablets.get(&fence.tablet));
-            if known.is_some_and(|tablet| tablet.replica() == fence.replica) {
-                self.step(env, fence.tablet, Input::Fence { epoch: fence.epoch });
+            let known = self.run.as_ref().and_then(|run| run.copies.get(&fence.tablet));
+            if known.is_some_and(|copy| copy.core.replica() == fence.replica && !copy.is_diverged) {
+                self.step(env, fence.tablet, Input::Fence { epoch: fence.epoch, gone: fence.gone });
             }
         }
     }
 
     fn assigned(&mut self, env: &mut Env, assignment: Assignment) {
+        let name = self.server_run();
         let Some(run) = &mut self.run else { return };
-        if run.identity.is_none() {
+        if name.is_none() {
             return;
         }
         let id = assignment.tablet;
-        if run.tablets.contains_key(&id) {
-            if assignment.leader.is_some() {
-                self.timed(env, Timed::Appoint(assignment));
-            }
-        } else if run.assigned.insert(id, assignment.clone()).is_none() {
+        let Some(copy) = run.copies.get_mut(&id) else {
+            self.create(env, id, assignment);
+            return;
+        };
+        if copy.core.replica() != assignment.replica {
+            return;
+        }
+        copy.assignment = Some(assignment.clone());
+        let Some((leader, leads)) = assignment.leader else { return };
+        let own = leader == assignment.replica && Some(leads) == name;
+        if own && copy.core.leading() == Some(assignment.epoch) {
+            let (epoch, membership) = (assignment.epoch, assignment.membership);
+            self.step(env, id, Input::InSync { epoch, membership });
+        } else if (own || mutated!(AnyIncarnationLeads)) && leader == assignment.replica && !run.is_stopping {
+            self.timed(env, Timed::Appoint(assignment));
+        }
+    }
+
+    /// A copy that is new here: its record first.
+    fn create(&mut self, env: &mut Env, id: TabletId, assignment: Assignment) {
+        let is_known = self.disk.registry.replicas.contains_key(&id);
+        let Some(run) = &mut self.run else { return };
+        let (replica, range, epoch) = (assignment.replica, assignment.range.clone(), assignment.epoch);
+        if run.assigned.insert(id, assignment).is_none() && !is_known {
             let replica = Replica {
-                id: assignment.replica,
-                range: assignment.range,
-                promised: assignment.epoch,
+                id: replica,
+                range,
+                promised: if mutated!(NewCopyPromisesNothing) { Epoch(0) } else { epoch },
                 flushed: Seq(0),
                 token_floor_ms: 0,
+                truncating: None,
             };
             self.write_registry(env, RegistryChange::Replica(id, replica));
         }
@@ -337,22 +561,20 @@ impl Server {
     }
 
     fn registry_synced(&mut self, env: &mut Env) {
-        let Some(change) = self.disk.registry.sync() else { return };
+        let Some(change) = self.disk.sync_registry() else { return };
         match change {
             RegistryChange::Identity(..) => {}
             RegistryChange::Bound(bound) => self.bound_persisted(env, bound),
-            RegistryChange::Replica(id, _) => {
-                self.open(id);
-                let assignment = self.run.as_mut().and_then(|run| run.assigned.remove(&id));
-                if let Some(assignment) = assignment {
-                    self.assigned(env, assignment);
-                }
-            }
+            RegistryChange::Replica(id, _) => self.open(env, id),
             RegistryChange::Promise(tablet, epoch) => {
                 self.step(env, tablet, Input::PromisePersisted { epoch });
             }
             RegistryChange::Flushed(positions) => self.flushed(env, &positions),
             RegistryChange::TokenFloor(tablet, floor_ms) => self.purge(env, tablet, floor_ms),
+            RegistryChange::LongestLease(_) => {}
+            RegistryChange::Truncating(tablet, _) => self.truncation_intended(env, tablet),
+            RegistryChange::Lost(tablet, _) => self.loss_noted(env, tablet),
+            RegistryChange::Cut(tablet, intent) => self.log_cut(env, tablet, intent),
         }
     }
 
@@ -374,9 +596,13 @@ impl Server {
             self.write_registry(env, RegistryChange::Bound(bound));
         }
         let Some(run) = &mut self.run else { return };
-        if let Timed::Appoint(assignment) = &timed {
+        match &timed {
             // A floor from a clock that is far off is not adopted; our own log is above it.
-            let _ = run.clock.observe(assignment.appointed_ts, wall_ms);
+            Timed::Appoint(assignment) => {
+                let _ = run.clock.observe(assignment.appointed_ts, wall_ms);
+            }
+            Timed::Close(_, ts) if run.clock.observe(*ts, wall_ms).is_err() => return,
+            Timed::Close(..) | Timed::Task(_) | Timed::Request(_) => {}
         }
         match run.clock.issue(wall_ms) {
             Err(_) => run.for_clock.push_back(timed),
@@ -384,47 +610,66 @@ impl Server {
                 Timed::Appoint(assignment) => self.appoint(env, assignment, ts),
                 Timed::Task(task) => self.sequence(env, task, ts),
                 Timed::Request(request) => self.ask(env, request, ts),
+                Timed::Close(tablet, wanted) => {
+                    self.step(env, tablet, Input::CloseWanted { ts: wanted, fresh: ts });
+                }
             },
         }
     }
 
     fn appoint(&mut self, env: &mut Env, assignment: Assignment, ts: Hlc) {
-        let Some(incarnation) = assignment.leader else { return };
+        let Some((_, leads)) = assignment.leader else { return };
         let appointment = Appointment {
             epoch: assignment.epoch,
             replica: assignment.replica,
-            incarnation,
-            in_sync: assignment.in_sync,
+            incarnation: leads.incarnation,
+            membership: assignment.membership,
             min_in_sync: assignment.min_in_sync,
-            ts,
+            shrink_floor: assignment.shrink_floor,
+            ts: ts.max(assignment.appointed_ts),
         };
         self.step(env, assignment.tablet, Input::Appoint(appointment));
     }
 
     fn tick(&mut self, env: &mut Env) {
-        let now = env.tick();
+        let now = self.now(env);
         let Some(run) = &self.run else { return };
-        let due = |tablet: &&Tablet| tablet.next_deadline().is_some_and(|deadline| deadline <= now);
-        let due: Vec<TabletId> = run.tablets.values().filter(due).map(Tablet::id).collect();
+        let due = |copy: &&Copy| copy.core.next_deadline().is_some_and(|deadline| deadline <= now);
+        let due: Vec<TabletId> = run.copies.values().filter(due).map(|copy| copy.core.id()).collect();
         due.into_iter().for_each(|id| self.step(env, id, Input::Tick));
+        self.be_patient(env);
         self.after(env, TICK_US, Internal::Tick);
     }
 
-    /// Lets a core take one step, shows the watch what became of it, and obeys.
+    /// Lets a core take one step, and what gathered for others leave after it.
     pub(super) fn step(&mut self, env: &mut Env, id: TabletId, input: Input) {
+        self.step_once(env, id, input);
+        self.step_once(env, id, Input::Flush);
+    }
+
+    /// Lets a core take one step, shows the watch what became of it, and obeys.
+    fn step_once(&mut self, env: &mut Env, id: TabletId, input: Input) {
+        let now = self.now(env);
         let Some(run) = &mut self.run else { return };
-        let Some(tablet) = run.tablets.get_mut(&id) else { return };
-        let mut effects = Vec::new();
-        tablet.step(env.tick(), input, &mut effects);
         let Some((_, incarnation)) = run.identity else { return };
+        let Some(copy) = run.copies.get_mut(&id) else { return };
+        let mut effects = Vec::new();
+        let is_flush = input == Input::Flush;
+        run.pledges.now = self.clock.promiser(env.now_us);
+        copy.core.step(now, &run.pledges, input, &mut effects);
+        if is_flush && effects.is_empty() {
+            return;
+        }
+        let core = &copy.core;
         env.observe(&Observation::Stepped(CoreView {
             tablet: id,
+            server: self.index,
             incarnation,
-            promised: tablet.promised(),
-            durable: tablet.durable_end().pos,
-            applied: tablet.applied_seq(),
-            q: tablet.q(),
-            serving: tablet.serving(),
+            promised: core.promised(),
+            durable: core.durable_end().pos,
+            applied: core.applied_seq(),
+            q: core.q(),
+            serving: core.serving(),
             on_disk: self.disk.log.end(id).pos,
         }));
         effects.into_iter().for_each(|effect| self.execute(env, id, effect));
@@ -433,38 +678,78 @@ impl Server {
     fn execute(&mut self, env: &mut Env, id: TabletId, effect: Effect) {
         let index = self.index;
         match effect {
+            Effect::Except { to, epoch } => {
+                let Some(run) = &mut self.run else { return };
+                run.pledges.promiser.except(to, id, epoch);
+            }
             Effect::PersistPromise { epoch } => self.write_registry(env, RegistryChange::Promise(id, epoch)),
             Effect::AnswerFence(answer) => {
                 env.say(|| {
                     format!("server {index} {id} answers fence {}, end {}", answer.epoch, answer.end.pos)
                 });
-                env.observe(&Observation::FenceAnswered { tablet: id, answer });
+                env.observe(&Observation::FenceAnswered { tablet: id, server: index, answer });
                 self.answer_fence(env, id, answer);
             }
-            Effect::Append(entry) => {
-                env.mark(entry.hash);
-                env.say(|| format!("server {index} {id} appends {} {:?}", entry.pos, entry.payload));
-                env.observe(&Observation::Appended { tablet: id, entry: &entry });
-                self.append(env, id, entry);
+            Effect::Append { entry, when } => self.append_own(env, id, entry, when),
+            Effect::AppendCopies { entries } => self.append_copies(env, id, entries),
+            Effect::Apply { upto } => self.apply_upto(env, id, upto),
+            Effect::Stream(stream) => self.stream(env, id, stream),
+            Effect::Send { to, epoch, message } => self.send(env, id, to, epoch, message),
+            Effect::Locate { seq } => {
+                let delay = env.rng.between((10, 1_000));
+                self.after(env, delay, Internal::Located(id, seq));
+            }
+            Effect::Truncate { keep } => self.truncate(env, id, keep),
+            Effect::Diverged { at } => self.diverged(env, id, at),
+            Effect::ProposeInSync(proposal) => self.propose(env, id, proposal),
+            Effect::Lease(terms) => {
+                let Some(run) = &mut self.run else { return };
+                if let Some(copy) = run.copies.get_mut(&id) {
+                    copy.terms = terms;
+                }
             }
             Effect::Serve { epoch } => env.say(|| format!("server {index} {id} serves {epoch}")),
-            Effect::StopServing { epoch } => {
+            Effect::StopServing { epoch, successor } => {
                 env.say(|| format!("server {index} {id} stops serving {epoch}"));
                 let Some(run) = &mut self.run else { return };
-                run.gave_up.insert(id, epoch);
+                run.gave_up.insert(id, (epoch, successor));
+                if let Some(copy) = run.copies.get_mut(&id) {
+                    copy.terms = LeaseTerms::default();
+                }
+                self.report_given_up(env);
             }
             Effect::Reply { request, answer } => self.answer(env, request, answer),
         }
     }
 
+    /// A copy that disagrees below what was safe. It happens only after an election with too
+    /// few answers; otherwise somebody has lied.
+    fn diverged(&mut self, env: &mut Env, id: TabletId, at: ebla_kernel::ids::Pos) {
+        let Some(run) = &mut self.run else { return };
+        if let Some(copy) = run.copies.get_mut(&id) {
+            copy.is_diverged = true;
+        }
+        if !env.watch.is_excused(id) {
+            let detail = format!("{id} on server {} would have to cut {at}, which was safe", self.index);
+            env.watch.fail("nothing safe is cut", &detail);
+        }
+    }
+
+    fn propose(&mut self, env: &mut Env, id: TabletId, proposal: Proposal) {
+        let Some(run) = self.server_run() else { return };
+        let index = self.index;
+        env.say(|| format!("server {index} {id} proposes {proposal:?}"));
+        env.send(self.address(), Address::Meta, Message::Propose { run, proposals: vec![(id, proposal)] });
+    }
+
     fn answer_fence(&mut self, env: &mut Env, id: TabletId, answer: ebla_kernel::tablet::FenceAnswer) {
         let Some(run) = &self.run else { return };
-        let (Some((server, incarnation)), Some(tablet)) = (run.identity, run.tablets.get(&id)) else {
+        let (Some((server, incarnation)), Some(copy)) = (run.identity, run.copies.get(&id)) else {
             return;
         };
         let answer = meta::FenceAnswer {
             tablet: id,
-            replica: tablet.replica(),
+            replica: copy.core.replica(),
             epoch: answer.epoch,
             end: answer.end.pos,
             ts_max: answer.end.ts,
@@ -476,12 +761,10 @@ impl Server {
 }
 
 impl Run {
-    pub(super) fn is_serving(&self, id: TabletId) -> bool {
-        self.tablets.get(&id).is_some_and(|tablet| tablet.serving().is_some())
-    }
-
-    /// The epoch that a copy serves here.
-    pub(super) fn serving(&self, id: TabletId) -> Option<Epoch> {
-        self.tablets.get(&id).and_then(Tablet::serving)
+    /// The epoch that a copy serves here, if it may answer for it now.
+    pub(super) fn lease(&self, now: Tick, id: TabletId) -> Option<Epoch> {
+        let copy = self.copies.get(&id)?;
+        let epoch = copy.core.serving()?;
+        copy.terms.hold(now, &self.pledges).then_some(epoch)
     }
 }

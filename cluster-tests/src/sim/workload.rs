@@ -7,12 +7,13 @@
 use super::clock::EPOCH_MS;
 use super::env::{Env, Event};
 use super::network::{Address, Message, Reply, Request, RequestBody, Response};
-use crate::oracle::{Asked, Outcome};
+use crate::oracle::{Asked, Outcome, Session};
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::TabletId;
-use ebla_kernel::op::{Action, Body, Condition, Op, Token, Version};
+use ebla_kernel::ids::{Epoch, Pos, TabletId};
+use ebla_kernel::op::{AckLevel, Action, Body, Condition, Op, Token, Version};
 use ebla_kernel::tablet::{Answer, Refusal};
+use std::collections::BTreeMap;
 
 /// Attempts of one operation before its client gives up.
 const ATTEMPTS_MAX: u32 = 8;
@@ -43,6 +44,8 @@ pub struct Client {
     pub is_active: bool,
     /// The last version that it saw, for conditions.
     seen: Option<Version>,
+    /// Its last committed write in each tablet.
+    sessions: BTreeMap<TabletId, Session>,
     /// Operations that must succeed before it is done: what the healed cluster must do.
     pub probes: Vec<Asked>,
 }
@@ -52,7 +55,6 @@ struct Current {
     op: usize,
     attempt: u32,
     tablet: TabletId,
-    server: usize,
     body: RequestBody,
     /// Nobody gives up on a probe.
     is_probe: bool,
@@ -74,7 +76,8 @@ impl Client {
     /// A client that has not asked anything.
     #[must_use]
     pub fn new(index: usize) -> Self {
-        Self { index, sequence: 0, current: None, is_active: true, seen: None, probes: Vec::new() }
+        let sessions = BTreeMap::new();
+        Self { index, sequence: 0, current: None, is_active: true, seen: None, sessions, probes: Vec::new() }
     }
 
     /// Whether it waits for nothing and has nothing left to ask.
@@ -109,25 +112,36 @@ impl Client {
         let delay = env.rng.between(env.profile.think_us) + 1;
         let probe = self.probes.pop();
         let is_probe = probe.is_some();
-        if env.routes.is_empty() || !(self.is_active || is_probe) {
+        if env.directory.routes.is_empty() || !(self.is_active || is_probe) {
             env.after(delay.max(10_000), Event::Client(self.index, Timer::Think));
             return;
         }
         let asked = probe.unwrap_or_else(|| self.invent(env));
-        let at = env.routes.iter().find(|route| route.range.contains(asked.key())).cloned();
-        let route = at.expect("the tablets cover every key");
+        let mut routes = env.directory.routes.iter();
+        let at = routes.find(|route| route.range.contains(asked.key()));
+        let tablet = at.expect("the tablets cover every key").tablet;
         self.sequence += 1;
         let (asked, body) = match asked {
-            Asked::Write { ops, .. } => {
+            Asked::Write { ops, level, .. } => {
                 let token = self.token(env);
-                (Asked::Write { ops: ops.clone(), token }, RequestBody::Write { ops, token })
+                let body = RequestBody::Write { ops: ops.clone(), token, level };
+                (Asked::Write { ops, token, level }, body)
             }
             Asked::Get { key } => (Asked::Get { key: key.clone() }, RequestBody::Get { key }),
             Asked::Snapshot { key } => (Asked::Snapshot { key: key.clone() }, RequestBody::Snapshot { key }),
+            Asked::Bounded { key, stale_ms } => {
+                (Asked::Bounded { key: key.clone(), stale_ms }, RequestBody::Bounded { key, stale_ms })
+            }
+            Asked::InSession { key, .. } => match self.sessions.get(&tablet).copied() {
+                Some(session) => {
+                    let body = RequestBody::InSession { key: key.clone(), session };
+                    (Asked::InSession { key, session }, body)
+                }
+                None => (Asked::Get { key: key.clone() }, RequestBody::Get { key }),
+            },
         };
-        let op = env.history.invoke(self.index, env.now_us, route.tablet, asked);
-        let (tablet, server) = (route.tablet, route.server);
-        self.current = Some(Current { op, attempt: 0, tablet, server, body, is_probe });
+        let op = env.history.invoke(self.index, env.now_us, tablet, asked);
+        self.current = Some(Current { op, attempt: 0, tablet, body, is_probe });
         self.send(env);
     }
 
@@ -141,12 +155,18 @@ impl Client {
 
     fn send(&mut self, env: &mut Env) {
         let patience = env.rng.between(env.profile.patience_us);
+        let lost = env.rng.chance(50);
         let Some(current) = &mut self.current else { return };
         current.attempt += 1;
         let (client, op, attempt) = (self.index, current.op, current.attempt);
         let request = Request { client, op, tablet: current.tablet, body: current.body.clone() };
-        let to = Address::Server(current.server);
-        env.send(Address::Client(client), to, Message::Request(request));
+        let any_copy = lost || matches!(current.body, RequestBody::Bounded { .. } | RequestBody::InSession { .. });
+        let route = env.directory.route(current.tablet);
+        let copies: Vec<usize> = route.into_iter().flat_map(|route| route.copies.values().copied()).collect();
+        let leader = route.and_then(|route| route.leader).filter(|_| !any_copy);
+        if let Some(to) = leader.or_else(|| copies.get(env.rng.index(copies.len().max(1))).copied()) {
+            env.send(Address::Client(client), Address::Server(to), Message::Request(request));
+        }
         env.after(patience, Event::Client(client, Timer::Impatient { op, attempt }));
     }
 
@@ -157,7 +177,7 @@ impl Client {
         let back_off = env.rng.between((1_000, 100_000));
         let Some(current) = &mut self.current else { return };
         if !current.is_probe && (current.attempt >= ATTEMPTS_MAX || give_up) {
-            self.end(env, Outcome::Unknown);
+            self.end(env, Outcome::Unknown, None);
             return;
         }
         if let RequestBody::Write { token, .. } = &current.body
@@ -176,24 +196,40 @@ impl Client {
         if current.op != response.op {
             return;
         }
+        let epoch = response.epoch;
         match response.reply {
             Reply::Row { version, at } => {
                 self.seen = version.clone().or(self.seen.take());
-                self.end(env, Outcome::Row { version, at });
+                self.end(env, Outcome::Row { version, at }, epoch);
             }
-            Reply::Answer(Answer::Committed(committed)) => self.end(env, Outcome::Committed(committed)),
+            Reply::WriteLost => {
+                self.sessions.remove(&current.tablet);
+                self.end(env, Outcome::WriteLost, epoch);
+            }
+            Reply::Answer(Answer::Committed(committed)) => {
+                self.sessions.insert(current.tablet, Session { pos: committed.pos, ts: committed.ts });
+                self.end(env, Outcome::Committed(committed), epoch);
+            }
             Reply::Answer(Answer::Reverted | Answer::Refused(Refusal::TokenFenced)) => {
-                self.end(env, Outcome::Reverted);
+                self.end(env, Outcome::Reverted, epoch);
             }
             Reply::Answer(Answer::Refused(Refusal::TokenTooOld)) => self.too_old(env),
             Reply::Answer(Answer::Refused(Refusal::Rejected(reject))) => {
-                self.end(env, Outcome::Rejected(reject));
+                self.end(env, Outcome::Rejected(reject), epoch);
             }
             Reply::Busy
             | Reply::Answer(
                 Answer::Unknown
                 | Answer::Reached
-                | Answer::Refused(Refusal::NotLeader | Refusal::OutOfRange | Refusal::NotEnoughReplicas),
+                | Answer::Refused(
+                    Refusal::NotLeader
+                    | Refusal::NoLease
+                    | Refusal::Transferring
+                    | Refusal::OutOfRange
+                    | Refusal::NotEnoughReplicas
+                    | Refusal::Busy
+                    | Refusal::WaitTimedOut,
+                ),
             ) => self.retry(env),
         }
     }
@@ -201,17 +237,19 @@ impl Client {
     /// A client whose clock is behind another's, after a log was purged. A probe goes on
     /// with a fresh token.
     fn too_old(&mut self, env: &mut Env) {
-        if let Some(Current { is_probe: true, body: RequestBody::Write { ops, token }, .. }) = &self.current {
-            self.probes.push(Asked::Write { ops: ops.clone(), token: *token });
+        if let Some(Current { is_probe: true, body: RequestBody::Write { ops, token, level }, .. }) =
+            &self.current
+        {
+            self.probes.push(Asked::Write { ops: ops.clone(), token: *token, level: *level });
         }
-        self.end(env, Outcome::TokenTooOld);
+        self.end(env, Outcome::TokenTooOld, None);
     }
 
-    fn end(&mut self, env: &mut Env, outcome: Outcome) {
+    fn end(&mut self, env: &mut Env, outcome: Outcome, epoch: Option<Epoch>) {
         let Some(current) = self.current.take() else { return };
         let client = self.index;
-        env.say(|| format!("client {client} op {} ends: {outcome:?}", current.op));
-        env.history.end(current.op, env.now_us, outcome);
+        env.say(|| format!("client {client} op {} ends in {epoch:?}: {outcome:?}", current.op));
+        env.history.end(current.op, env.now_us, outcome, epoch);
         let delay = env.rng.between(env.profile.think_us) + 1;
         env.after(delay, Event::Client(client, Timer::Think));
     }
@@ -221,18 +259,23 @@ impl Client {
         let n = env.rng.below(env.profile.keys);
         let key = if env.rng.chance(300) { counter_key(n) } else { row_key(n) };
         match env.rng.below(10) {
+            0..=3 if env.rng.chance(env.profile.follower_read_pm) => match env.rng.chance(500) {
+                true => Asked::Bounded { key, stale_ms: 1 << env.rng.below(13) },
+                false => Asked::InSession { key, session: Session { pos: Pos::ZERO, ts: Hlc::MIN } },
+            },
             0..=2 => Asked::Get { key },
             3 => Asked::Snapshot { key },
             _ => {
                 let ops = self.invent_batch(env, n);
-                Asked::Write { ops, token: Token { issued_ms: 0, client: 0, seq: 0 } }
+                let level = invent_level(env);
+                Asked::Write { ops, token: Token { issued_ms: 0, client: 0, seq: 0 }, level }
             }
         }
     }
 
     /// One to three operations on rows of one tablet.
     fn invent_batch(&mut self, env: &mut Env, n: u64) -> Vec<Op> {
-        let home = env.routes.iter().find(|route| route.range.contains(&row_key(n))).cloned();
+        let home = env.directory.routes.iter().find(|route| route.range.contains(&row_key(n))).cloned();
         let home = home.expect("the tablets cover every key");
         let mut ops = vec![self.invent_op(env, n)];
         while ops.len() < 3 && env.rng.chance(200) {
@@ -266,5 +309,17 @@ impl Client {
             Some(version) => Condition::TsIs(version.ts),
             None => Condition::TsIs(Hlc::MIN),
         }
+    }
+}
+
+/// How many copies a write waits for.
+fn invent_level(env: &mut Env) -> AckLevel {
+    if !env.rng.chance(env.profile.wait_pm) {
+        return AckLevel::Leader;
+    }
+    let (d, r) = (u64::from(env.profile.spec.min_in_sync), u64::from(env.profile.spec.replicas));
+    match env.rng.chance(300) {
+        true => AckLevel::InSync,
+        false => AckLevel::Copies(u8::try_from(env.rng.between((d, r))).expect("few copies")),
     }
 }

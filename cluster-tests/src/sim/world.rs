@@ -1,16 +1,19 @@
 //! The loop: takes event after event, breaks things, heals them, and judges.
 
-use super::env::{Env, Event};
-use super::fault::{Profile, SECOND_US, SpanUs};
+use super::clock::MonotonicClock;
+use super::env::{Env, Event, Route};
+use super::fault::{Profile, SECOND_US, SpanUs, WipeBudget};
 use super::meta::MetaNode;
 use super::network::{Address, Message};
 use super::rng::Rng;
 use super::server::Server;
 use super::workload::{Client, Timer, counter_key, row_key};
-use crate::invariants::Violation;
-use crate::oracle::{Asked, Outcome};
+use crate::invariants::{Observation, Violation};
+use crate::oracle::{Asked, Fate, Outcome, Trust};
 use bytes::Bytes;
-use ebla_kernel::op::{Action, Op, Token};
+use ebla_kernel::ids::TabletId;
+use ebla_kernel::op::{AckLevel, Action, Op, Token};
+use std::collections::BTreeMap;
 
 /// How long a healed cluster may take until every tablet is written and read again.
 const LIVENESS_US: u64 = 30 * SECOND_US;
@@ -26,6 +29,16 @@ const OPERATOR_US: u64 = 100_000;
 pub enum Fault {
     /// A server of chance loses power.
     CrashServer,
+    /// Everything loses power.
+    Blackout,
+    /// A server of chance loses its disk.
+    WipeServer,
+    /// A server of chance sleeps, or is only stopped.
+    Sleep,
+    /// A server of chance stops in good order.
+    StopServer,
+    /// An operator wants another copy to lead.
+    Transfer,
     /// The metadata node loses power.
     CrashMeta,
     /// An operator asks for the election of a tablet of chance.
@@ -59,8 +72,10 @@ pub struct World {
 impl World {
     /// A cluster that has not started.
     #[must_use]
-    pub fn new(rng: Rng, profile: Profile) -> Self {
-        let servers = (0..profile.servers).map(Server::new).collect();
+    pub fn new(mut rng: Rng, profile: Profile) -> Self {
+        let drifts = profile.drifts;
+        let mut server = |index| Server::new(index, MonotonicClock::draw(&mut rng, drifts));
+        let servers = (0..profile.servers).map(&mut server).collect();
         let clients = (0..profile.clients).map(Client::new).collect();
         Self { env: Env::new(rng, profile), events: 0, meta: MetaNode::new(), servers, clients }
     }
@@ -73,6 +88,11 @@ impl World {
         self.start();
         self.run_until(self.env.profile.chaos_us, |_| false)?;
         self.heal();
+        if self.is_beyond() {
+            let until = self.env.now_us + REST_US;
+            self.run_until(until, |_| false)?;
+            return self.judge("beyond what the table bears");
+        }
         self.be_alive()?;
         self.come_to_rest()?;
         self.judge("at rest")?;
@@ -92,6 +112,11 @@ impl World {
         self.schedule(profile.server_crash_us, Fault::CrashServer);
         self.schedule(profile.meta_crash_us, Fault::CrashMeta);
         self.schedule(profile.depose_us, Fault::Depose);
+        self.schedule(profile.transfer_us, Fault::Transfer);
+        self.schedule(profile.transfer_us, Fault::StopServer);
+        self.schedule(profile.sleep_us, Fault::Sleep);
+        self.schedule(profile.blackout_us, Fault::Blackout);
+        self.schedule(profile.wipe.map(|(span, _)| span), Fault::WipeServer);
         self.schedule(profile.network.cut_us, Fault::Cut);
         self.schedule(profile.wall_jump_us, Fault::JumpWall);
         self.env.after(OPERATOR_US, Event::Fault(Fault::Operator));
@@ -109,6 +134,7 @@ impl World {
             let Some(event) = self.env.next(until_us) else { return Ok(false) };
             self.events += 1;
             self.happen(event);
+            self.look_at_leases();
             if let Some(violation) = self.env.watch.failure.take() {
                 return Err(violation);
             }
@@ -119,8 +145,20 @@ impl World {
     fn happen(&mut self, event: Event) {
         let env = &mut self.env;
         match event {
+            Event::Deliver(Address::Server(server), _) | Event::Server { server, .. }
+                if self.servers[server].asleep_until_us > env.now_us =>
+            {
+                let wakes_in_us = self.servers[server].asleep_until_us - env.now_us;
+                env.after(wakes_in_us, event);
+            }
             Event::Deliver(to, message) => self.deliver(to, message),
-            Event::Server { server, run, event } => self.servers[server].handle(env, run, event),
+            Event::Server { server, run, event } => {
+                self.servers[server].handle(env, run, event);
+                if std::mem::take(&mut env.has_stopped) {
+                    let down = env.profile.down_us;
+                    self.schedule(Some(down), Fault::StartServer(server));
+                }
+            }
             Event::Meta { run, event } => self.meta.handle(env, run, event),
             Event::Client(client, timer) => self.clients[client].ring(env, timer),
             Event::Fault(fault) => self.fault(fault),
@@ -146,15 +184,32 @@ impl World {
         let profile = self.env.profile.clone();
         match fault {
             // What was scheduled before everything was healed does not happen any more.
-            Fault::CrashServer if profile.server_crash_us.is_none() => {}
-            Fault::CrashMeta if profile.meta_crash_us.is_none() => {}
-            Fault::Depose if profile.depose_us.is_none() => {}
-            Fault::Cut if profile.network.cut_us.is_none() => {}
-            Fault::JumpWall if profile.wall_jump_us.is_none() => {}
+            _ if self.is_over(fault) => {}
             Fault::CrashServer => {
                 let victim = self.env.rng.index(self.servers.len());
                 self.crash(victim);
                 self.schedule(profile.server_crash_us, fault);
+            }
+            Fault::Blackout => {
+                (0..self.servers.len()).for_each(|server| self.crash(server));
+                self.schedule(profile.blackout_us, fault);
+            }
+            Fault::WipeServer => {
+                self.wipe(profile.wipe.map(|(_, budget)| budget));
+                self.schedule(profile.wipe.map(|(span, _)| span), fault);
+            }
+            Fault::Sleep => {
+                self.sleep();
+                self.schedule(profile.sleep_us, fault);
+            }
+            Fault::StopServer => {
+                let victim = self.env.rng.index(self.servers.len());
+                self.servers[victim].stop(&mut self.env);
+                self.schedule(profile.transfer_us, fault);
+            }
+            Fault::Transfer => {
+                self.meta.transfer(&mut self.env);
+                self.schedule(profile.transfer_us, fault);
             }
             Fault::CrashMeta => {
                 if self.meta.is_up() {
@@ -190,6 +245,36 @@ impl World {
         }
     }
 
+    /// What was scheduled before everything was healed does not happen any more.
+    fn is_over(&self, fault: Fault) -> bool {
+        let profile = &self.env.profile;
+        match fault {
+            Fault::CrashServer => profile.server_crash_us.is_none(),
+            Fault::CrashMeta => profile.meta_crash_us.is_none(),
+            Fault::Blackout => profile.blackout_us.is_none(),
+            Fault::WipeServer => profile.wipe.is_none(),
+            Fault::Sleep => profile.sleep_us.is_none(),
+            Fault::StopServer | Fault::Transfer => profile.transfer_us.is_none(),
+            Fault::Depose => profile.depose_us.is_none(),
+            Fault::Cut => profile.network.cut_us.is_none(),
+            Fault::JumpWall => profile.wall_jump_us.is_none(),
+            Fault::StartServer(_) | Fault::StartMeta | Fault::Join(..) | Fault::Operator => false,
+        }
+    }
+
+    /// Every lease that is held is shown: no later leader may be appointed meanwhile.
+    fn look_at_leases(&mut self) {
+        if !std::mem::take(&mut self.env.metadata_changed) {
+            return;
+        }
+        for server in self.servers.iter().filter(|server| server.asleep_until_us <= self.env.now_us) {
+            for (tablet, epoch) in server.leases(self.env.now_us) {
+                let server = server.index;
+                self.env.watch.observe(&Observation::LeaseHeld { tablet, server, epoch });
+            }
+        }
+    }
+
     fn crash(&mut self, victim: usize) {
         if self.servers[victim].is_up() {
             self.servers[victim].crash(&mut self.env);
@@ -198,13 +283,60 @@ impl World {
         }
     }
 
+    /// A disk of chance is lost, if every table bears it, or shall not.
+    fn wipe(&mut self, budget: Option<WipeBudget>) {
+        let victim = self.env.rng.index(self.servers.len());
+        let oracle = &self.env.watch.oracle;
+        let bears = self.env.directory.routes.iter().all(|route| {
+            let lost: u32 = oracle.wiped.values().sum();
+            route.copies.values().all(|server| *server != victim) || lost < route.spare
+        });
+        let may = budget == Some(WipeBudget::Beyond) || bears;
+        if may && !self.env.directory.routes.is_empty() {
+            self.servers[victim].wipe(&mut self.env);
+            let down = self.env.profile.down_us;
+            self.schedule(Some(down), Fault::StartServer(victim));
+        }
+    }
+
+    /// A server of chance does nothing for a while; mostly one of its clocks stops too.
+    fn sleep(&mut self) {
+        let victim = self.env.rng.index(self.servers.len());
+        let us = self.env.rng.between(self.env.profile.asleep_us);
+        let stops = self.env.rng.chance(500);
+        let server = &mut self.servers[victim];
+        if !server.is_up() || server.asleep_until_us > self.env.now_us {
+            return;
+        }
+        server.asleep_until_us = self.env.now_us + us;
+        if stops {
+            server.clock.sleep(us);
+        }
+        self.env.say(|| format!("server {victim} sleeps for {us} us, its clock {}", if stops { "too" } else { "not" }));
+    }
+
     fn cut(&mut self) {
         let server = Address::Server(self.env.rng.index(self.servers.len()));
+        let other = Address::Server(self.env.rng.index(self.servers.len()));
         let client = Address::Client(self.env.rng.index(self.clients.len()));
-        let links = [(server, Address::Meta), (Address::Meta, server), (server, client), (client, server)];
+        let links = [
+            (server, Address::Meta),
+            (Address::Meta, server),
+            (server, client),
+            (client, server),
+            (server, other),
+            (other, server),
+            (server, other),
+        ];
         let (from, to) = links[self.env.rng.index(links.len())];
+        let both = self.env.rng.chance(400);
+        self.env.say(|| format!("the link from {from:?} to {to:?} is cut{}", if both { ", and back" } else { "" }));
         self.env.network.cut(from, to);
-        self.schedule(Some((50_000, 2 * SECOND_US)), Fault::Join(from, to));
+        self.schedule(Some((50_000, 4 * SECOND_US)), Fault::Join(from, to));
+        if both {
+            self.env.network.cut(to, from);
+            self.schedule(Some((50_000, 4 * SECOND_US)), Fault::Join(to, from));
+        }
     }
 
     fn jump_wall(&mut self, ms_max: u64) {
@@ -233,6 +365,7 @@ impl World {
         if !self.meta.is_up() {
             self.meta.start(env);
         }
+        self.servers.iter_mut().for_each(|server| server.asleep_until_us = 0);
         for server in self.servers.iter_mut().filter(|server| !server.is_up()) {
             server.start(env);
         }
@@ -241,10 +374,17 @@ impl World {
         self.clients.iter_mut().for_each(|client| client.is_active = false);
     }
 
+    /// Whether more disks were lost than some tablet bears: then nobody need serve again.
+    fn is_beyond(&self) -> bool {
+        let fates = self.fates();
+        fates.values().any(|fate| fate.trust == Trust::Nothing)
+    }
+
     /// E2: in a healed cluster every tablet is written and every row read, in time.
     fn be_alive(&mut self) -> Result<(), Violation> {
         let until = self.env.now_us + LIVENESS_US;
-        let quiet = |world: &Self| !world.env.routes.is_empty() && world.clients.iter().all(Client::is_idle);
+        let quiet =
+            |world: &Self| !world.env.directory.routes.is_empty() && world.clients.iter().all(Client::is_idle);
         if !self.run_until(until, quiet)? {
             return Err(self.not_alive("clients still wait"));
         }
@@ -265,7 +405,14 @@ impl World {
 
     fn not_alive(&self, why: &str) -> Violation {
         let open = self.env.history.operations.iter().find(|operation| operation.ended.is_none());
-        Violation { invariant: "E2 a healed cluster serves".into(), detail: format!("{why}; open: {open:?}") }
+        let mut detail = format!("{why}; open: {open:?}");
+        for route in &self.env.directory.routes {
+            detail += &format!("\n{route:?}");
+            for server in &self.servers {
+                detail += &format!("\n  {}", server.describe(route.tablet));
+            }
+        }
+        Violation { invariant: "E2 a healed cluster serves".into(), detail }
     }
 
     fn probes(&self) -> Vec<Asked> {
@@ -276,7 +423,8 @@ impl World {
             let token = Token { issued_ms: 0, client: 0, seq: 0 };
             probes.push(Asked::Get { key: row_key(n) });
             probes.push(Asked::Get { key: counter_key(n) });
-            probes.push(Asked::Write { ops: vec![set], token });
+            let level = AckLevel::Copies(self.env.profile.spec.min_in_sync);
+            probes.push(Asked::Write { ops: vec![set], token, level });
         }
         probes
     }
@@ -286,23 +434,50 @@ impl World {
         let late = self.env.now_us + 4 * SECOND_US;
         self.run_until(late, |_| false)?;
         let until = self.env.now_us + LIVENESS_US;
-        let serving = |world: &Self| world.servers.iter().all(Server::serves_all);
-        if !self.run_until(until, serving)? {
-            return Err(self.not_alive("a server does not serve its tablets"));
+        if !self.run_until(until, Self::is_at_rest)? {
+            return Err(self.not_alive("a copy is not in step"));
         }
         let rest = self.env.now_us + REST_US;
         self.run_until(rest, |_| false)?;
+        if !self.is_at_rest() {
+            return Err(self.not_alive("a copy is not in step any more"));
+        }
         Ok(())
+    }
+
+    /// Whether every tablet is led, and every copy that is not lost is in sync and has
+    /// everything.
+    fn is_at_rest(&self) -> bool {
+        let now_us = self.env.now_us;
+        self.env.directory.routes.iter().all(|route| {
+            let Some(leader) = route.leader else { return false };
+            let Some(end) = self.servers[leader].end(route.tablet) else { return false };
+            self.servers[leader].leads(now_us, route.tablet)
+                && route.in_sync.len() == route.copies.len()
+                && route.copies.values().all(|server| self.servers[*server].has_all(route.tablet, end))
+        })
     }
 
     fn judge(&self, when: &str) -> Result<(), Violation> {
         let stores = self.servers.iter().map(|server| server.disk.store.rows()).collect();
-        match self.env.watch.finish(&self.env.history, stores, &self.env.routes) {
+        match self.env.watch.finish(&self.env.history, stores, &self.fates()) {
             None => Ok(()),
             Some(Violation { invariant, detail }) => {
                 Err(Violation { invariant, detail: format!("{when}: {detail}") })
             }
         }
+    }
+
+    /// How every tablet came out of it.
+    fn fates(&self) -> BTreeMap<TabletId, Fate> {
+        let oracle = &self.env.watch.oracle;
+        let fate = |route: &Route| {
+            let end = route.leader.map(|leader| oracle.story(route.tablet).end_of(leader));
+            let trust = oracle.trust(route.tablet);
+            let copies = route.copies.values().copied().collect();
+            (route.tablet, Fate { range: route.range.clone(), end: end.unwrap_or_default(), copies, trust })
+        };
+        self.env.directory.routes.iter().map(fate).collect()
     }
 
     fn lose_power(&mut self) {

@@ -1,0 +1,92 @@
+//! I4, at every step: whoever begins an epoch has everything that was acknowledged above level
+//! `leader` before, and nothing is acknowledged later that an epoch has begun without. The same
+//! holds for whatever a follower has applied, because that was safe.
+
+use super::{Invariant, Observation};
+use crate::oracle::{Oracle, Story, Trust};
+use ebla_kernel::entry::{Entry, Payload};
+use ebla_kernel::ids::{Epoch, Pos, TabletId};
+use ebla_kernel::op::AckLevel;
+use std::collections::BTreeMap;
+
+/// What was acknowledged, and which epochs began.
+#[derive(Debug, Default)]
+pub struct EpochHasAcks {
+    acked: BTreeMap<TabletId, BTreeMap<Pos, AckLevel>>,
+    began: BTreeMap<TabletId, Vec<Epoch>>,
+}
+
+impl Invariant for EpochHasAcks {
+    fn name(&self) -> &'static str {
+        "I4 an epoch begins with every acknowledged write"
+    }
+
+    fn observe(&mut self, oracle: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
+        match observation {
+            Observation::Appended { tablet, entry, .. } => self.begins(oracle, *tablet, entry),
+            Observation::Acked { tablet, committed, .. } => {
+                self.acked(oracle, *tablet, committed.pos, committed.level)
+            }
+            Observation::Durable { .. }
+            | Observation::Cut { .. }
+            | Observation::Wiped { .. }
+            | Observation::Applied { .. }
+            | Observation::FenceAnswered { .. }
+            | Observation::AckSent { .. }
+            | Observation::SaidReverted { .. }
+            | Observation::LeaseHeld { .. }
+            | Observation::Opened { .. }
+            | Observation::Stepped(_)
+            | Observation::Metadata(_) => Ok(()),
+        }
+    }
+}
+
+impl EpochHasAcks {
+    fn begins(&mut self, oracle: &Oracle, tablet: TabletId, entry: &Entry) -> Result<(), String> {
+        let Payload::EpochStart { .. } = entry.payload else { return Ok(()) };
+        self.began.entry(tablet).or_default().push(entry.pos.epoch);
+        let trust = oracle.trust(tablet);
+        let story = oracle.story(tablet);
+        for (pos, level) in self.acked.get(&tablet).into_iter().flatten() {
+            if is_owed(*level, trust) && !story.contains(entry.prev, *pos) {
+                return Err(format!(
+                    "{tablet} {} begins after {} without {pos}, acknowledged at {level}",
+                    entry.pos, entry.prev
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn acked(
+        &mut self,
+        oracle: &Oracle,
+        tablet: TabletId,
+        pos: Pos,
+        level: AckLevel,
+    ) -> Result<(), String> {
+        self.acked.entry(tablet).or_default().insert(pos, level);
+        if !is_owed(level, oracle.trust(tablet)) {
+            return Ok(());
+        }
+        let lacks = |story: &Story, epoch: Epoch| {
+            let before = story.starts.get(&epoch).copied().unwrap_or(Pos::ZERO);
+            epoch > pos.epoch && !story.contains(before, pos)
+        };
+        let story = oracle.story(tablet);
+        match self.began.get(&tablet).into_iter().flatten().find(|epoch| lacks(story, **epoch)) {
+            Some(epoch) => Err(format!("{tablet} {pos} is acknowledged at {level}, and {epoch} began without it")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a tablet still owes what it acknowledged at `level`.
+pub(super) fn is_owed(level: AckLevel, trust: Trust) -> bool {
+    match level {
+        AckLevel::Leader => false,
+        AckLevel::Copies(_) => trust == Trust::Copies,
+        AckLevel::InSync => trust >= Trust::InSync,
+    }
+}

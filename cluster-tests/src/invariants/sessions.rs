@@ -1,0 +1,58 @@
+//! A session reads its own writes on any copy, and is told so when a failover dropped them.
+
+use super::{End, Invariant};
+use crate::oracle::{Asked, Operation, Outcome, Trust, Truth};
+use ebla_kernel::hlc::Hlc;
+
+/// Nothing to remember.
+#[derive(Debug)]
+pub struct Sessions;
+
+impl Invariant for Sessions {
+    fn name(&self) -> &'static str {
+        "a session reads its own writes"
+    }
+
+    fn finish(&self, end: &End<'_>) -> Result<(), String> {
+        for operation in &end.history.operations {
+            let Some(truth) = end.truths.get(&operation.tablet) else { continue };
+            judge(truth, &end.history.operations, operation)?;
+        }
+        Ok(())
+    }
+}
+
+fn judge(truth: &Truth<'_>, all: &[Operation], operation: &Operation) -> Result<(), String> {
+    let Asked::InSession { key, session } = &operation.asked else { return Ok(()) };
+    match operation.outcome() {
+        Some(Outcome::WriteLost) if truth.story.contains(truth.fate.end, session.pos) => {
+            Err(format!("{operation:?}, but the write stands"))
+        }
+        Some(Outcome::Row { version, .. }) => {
+            let seen = version.as_ref().map_or(Hlc::MIN, |version| version.ts);
+            let missed = all.iter().find_map(|write| own_write(truth, operation, write, key, seen));
+            missed.map_or(Ok(()), |write| Err(format!("{operation:?} misses {write:?}")))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// A write of the same client that the read should have seen and did not.
+fn own_write<'a>(
+    truth: &Truth<'_>,
+    read: &Operation,
+    write: &'a Operation,
+    key: &bytes::Bytes,
+    seen: Hlc,
+) -> Option<&'a Operation> {
+    let (Asked::Write { .. }, Some((ended_us, Outcome::Committed(committed)))) = (&write.asked, &write.ended)
+    else {
+        return None;
+    };
+    let before = write.client == read.client && write.tablet == read.tablet && *ended_us < read.invoked_us;
+    let entry = truth.story.entries.get(&committed.pos).filter(|_| before)?;
+    let put = entry.changes().iter().any(|change| super::key_of(change) == Some(key));
+    // What a failover dropped later may have been gone already when it was read.
+    let stands = truth.stands(committed.pos) && truth.fate.trust == Trust::Copies;
+    (put && stands && seen < committed.ts).then_some(write)
+}
