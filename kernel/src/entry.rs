@@ -9,6 +9,7 @@ use crate::hlc::Hlc;
 use crate::ids::{Epoch, Incarnation, Pos, ReplicaId, Seq};
 use crate::op::{AckLevel, Change, OpResult, Token};
 use borsh::{BorshDeserialize, BorshSerialize};
+use bytes::Bytes;
 use std::fmt;
 
 /// Version of the record layout, the first byte of every record.
@@ -46,6 +47,52 @@ pub enum Payload {
         /// The token that was asked for and not found.
         token: Token,
     },
+    /// Takes back writes whose wait for copies failed: exactly their versions.
+    Revert {
+        /// The writes, all of the revert's own epoch.
+        targets: Vec<RevertTarget>,
+    },
+    /// Nothing but its timestamp: no entry at or below it will follow.
+    Close,
+}
+
+/// A write that is taken back.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct RevertTarget {
+    /// Where it stands.
+    pub pos: Pos,
+    /// The timestamp of its versions.
+    pub ts: Hlc,
+    /// Its name: from here on the answer to it is "reverted".
+    pub token: Option<Token>,
+    /// What it put.
+    pub rows: Vec<RevertedRow>,
+}
+
+/// The name of a version, but for its timestamp.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum RevertedRow {
+    /// A row's version.
+    Row {
+        /// The row.
+        key: Bytes,
+    },
+    /// A range tombstone.
+    Range {
+        /// First key of the range.
+        from: Bytes,
+    },
+}
+
+impl RevertedRow {
+    /// The name of what `change` puts.
+    #[must_use]
+    pub fn of(change: &Change) -> Self {
+        match change {
+            Change::Put { key, .. } => Self::Row { key: key.clone() },
+            Change::RangeTombstone { from, .. } => Self::Range { from: from.clone() },
+        }
+    }
 }
 
 /// One atomic batch as the log keeps it: effects, never conditions.
@@ -139,6 +186,29 @@ impl Entry {
         out
     }
 
+    /// What it puts, exactly.
+    #[must_use]
+    pub fn changes(&self) -> &[Change] {
+        match &self.payload {
+            Payload::Write(write) => &write.changes,
+            Payload::EpochStart { .. }
+            | Payload::TokenFence { .. }
+            | Payload::Revert { .. }
+            | Payload::Close => &[],
+        }
+    }
+
+    /// What it takes back.
+    #[must_use]
+    pub fn reverts(&self) -> &[RevertTarget] {
+        match &self.payload {
+            Payload::Revert { targets } => targets,
+            Payload::Write(_) | Payload::EpochStart { .. } | Payload::TokenFence { .. } | Payload::Close => {
+                &[]
+            }
+        }
+    }
+
     /// Reads a record back.
     ///
     /// # Errors
@@ -179,7 +249,6 @@ impl borsh::io::Write for HashWriter<'_> {
 mod tests {
     use super::*;
     use crate::op::Body;
-    use bytes::Bytes;
     use proptest::prelude::*;
 
     fn write(value: &'static [u8]) -> Payload {

@@ -99,6 +99,27 @@ pub enum Generation {
     Process(Incarnation),
 }
 
+/// One run of one server's process: what promises, leaderships and progress are bound to.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, BorshSerialize, BorshDeserialize)]
+pub struct ServerRun {
+    /// The server.
+    pub server: ServerId,
+    /// Its run.
+    pub incarnation: Incarnation,
+}
+
+impl fmt::Display for ServerRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.server, self.incarnation)
+    }
+}
+
+impl fmt::Debug for ServerRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl Tick {
     /// This reading plus `ms` milliseconds.
     #[must_use]

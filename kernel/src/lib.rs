@@ -12,6 +12,7 @@ pub mod entry;
 pub mod hlc;
 pub mod ids;
 pub mod key;
+pub mod lease;
 pub mod limits;
 pub mod meta;
 #[cfg(feature = "mutations")]

@@ -104,3 +104,65 @@ pub const ELECTION_RETRY_MS_MIN: u64 = 500;
 
 /// Longest pause before a step of an election is tried again.
 pub const ELECTION_RETRY_MS_MAX: u64 = 10_000;
+
+/// How long a server promises to answer no fence against a leader's server, in milliseconds.
+/// A failover waits that long, a lease is lost after that long without contact.
+pub const LEASE_MS: u64 = 1_000;
+
+/// How often promises are renewed, in milliseconds: four may be lost before the lease is.
+pub const LEASE_HEARTBEAT_MS: u64 = 200;
+
+/// Greatest difference in speed of two clocks that leases allow for, per mille.
+pub const LEASE_DRIFT_PER_MILLE: u64 = 10;
+
+/// What is taken off or put on a lease beside the drift: clocks are read in milliseconds and
+/// threads are scheduled late.
+pub const LEASE_GUARD_MS: u64 = 100;
+
+/// Most questions for a promise that are remembered while unanswered.
+pub const LEASE_ASKS_OPEN_MAX: usize = 32;
+
+/// Most tablets that one promise lists as exceptions; above it nothing is promised.
+pub const LEASE_EXCEPTIONS_MAX: usize = 20_000;
+
+/// A leader's session that is silent for this long is reported to the masters.
+pub const LEADER_SILENCE_MS: u64 = 600;
+
+/// A follower that is silent or behind for this long leaves the in-sync set.
+pub const IN_SYNC_LAG_MS: u64 = 2_000;
+
+/// A follower that is this many bytes behind leaves the in-sync set.
+pub const IN_SYNC_LAG_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A follower that left the in-sync set comes back at the earliest after this long.
+pub const IN_SYNC_REJOIN_MS: u64 = 1_000;
+
+/// Pause before a change of the in-sync set is proposed again while its fate is unknown.
+pub const PROPOSAL_RETRY_MS: u64 = 500;
+
+/// First pause before a silent follower is probed again; it doubles.
+pub const PROBE_RETRY_MS_MIN: u64 = 300;
+
+/// Longest pause between two probes of a silent follower.
+pub const PROBE_RETRY_MS_MAX: u64 = 5_000;
+
+/// A follower that acknowledges nothing for this long, though there is something to
+/// acknowledge, is probed again.
+pub const ACK_SILENCE_MS: u64 = 1_000;
+
+/// Most entries on the way to one follower of one tablet.
+pub const STREAM_WINDOW_ENTRIES: u64 = 16_384;
+
+/// Part of a write's deadline that is kept for a revert when the wait for copies has failed:
+/// a quarter, at most this long, in milliseconds.
+pub const REVERT_MARGIN_MS_MAX: u64 = 1_000;
+
+/// Most writes of one tablet that wait for a pending write of the same row.
+pub const PARKED_WRITES_MAX: usize = 4_096;
+
+/// Most pending writes of one tablet: each is held in memory until its level is reached.
+pub const PENDING_WRITES_MAX: usize = 65_536;
+
+/// Epochs that a copy names when it is asked how its log grew; more are sent when a leader
+/// finds none in common.
+pub const HELLO_EPOCHS_MAX: usize = 256;

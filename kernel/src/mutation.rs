@@ -38,6 +38,58 @@ pub enum Mutation {
     FlushedBeforeFlush,
     /// A reader fills the cache although the row changed meanwhile.
     CacheFillUnchecked,
+    /// A member on its way out of the in-sync set counts for copies and Q.
+    RemovedMemberCounts,
+    /// Acknowledgements from outside of the in-sync set count.
+    OutsiderCounts,
+    /// A member on its way into the in-sync set does not count for "all".
+    AddedMemberIgnored,
+    /// The in-sync set shrinks whatever the rest has.
+    ShrinkUnchecked,
+    /// The in-sync set grows whatever the newcomer has.
+    ExpandUnchecked,
+    /// "Reverted" is said when the revert is appended.
+    RevertedSaidEarly,
+    /// A leader that comes back reverts what it wrote in an older epoch.
+    OlderEpochReverted,
+    /// What a follower acknowledged in an earlier run still counts.
+    ProgressSurvivesRun,
+    /// A lease looks at the in-sync set that was last learned only.
+    LeaseOwnViewOnly,
+    /// A fence is answered although a promise is in force.
+    FenceNotHeld,
+    /// A promise counts without an acknowledgement of the epoch.
+    UnattachedPromiseCounts,
+    /// A promise does not tell which higher epochs are known.
+    ExceptionsForgotten,
+    /// A restarted server answers fences at once.
+    NoBootWait,
+    /// The leader counts on a promise for longer than the follower.
+    FollowerLapsesFirst,
+    /// A proposal of unknown fate is dropped when it is not answered.
+    ProposalForgotten,
+    /// A revert takes back what a published Q has reached.
+    RevertBelowQ,
+    /// A Q is published between a write and its revert.
+    QBetweenOpAndRevert,
+    /// Entries of a higher epoch are taken before the promise is durable.
+    PromiseInMemoryOnly,
+    /// An acknowledgement counts whatever the leader's log holds there.
+    AckByLength,
+    /// A revert leaves the token of its write as it was.
+    RevertedTokensForgotten,
+    /// A follower applies what is durable, safe or not.
+    FollowerAppliesEarly,
+    /// A write above `leader` is visible as soon as it is durable.
+    PendingShown,
+    /// A write at `leader` is acknowledged without looking at the lease.
+    LeaseUncheckedAtAck,
+    /// A follower cuts its log at its own watermark.
+    CutByWatermark,
+    /// A follower cuts what it knows to be safe.
+    SafeEntriesCut,
+    /// Rows of entries that are cut stay.
+    TruncationUndoForgotten,
     /// An election is content with one answer less.
     ElectionQuotaShort,
     /// An election cuts the in-sync set to those who answered.
@@ -58,7 +110,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every seeded bug.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 49] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -74,6 +126,32 @@ impl Mutation {
         Self::ClockBoundIgnored,
         Self::FlushedBeforeFlush,
         Self::CacheFillUnchecked,
+        Self::RemovedMemberCounts,
+        Self::OutsiderCounts,
+        Self::AddedMemberIgnored,
+        Self::ShrinkUnchecked,
+        Self::ExpandUnchecked,
+        Self::RevertedSaidEarly,
+        Self::OlderEpochReverted,
+        Self::ProgressSurvivesRun,
+        Self::LeaseOwnViewOnly,
+        Self::FenceNotHeld,
+        Self::UnattachedPromiseCounts,
+        Self::ExceptionsForgotten,
+        Self::NoBootWait,
+        Self::FollowerLapsesFirst,
+        Self::ProposalForgotten,
+        Self::RevertBelowQ,
+        Self::QBetweenOpAndRevert,
+        Self::PromiseInMemoryOnly,
+        Self::AckByLength,
+        Self::RevertedTokensForgotten,
+        Self::FollowerAppliesEarly,
+        Self::PendingShown,
+        Self::LeaseUncheckedAtAck,
+        Self::CutByWatermark,
+        Self::SafeEntriesCut,
+        Self::TruncationUndoForgotten,
         Self::ElectionQuotaShort,
         Self::ElectionEditsInSync,
         Self::LongestLogWins,
@@ -100,6 +178,32 @@ impl Mutation {
             Self::ClockBoundIgnored => "clock bound",
             Self::FlushedBeforeFlush => "flushed after flush",
             Self::CacheFillUnchecked => "cache fill",
+            Self::RemovedMemberCounts => "m2",
+            Self::OutsiderCounts => "m3",
+            Self::AddedMemberIgnored => "m8",
+            Self::ShrinkUnchecked => "m9",
+            Self::ExpandUnchecked => "m10",
+            Self::RevertedSaidEarly => "m11",
+            Self::OlderEpochReverted => "m12",
+            Self::ProgressSurvivesRun => "m15",
+            Self::LeaseOwnViewOnly => "m17",
+            Self::FenceNotHeld => "m18",
+            Self::UnattachedPromiseCounts => "m19",
+            Self::ExceptionsForgotten => "m20",
+            Self::NoBootWait => "m21",
+            Self::FollowerLapsesFirst => "m22",
+            Self::ProposalForgotten => "m24",
+            Self::RevertBelowQ => "m31",
+            Self::QBetweenOpAndRevert => "m31",
+            Self::PromiseInMemoryOnly => "m34",
+            Self::AckByLength => "m35",
+            Self::RevertedTokensForgotten => "m37",
+            Self::FollowerAppliesEarly => "followers apply up to Q",
+            Self::PendingShown => "pending is hidden",
+            Self::LeaseUncheckedAtAck => "lease at the ack",
+            Self::CutByWatermark => "epoch lists (KIP-101)",
+            Self::SafeEntriesCut => "nothing safe is cut",
+            Self::TruncationUndoForgotten => "undo before the cut",
             Self::ElectionQuotaShort => "m1",
             Self::ElectionEditsInSync => "m4",
             Self::LongestLogWins => "m6",

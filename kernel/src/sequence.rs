@@ -7,6 +7,7 @@
 //! still in `Recent`; otherwise the request must read again. So no latch is held and no
 //! sequencer waits for a disk (`docs/decisions/0006-evidence-not-latches.md`).
 
+use crate::entry::RevertedRow;
 use crate::hlc::Hlc;
 use crate::ids::{Seq, Tick};
 use crate::limits::{DELETE_RANGE_EXPANDED_ROWS_MAX, RECENT_BYTES_MAX, RECENT_WRITES_MS};
@@ -14,6 +15,7 @@ use crate::mutated;
 use crate::op::{Action, Body, Change, Condition, Op, OpResult, Version};
 use crate::range::KeyRange;
 use bytes::Bytes;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a request's task read from the store before it asked to be sequenced.
@@ -40,6 +42,8 @@ pub struct RangeEvidence {
 pub enum Reject {
     /// The evidence is too old or lacks a row: read again and come back.
     ReadAgain,
+    /// A row's newest write is pending: wait until it is decided.
+    Pending,
     /// A condition does not hold.
     ConditionFailed {
         /// Which operation of the batch, from 0.
@@ -74,6 +78,9 @@ pub struct Sequenced {
 struct RecentWrite {
     seq: Seq,
     version: Version,
+    is_pending: bool,
+    /// What a pending write lies on, should it be reverted.
+    beneath: Option<Box<RecentWrite>>,
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +88,13 @@ struct RecentRange {
     seq: Seq,
     ts: Hlc,
     range: KeyRange,
+    is_pending: bool,
+}
+
+/// A version among recent writes, and the pending write that it rests on, if any.
+struct Found {
+    version: Version,
+    pending: Option<Seq>,
 }
 
 /// What was sequenced lately: everything in flight, and for a while what was applied.
@@ -90,6 +104,8 @@ pub struct Recent {
     ranges: Vec<RecentRange>,
     /// Everything at or below may be missing here.
     forgotten: Seq,
+    /// No write at or below is pending.
+    settled: Seq,
     bytes: usize,
     /// When which position had been applied, for forgetting by age.
     marks: VecDeque<(Tick, Seq)>,
@@ -99,25 +115,60 @@ impl Recent {
     /// Nothing is known of writes up to `applied`; all of them are in the store.
     #[must_use]
     pub fn new(applied: Seq) -> Self {
-        Self { forgotten: applied, ..Self::default() }
+        Self { forgotten: applied, settled: applied, ..Self::default() }
     }
 
-    /// Notes the changes of the entry at `seq`.
-    pub fn note(&mut self, seq: Seq, ts: Hlc, changes: &[Change]) {
+    /// Notes the changes of the entry at `seq`; a pending one may yet be taken back.
+    pub fn note(&mut self, seq: Seq, ts: Hlc, changes: &[Change], is_pending: bool) {
         for change in changes {
             self.bytes += change.bytes();
             match change {
                 Change::Put { key, body, expires_ms } => {
                     let version = Version { ts, body: body.clone(), expires_ms: *expires_ms };
-                    self.rows.insert(key.clone(), RecentWrite { seq, version });
+                    let beneath = if is_pending { self.rows.remove(key).map(Box::new) } else { None };
+                    self.rows.insert(key.clone(), RecentWrite { seq, version, is_pending, beneath });
                 }
                 Change::RangeTombstone { from, to } => {
                     let range = KeyRange::new(from.clone(), to.clone())
                         .expect("a delete range was checked when it arrived");
-                    self.ranges.push(RecentRange { seq, ts, range });
+                    self.ranges.push(RecentRange { seq, ts, range, is_pending });
                 }
             }
         }
+    }
+
+    /// Tells that no write up to `upto` is pending any more.
+    pub fn settled(&mut self, upto: Seq) {
+        self.settled = upto.max(self.settled);
+    }
+
+    /// Takes back what the pending write at `seq` put into `rows`.
+    pub fn revert(&mut self, seq: Seq, rows: &[RevertedRow]) {
+        for row in rows {
+            match row {
+                RevertedRow::Row { key } => self.revert_row(seq, key),
+                RevertedRow::Range { .. } => self.ranges.retain(|range| range.seq != seq),
+            }
+        }
+    }
+
+    fn revert_row(&mut self, seq: Seq, key: &Bytes) {
+        let Some(mut top) = self.rows.remove(key) else { return };
+        if top.seq == seq {
+            if let Some(beneath) = top.beneath {
+                self.rows.insert(key.clone(), *beneath);
+            }
+            return;
+        }
+        let mut below = &mut top.beneath;
+        while let Some(write) = below {
+            if write.seq == seq {
+                *below = write.beneath.take();
+                break;
+            }
+            below = &mut below.as_mut().expect("it was there a line before").beneath;
+        }
+        self.rows.insert(key.clone(), top);
     }
 
     /// Tells that everything up to `applied` is in the store, and forgets what is old.
@@ -165,15 +216,21 @@ impl Recent {
     }
 
     /// Newest version of `key` among recent writes; a covering range tombstone reads as one.
-    fn newest(&self, key: &[u8]) -> Option<Version> {
-        let point = self.rows.get(key).map(|write| write.version.clone());
-        let covering =
-            self.ranges.iter().filter(|range| range.range.contains(key)).map(|range| range.ts).max();
+    fn newest(&self, key: &[u8]) -> Option<Found> {
+        let pending = |seq: Seq, is_pending: bool| (is_pending && seq > self.settled).then_some(seq);
+        let point = self.rows.get(key).map(|write| Found {
+            version: write.version.clone(),
+            pending: pending(write.seq, write.is_pending),
+        });
+        let covering = self.ranges.iter().filter(|range| range.range.contains(key));
+        let covering = covering.max_by_key(|range| range.ts).map(|range| Found {
+            version: tombstone(range.ts),
+            pending: pending(range.seq, range.is_pending),
+        });
         match (point, covering) {
-            (Some(point), Some(ts)) if ts > point.ts => Some(tombstone(ts)),
+            (Some(point), Some(range)) if range.version.ts > point.version.ts => Some(range),
             (Some(point), _) => Some(point),
-            (None, Some(ts)) => Some(tombstone(ts)),
-            (None, None) => None,
+            (None, range) => range,
         }
     }
 }
@@ -184,20 +241,30 @@ fn tombstone(ts: Hlc) -> Version {
 
 /// Turns `ops`, to be written at `ts` into a tablet of `tablet`, into exact changes.
 ///
+/// Pending writes from `chain_from` on share the fate of this one, so it may rest on them.
+///
 /// # Errors
-/// `Reject` when a condition fails, an add is impossible, or the evidence does not suffice.
+/// `Reject` when a condition fails, an add is impossible, the evidence does not suffice, or
+/// what was looked at is pending.
 pub fn sequence(
     ops: &[Op],
     ts: Hlc,
     tablet: &KeyRange,
     recent: &Recent,
     evidence: &Evidence,
+    chain_from: Option<Seq>,
 ) -> Result<Sequenced, Reject> {
+    let (rows, deleted, rests_on_pending) = (BTreeMap::new(), Vec::new(), Cell::new(false));
     let mut batch =
-        Batch { ts, tablet, recent, evidence, rows: BTreeMap::new(), deleted: Vec::new(), ranges_seen: 0 };
+        Batch { ts, tablet, recent, evidence, chain_from, rests_on_pending, rows, deleted, ranges_seen: 0 };
     let mut results = Vec::with_capacity(ops.len());
     for (index, op) in ops.iter().enumerate() {
-        results.push(batch.run(index, op)?);
+        match batch.run(index, op) {
+            Ok(result) => results.push(result),
+            // What a refusal rests on must not be taken back after it was told.
+            Err(_) if batch.rests_on_pending.get() => return Err(Reject::Pending),
+            Err(reject) => return Err(reject),
+        }
     }
     Ok(Sequenced { changes: batch.into_changes(), results })
 }
@@ -208,6 +275,8 @@ struct Batch<'a> {
     tablet: &'a KeyRange,
     recent: &'a Recent,
     evidence: &'a Evidence,
+    chain_from: Option<Seq>,
+    rests_on_pending: Cell<bool>,
     rows: BTreeMap<Bytes, (Body, Option<u64>)>,
     /// Ranges deleted as a whole. A row put later in the batch stands although it has the
     /// same timestamp: only a newer range tombstone covers a row.
@@ -310,7 +379,13 @@ impl Batch<'_> {
     }
 
     fn sequenced(&self, key: &Bytes) -> Result<Option<Version>, Reject> {
-        if let Some(version) = self.recent.newest(key) {
+        if let Some(Found { version, pending }) = self.recent.newest(key) {
+            if let Some(seq) = pending {
+                if self.chain_from.is_none_or(|from| seq < from) {
+                    return Err(Reject::Pending);
+                }
+                self.rests_on_pending.set(true);
+            }
             return Ok(Some(version));
         }
         if self.evidence.as_of < self.recent.forgotten && !mutated!(StaleEvidenceAccepted) {
@@ -373,7 +448,7 @@ mod tests {
     }
 
     fn run(ops: &[Op], recent: &Recent, evidence: &Evidence) -> Result<Sequenced, Reject> {
-        sequence(ops, TS, &KeyRange::all(), recent, evidence)
+        sequence(ops, TS, &KeyRange::all(), recent, evidence, None)
     }
 
     fn puts(sequenced: &Sequenced) -> Vec<String> {
@@ -398,10 +473,40 @@ mod tests {
     fn adds_chain_on_writes_in_flight_and_within_the_batch() {
         let mut recent = Recent::default();
         let first = run(&[add("n", 5)], &recent, &read("n", None)).unwrap();
-        recent.note(Seq(1), Hlc(1), &first.changes);
+        recent.note(Seq(1), Hlc(1), &first.changes, false);
         let second = run(&[add("n", 2), add("n", 1)], &recent, &Evidence::default()).unwrap();
         assert_eq!(puts(&second), ["n=8"]);
         assert_eq!(second.results, [OpResult::Counter(7), OpResult::Counter(8)]);
+    }
+
+    #[test]
+    fn a_condition_waits_for_a_pending_write_and_chains_on_its_own_group() {
+        let mut recent = Recent::default();
+        let put = |n| [Change::Put { key: key("n"), body: Body::Counter(n), expires_ms: None }];
+        recent.note(Seq(1), Hlc(1), &put(1), false);
+        recent.note(Seq(2), Hlc(2), &put(5), true);
+        assert_eq!(run(&[add("n", 1)], &recent, &Evidence::default()), Err(Reject::Pending));
+        let evidence = Evidence::default();
+        let chained = sequence(&[add("n", 1)], TS, &KeyRange::all(), &recent, &evidence, Some(Seq(2)));
+        assert_eq!(puts(&chained.unwrap()), ["n=6"]);
+        let failing =
+            sequence(&[if_absent(set("n", "x"))], TS, &KeyRange::all(), &recent, &evidence, Some(Seq(2)));
+        assert_eq!(failing, Err(Reject::Pending));
+        recent.revert(Seq(2), &[RevertedRow::Row { key: key("n") }]);
+        assert_eq!(puts(&run(&[add("n", 1)], &recent, &evidence).unwrap()), ["n=2"]);
+    }
+
+    #[test]
+    fn a_settled_write_is_like_any_other() {
+        let mut recent = Recent::default();
+        recent.note(
+            Seq(2),
+            Hlc(2),
+            &[Change::Put { key: key("n"), body: Body::Counter(5), expires_ms: None }],
+            true,
+        );
+        recent.settled(Seq(2));
+        assert_eq!(puts(&run(&[add("n", 1)], &recent, &Evidence::default()).unwrap()), ["n=6"]);
     }
 
     #[test]
@@ -411,6 +516,7 @@ mod tests {
             Seq(1),
             Hlc(1),
             &[Change::Put { key: key("n"), body: Body::Counter(9), expires_ms: None }],
+            false,
         );
         recent.applied(Tick(0), Seq(1));
         recent.tick(Tick(RECENT_WRITES_MS));
@@ -447,7 +553,7 @@ mod tests {
     fn small_delete_range_is_expanded_with_recent_writes() {
         let mut recent = Recent::default();
         let put = |name: &str| Change::Put { key: key(name), body: Body::Counter(1), expires_ms: None };
-        recent.note(Seq(1), Hlc(1), &[put("b"), put("x")]);
+        recent.note(Seq(1), Hlc(1), &[put("b"), put("x")], false);
         let ranges = vec![RangeEvidence { keys: vec![key("a")] }];
         let evidence = Evidence { ranges, ..Evidence::default() };
         let done = run(&[set("c", "1"), delete_range("a", "d"), set("a", "2")], &recent, &evidence).unwrap();

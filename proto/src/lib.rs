@@ -4,6 +4,7 @@
 pub mod convert;
 pub mod error;
 pub mod meta;
+pub mod replication;
 
 /// Generated messages, clients and servers of package `ebla.v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -1,10 +1,12 @@
-//! From a data directory to replicas: open the three stores, replay the log.
+//! From a data directory to replicas: open the stores, look through the log.
 //!
-//! The log is replayed from each tablet's flushed position; replaying exact versions is
-//! idempotent, so it does not matter how much of it the data store had flushed by itself.
-//! The whole retained log is read for its tokens (`docs/decisions/0009-token-floor.md`). What
-//! does not fit together is an error and is left as it is
-//! (`docs/decisions/0008-damage-refuses-to-start.md`). Nothing here deletes what it does not know.
+//! Cuts that a crash cut short are ended first. Rows are not replayed here: what of the log
+//! above a tablet's flushed position may be applied is for its core to say (a leader applies
+//! all of it, a follower what is safe); applying exact versions again is idempotent, so it
+//! does not matter how much of it the data store had flushed by itself. The whole retained log
+//! is read for its tokens (`docs/decisions/0009-token-floor.md`). What does not fit together is
+//! an error and is left as it is (`docs/decisions/0008-damage-refuses-to-start.md`). Nothing
+//! here deletes what it does not know.
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -12,18 +14,19 @@ use crate::error::Error;
 use crate::identity::DataDir;
 use crate::limits;
 use crate::oplog::{Oplog, OplogConfig};
-use crate::pipeline::entry_changes;
+use crate::ledger::Ledger;
+use crate::pipeline::{CutStores, finish_cuts};
 use crate::registry::{EpochSpan, Registry, ReplicaRecord, ReplicaState};
+use crate::replicas::Replicas;
+use crate::store::Store;
 use crate::store::gc::Floors;
 use crate::store::rocks::{RocksConfig, RocksStore};
-use crate::store::{Applied, Store};
 use ebla_kernel::entry::{Entry, LogEnd, Payload};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Seq, TabletId};
+use ebla_kernel::ids::Seq;
 use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use tracing::info;
@@ -38,7 +41,7 @@ pub struct Opened {
     /// The synced records.
     pub registry: Arc<Registry>,
     /// All records of replicas, tombstoned ones too.
-    pub records: BTreeMap<TabletId, ReplicaRecord>,
+    pub replicas: Arc<Replicas>,
     /// No timestamp above this was ever issued here.
     pub hlc_bound: Hlc,
     /// The rows.
@@ -47,11 +50,15 @@ pub struct Opened {
     pub floors: Arc<Floors>,
     /// The log.
     pub oplog: Arc<Oplog>,
+    /// What failovers took.
+    pub ledger: Arc<Ledger>,
+    /// The longest lease that was ever promised here, in milliseconds.
+    pub lease_ms_max: u64,
     /// The replicas that are to serve.
-    pub replicas: Vec<RecoveredReplica>,
+    pub recovered: Vec<RecoveredReplica>,
 }
 
-/// A replica as the stores have it, its log replayed.
+/// A replica as the stores have it.
 pub struct RecoveredReplica {
     /// The registry's record.
     pub record: ReplicaRecord,
@@ -65,7 +72,7 @@ pub struct RecoveredReplica {
     pub tombstones: RangeTombstones,
 }
 
-/// Opens `config.data_dir` and replays its log.
+/// Opens `config.data_dir` and looks through its log.
 ///
 /// # Errors
 /// When the directory is in use, of a newer format, or damaged.
@@ -83,21 +90,32 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
     };
     let store = Arc::new(RocksStore::open(&config.data_dir.join("data"), &rocks, Arc::clone(&floors))?);
     let oplog = Arc::new(Oplog::open(&config.data_dir.join("oplog"), &OplogConfig::default())?);
-    let mut replicas = Vec::new();
-    for record in content.replicas.values().filter(|record| record.state == ReplicaState::Active) {
-        replicas.push(recover(record, &oplog, &*store)?);
+    let ledger = Arc::new(Ledger::open(&config.data_dir.join("lost"))?);
+    let registry = Arc::new(registry);
+    let replicas = Arc::new(Replicas::new(Arc::clone(&registry), content.replicas));
+    finish_cuts(&CutStores {
+        oplog: Arc::clone(&oplog),
+        store: Arc::clone(&store) as Arc<dyn Store>,
+        replicas: Arc::clone(&replicas),
+        ledger: Arc::clone(&ledger),
+    })?;
+    let mut recovered = Vec::new();
+    for record in replicas.all().iter().filter(|record| record.state == ReplicaState::Active) {
+        recovered.push(recover(record, &oplog, &*store)?);
     }
     Clock::catch_up(content.hlc_bound);
-    info!(replicas = replicas.len(), "the data directory is open and its log replayed");
+    info!(replicas = recovered.len(), "the data directory is open");
     Ok(Opened {
         dir,
-        registry: Arc::new(registry),
-        records: content.replicas,
+        registry,
+        replicas,
         hlc_bound: content.hlc_bound,
+        lease_ms_max: content.lease_ms_max,
         store,
         floors,
         oplog,
-        replicas,
+        ledger,
+        recovered,
     })
 }
 
@@ -111,7 +129,7 @@ fn check_present(data_dir: &Path, store: &str) -> Result<(), Error> {
     Err(Error::Damaged { what: format!("{store}/ is missing or empty in {}", data_dir.display()) })
 }
 
-/// Replays the log of one replica.
+/// Looks through the log of one replica.
 fn recover(record: &ReplicaRecord, oplog: &Oplog, store: &dyn Store) -> Result<RecoveredReplica, Error> {
     let mut replay = Replay::new(record, oplog.bounds(record.tablet))?;
     while let Some(from) = replay.next {
@@ -119,7 +137,6 @@ fn recover(record: &ReplicaRecord, oplog: &Oplog, store: &dyn Store) -> Result<R
         for entry in &entries {
             replay.take(record, entry)?;
         }
-        apply(record, &entries, store)?;
         replay.next = entries.last().map(|last| last.seq().next());
     }
     let end = replay.finish(record)?;
@@ -135,20 +152,6 @@ fn recover(record: &ReplicaRecord, oplog: &Oplog, store: &dyn Store) -> Result<R
         tokens: replay.tokens,
         tombstones,
     })
-}
-
-fn apply(record: &ReplicaRecord, entries: &[Entry], store: &dyn Store) -> Result<(), Error> {
-    let unflushed = entries.iter().filter(|entry| entry.seq() > record.flushed.pos.seq);
-    let changes: Vec<Applied<'_>> = unflushed
-        .flat_map(|entry| {
-            let applied = move |change| Applied { table: record.table, ts: entry.ts, change };
-            entry_changes(entry).iter().map(applied)
-        })
-        .collect();
-    if !changes.is_empty() {
-        store.apply(&changes)?;
-    }
-    Ok(())
 }
 
 /// A log on its way through the checks of recovery.

@@ -4,6 +4,7 @@
 //! The bound is made durable outside of the lock and only when timestamps are issued: an
 //! idle server writes nothing.
 
+use crate::elapsed::Elapsed;
 use crate::registry::{Registry, RegistryBatch, RegistryError};
 use crossbeam::channel::{self, Receiver, Sender};
 use ebla_kernel::hlc::{ClockError, Hlc, HlcClock};
@@ -11,7 +12,7 @@ use ebla_kernel::ids::Tick;
 use ebla_kernel::limits::CLOCK_OFFSET_MS_MAX;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tracing::warn;
 
 /// How often the thread that extends the bound looks whether the server stops.
@@ -25,7 +26,7 @@ pub struct Clock {
     extending: Mutex<()>,
     /// Asks for a higher bound before it is needed.
     wants_bound: Sender<()>,
-    started: Instant,
+    elapsed: Elapsed,
 }
 
 impl Clock {
@@ -34,7 +35,7 @@ impl Clock {
     pub fn new(registry: Arc<Registry>, bound: Hlc) -> (Self, Receiver<()>) {
         let hlc = Mutex::new(HlcClock::new(bound));
         let (wants_bound, wanted) = channel::bounded(1);
-        (Self { hlc, registry, extending: Mutex::new(()), wants_bound, started: Instant::now() }, wanted)
+        (Self { hlc, registry, extending: Mutex::new(()), wants_bound, elapsed: Elapsed::start() }, wanted)
     }
 
     /// Waits until wall time has passed everything that an earlier run may have issued, so
@@ -56,10 +57,16 @@ impl Clock {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Monotonic time since the server started.
+    /// Time since the server started, by a clock that stops for nothing.
     #[must_use]
     pub fn tick(&self) -> Tick {
-        Tick(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+        self.elapsed.holder()
+    }
+
+    /// The clocks of elapsed time.
+    #[must_use]
+    pub fn elapsed(&self) -> Elapsed {
+        self.elapsed
     }
 
     /// Issues the next timestamp, extending the persisted bound when it is reached.

@@ -7,9 +7,12 @@
 use crate::limits;
 use ebla_proto::error::{ApiError, Reason};
 use std::ffi::CString;
+use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// The fill of one file system, read now and then.
 pub struct DiskGauge {
@@ -82,6 +85,79 @@ impl DiskGauge {
     }
 }
 
+/// Watches the syncs of the log: a disk that hangs must not hold leases (a leader on it could
+/// neither write nor be replaced).
+pub struct SyncWatch {
+    started: Instant,
+    log: Stretch,
+    probe: Stretch,
+    path: PathBuf,
+}
+
+/// One who syncs, and when.
+#[derive(Default)]
+struct Stretch {
+    /// When the sync under way began, in milliseconds of the watch plus one; 0 for none.
+    under_way: AtomicU64,
+    /// When the last one ended.
+    ended: AtomicU64,
+}
+
+impl SyncWatch {
+    /// A watch over the disk that holds `data_dir`.
+    #[must_use]
+    pub fn new(data_dir: &Path) -> Self {
+        let (log, probe) = (Stretch::default(), Stretch::default());
+        Self { started: Instant::now(), log, probe, path: data_dir.join("probe") }
+    }
+
+    /// Runs a sync of the log. One thread does.
+    pub fn watch<T>(&self, sync: impl FnOnce() -> T) -> T {
+        self.run(&self.log, sync)
+    }
+
+    /// Whether a sync has been under way for too long.
+    #[must_use]
+    pub fn hangs(&self) -> bool {
+        let now = self.now_ms();
+        [&self.log, &self.probe].into_iter().any(|stretch| {
+            let under_way = stretch.under_way.load(Ordering::Acquire);
+            under_way > 0 && now.saturating_sub(under_way - 1) >= limits::DISK_HANGS_AFTER_MS
+        })
+    }
+
+    /// Tries the disk with a small write when the log has been idle for a while. Only for
+    /// servers that others ask for promises: an idle server writes nothing. One thread does.
+    pub fn probe_if_idle(&self) {
+        let idle_since = self.log.ended.load(Ordering::Acquire).max(self.probe.ended.load(Ordering::Acquire));
+        let idle_ms = self.now_ms().saturating_sub(idle_since);
+        let is_idle = self.log.under_way.load(Ordering::Acquire) == 0;
+        if !is_idle || Duration::from_millis(idle_ms) < limits::DISK_PROBE_IDLE {
+            return;
+        }
+        let tried = self.run(&self.probe, || {
+            let mut file = File::create(&self.path)?;
+            file.write_all(b"this file is written to see whether the disk answers\n")?;
+            file.sync_data()
+        });
+        if let Err(error) = tried {
+            tracing::debug!(%error, "a small write to the data directory failed");
+        }
+    }
+
+    fn run<T>(&self, stretch: &Stretch, sync: impl FnOnce() -> T) -> T {
+        stretch.under_way.store(self.now_ms() + 1, Ordering::Release);
+        let result = sync();
+        stretch.ended.store(self.now_ms(), Ordering::Release);
+        stretch.under_way.store(0, Ordering::Release);
+        result
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+}
+
 /// Size and available bytes of the file system that holds `path`.
 fn statvfs(path: &Path) -> Option<(u64, u64)> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;
@@ -107,6 +183,18 @@ mod tests {
             bytes_free: AtomicU64::new(free),
             unflushed: AtomicU64::new(0),
         }
+    }
+
+    #[test]
+    fn a_sync_that_does_not_end_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let syncs = SyncWatch::new(dir.path());
+        assert!(!syncs.hangs());
+        let hung = syncs.watch(|| {
+            std::thread::sleep(Duration::from_millis(limits::DISK_HANGS_AFTER_MS + 20));
+            syncs.hangs()
+        });
+        assert!(hung && !syncs.hangs());
     }
 
     #[test]

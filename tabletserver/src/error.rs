@@ -1,6 +1,7 @@
 //! Why a tablet server does not start, or must end.
 
 use crate::identity::IdentityError;
+use crate::ledger::LedgerError;
 use crate::oplog::OplogError;
 use crate::registry::RegistryError;
 use crate::store::StoreError;
@@ -29,9 +30,12 @@ pub enum Error {
     /// The registry failed.
     #[error("the registry failed")]
     Registry(#[from] RegistryError),
+    /// The loss ledger failed.
+    #[error("the loss ledger failed")]
+    Ledger(#[from] LedgerError),
     /// What the stores hold does not fit together.
     #[error(
-        "the data directory is damaged: {what}; this release keeps one copy of each row, so restore the directory from a copy"
+        "the data directory is damaged: {what}; restore the directory from a copy of it"
     )]
     Damaged {
         /// What does not fit.

@@ -8,10 +8,12 @@ use crate::error::Error;
 use crate::limits;
 use crate::node::Node;
 use crate::oplog::Oplog;
+use crate::registry::EpochSpan;
 use crate::replicas::{Flushed, Replicas};
-use crate::tablets::TabletHandle;
+use crate::tablets::{Directory, TabletHandle};
 use ebla_kernel::ids::{Seq, TabletId};
 use ebla_kernel::limits::TOKEN_WINDOW_MS;
+use ebla_proto::v1;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,20 +82,26 @@ impl Flusher {
     }
 
     fn flush(&self, progress: &mut HashMap<TabletId, Progress>) -> Result<(), Error> {
+        let cuts = self.replicas.cuts();
         let directory = self.node.directory.load_full();
         progress.retain(|id, _| directory.tablet(*id).is_some());
         let unflushed: Vec<Flushed> = directory
             .tablets()
             .filter(|tablet| {
-                let flushed = progress.entry(tablet.id).or_default().flushed;
-                tablet.applied_seq() > flushed
+                let progress = progress.entry(tablet.id).or_default();
+                let applied = tablet.applied_seq();
+                // A cut may have taken back what was applied.
+                progress.lower(applied);
+                applied > progress.flushed
             })
             .map(|tablet| noted(tablet))
             .collect();
         if !unflushed.is_empty() {
             let started = Instant::now();
             self.node.reader.store.flush()?;
-            self.replicas.flushed(&unflushed)?;
+            if !self.replicas.flushed(cuts, &unflushed)? {
+                return Ok(()); // a log was cut meanwhile: noted anew next time
+            }
             metrics::histogram!("ebla_store_flush_seconds").record(started.elapsed().as_secs_f64());
             debug!(tablets = unflushed.len(), ms = started.elapsed().as_millis(), "flushed");
         }
@@ -105,20 +113,29 @@ impl Flusher {
                 progress.marks.remove(1);
             }
         }
-        self.purge(progress);
+        self.purge(&directory, progress);
         Ok(())
     }
 
-    /// Lets entries go that are flushed and out of the token window.
-    fn purge(&self, progress: &mut HashMap<TabletId, Progress>) {
-        let ignore_window = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
+    /// Lets entries go that are flushed, safe, out of the token window, and not needed by any
+    /// copy. Above the size limit the window and the copies lose; what is not safe stays.
+    fn purge(&self, directory: &Directory, progress: &mut HashMap<TabletId, Progress>) {
+        let is_over = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
+        let routes = self.node.routes.now();
         let mut compact = Vec::new();
-        for (tablet, progress) in progress.iter_mut() {
-            let upto = if ignore_window { Some(progress.flushed) } else { progress.out_of_window() };
+        for (id, progress) in progress.iter_mut() {
+            let Some(tablet) = directory.tablet(*id) else { continue };
+            let upto = if is_over {
+                Some(progress.flushed)
+            } else {
+                let needed = needed_by_copies(tablet, routes.tablet(*id));
+                progress.out_of_window(needed)
+            };
             // The last entry stays: it proves where the log ends.
+            let upto = upto.map(|upto| upto.min(tablet.safe_seq()));
             if let Some(keep) = upto.filter(|keep| *keep > progress.kept) {
                 progress.kept = keep;
-                compact.push((*tablet, keep));
+                compact.push((*id, keep));
             }
         }
         let purged = self.oplog.compact_to(&compact).and_then(|()| self.oplog.purge());
@@ -129,11 +146,18 @@ impl Flusher {
 }
 
 impl Progress {
-    /// The last position flushed longer ago than tokens are remembered.
-    fn out_of_window(&mut self) -> Option<Seq> {
+    /// Rows above `applied` were taken back.
+    fn lower(&mut self, applied: Seq) {
+        self.flushed = self.flushed.min(applied);
+        self.marks.retain(|(_, seq)| *seq <= applied);
+    }
+
+    /// The last position that no copy above `needed` wants, flushed longer ago than tokens are
+    /// remembered.
+    fn out_of_window(&mut self, needed: Seq) -> Option<Seq> {
         let mut upto = None;
         while let Some((at, seq)) = self.marks.front().copied() {
-            if at.elapsed() < Duration::from_millis(TOKEN_WINDOW_MS) {
+            if at.elapsed() < Duration::from_millis(TOKEN_WINDOW_MS) || seq > needed {
                 break;
             }
             upto = Some(seq);
@@ -143,8 +167,22 @@ impl Progress {
     }
 }
 
+/// Entries above this are needed by copies. A leader knows what its in-sync copies have; for
+/// one that is not in sync everything is kept, because only the log brings it back.
+fn needed_by_copies(tablet: &TabletHandle, known: Option<&v1::Tablet>) -> Seq {
+    let replicas = known.map_or(&[][..], |known| &known.replicas);
+    if replicas.iter().any(|replica| !replica.in_sync && !replica.lost) {
+        return Seq(0);
+    }
+    tablet.everywhere().unwrap_or(Seq(u64::MAX))
+}
+
 /// What is in the store now, before the flush begins.
 fn noted(tablet: &TabletHandle) -> Flushed {
     let (rows, bytes) = tablet.size.get();
-    Flushed { tablet: tablet.id, end: tablet.applied_end(), rows, bytes }
+    let end = tablet.applied_end();
+    let begun = tablet.epochs.load();
+    let begun = begun.iter().filter(|(_, first)| *first <= end.pos.seq);
+    let epochs = begun.map(|(epoch, first)| EpochSpan { epoch: *epoch, first: *first }).collect();
+    Flushed { tablet: tablet.id, end, epochs, rows, bytes }
 }

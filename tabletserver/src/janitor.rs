@@ -12,6 +12,7 @@ use crate::store::scan::{Order, PageLimits, Projection, ScanSpec, Scanner};
 use crate::tablets::TabletHandle;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::TableId;
 use ebla_kernel::op::Body;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use std::collections::BTreeMap;
@@ -58,16 +59,23 @@ impl Janitor {
         }
     }
 
-    /// Floors move with the clock; no read in use and no unflushed promise is passed.
+    /// Floors move with the clock. No read in use is passed, and no version that only one is
+    /// above which may yet be cut or taken back.
     fn publish_floors(&self) {
         let now = self.node.clock.now();
         let oldest_read = self.node.pins.oldest().unwrap_or(Hlc::MAX);
         let routes = self.node.routes.now();
+        let mut unsafe_above: BTreeMap<TableId, Hlc> = BTreeMap::new();
+        for tablet in self.node.directory.load().tablets() {
+            let least = unsafe_above.entry(tablet.table).or_insert(Hlc::MAX);
+            *least = tablet.kept_ts().min(*least);
+        }
         let floors: BTreeMap<_, _> = routes
             .tables()
             .map(|table| {
                 let kept = Hlc::new(now.ms().saturating_sub(table.retention_ms), 0);
-                (table.id, TableGarbage::Below(kept.min(oldest_read)))
+                let undecided = unsafe_above.get(&table.id).copied().unwrap_or(Hlc::MAX);
+                (table.id, TableGarbage::Below(kept.min(oldest_read).min(undecided)))
             })
             .collect();
         if !floors.is_empty() {

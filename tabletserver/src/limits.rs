@@ -179,8 +179,9 @@ pub const MASTER_RETRY_PAUSE: Duration = Duration::from_millis(150);
 /// Longest wait for what is in flight when the server stops.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Epochs that a replica's record lists; older ones are of no use once their entries are purged.
-pub const EPOCHS_KEPT: usize = 64;
+/// Epochs that a replica's record lists: as many as copies tell each other. Older ones are of
+/// no use once their entries are purged.
+pub const EPOCHS_KEPT: usize = ebla_kernel::limits::HELLO_EPOCHS_MAX;
 
 /// How often a server tells its master about itself until the master says otherwise.
 pub const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(500);
@@ -196,3 +197,82 @@ pub const REPORTS_PER_MESSAGE: usize = 20_000;
 
 /// Largest message from a master: the whole map of a large cluster.
 pub const MASTER_MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Bytes of the loss ledger; past it its oldest records are dropped. It is for people, who
+/// look at it after a failover, not for ever.
+pub const LEDGER_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// Bytes of one entry of the loss ledger: the largest batch and its framing.
+pub const LEDGER_ENTRY_BYTES_MAX: u32 = 64 * 1024 * 1024;
+
+/// Bytes of entries that one tablet keeps in memory after they are durable, so that a copy
+/// that lags a little is not served from the disk.
+pub const TAIL_BYTES_PER_TABLET: usize = 256 * 1024;
+
+/// Bytes of such entries of all tablets together; past it durable ones go at once.
+pub const TAIL_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How often entries that nobody asked for are dropped from memory, in milliseconds.
+pub const TAIL_SWEEP_MS: u64 = 1_000;
+
+/// Bytes of rows that wait for other copies and are kept in memory; past it they are read
+/// again from the log.
+pub const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Groups and orders that the apply thread joins into one batch of the store.
+pub const APPLY_JOINED_MAX: usize = 256;
+
+/// Exact versions that an undo removes in one batch.
+pub const UNDO_BATCH_VERSIONS: usize = 10_000;
+
+/// Bytes of entries in one frame to another server, but for its last message: a frame takes
+/// some milliseconds of an ordinary network, so that small messages are not held up.
+pub const FRAME_BYTES: usize = 1024 * 1024;
+
+/// Messages in one frame.
+pub const FRAME_MESSAGES_MAX: usize = 4_096;
+
+/// Frames to another server that are handed over and not sent yet.
+pub const FRAMES_WAITING: usize = 2;
+
+/// Messages that wait for a slow server. There is one stream of entries per tablet and copy
+/// and few small messages beside it; more means that the connection is of no use.
+pub const MESSAGES_WAITING_MAX: usize = 200_000;
+
+/// Bytes of entries from other servers that are taken and not durable yet; past it no frame
+/// is read, and the senders wait.
+pub const COPIES_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Least bytes that a frame counts for: its messages are not free either.
+pub const FRAME_BYTES_COUNTED_MIN: usize = 1_024;
+
+/// Pause before a connection to another server is tried again.
+pub const PEER_RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// Longest wait for another server to greet.
+pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often silence of other servers is looked at.
+pub const SILENCE_LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Age of the last completed sync, while one is under way, from which on nothing is promised:
+/// a leader must not live on behind a disk that hangs.
+pub const DISK_HANGS_AFTER_MS: u64 = 500;
+
+/// How long the log is idle before the disk is tried with a small write.
+pub const DISK_PROBE_IDLE: Duration = Duration::from_millis(250);
+
+/// How long a read of a copy waits for what it must see before it is sent elsewhere.
+pub const COPY_READ_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often a waiting read of a copy looks again.
+pub const COPY_READ_LOOK_EVERY: Duration = Duration::from_millis(3);
+
+/// How long a hand-over of leadership may hold up writes before it is given up.
+pub const TRANSFER_PATIENCE_MS: u64 = 2_000;
+
+/// Longest wait for metadata to name other leaders when the server stops.
+pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often a server that stops looks whether others have taken over.
+pub const HAND_OVER_LOOK_EVERY: Duration = Duration::from_millis(20);

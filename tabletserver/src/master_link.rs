@@ -8,11 +8,11 @@ use crate::error::Error;
 use crate::identity::{DataDir, Registered};
 use crate::limits;
 use crate::node::Node;
-use crate::pipeline::{Control, Outward, SequencerHandle};
+use crate::pipeline::{Control, Fenced, Outward, SequencerHandle};
 use crate::replica_set::{ReplicaSet, clock_floor};
 use crate::replicas::Replicas;
-use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId};
-use ebla_kernel::tablet::FenceAnswer;
+use ebla_kernel::ids::{ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId};
+use ebla_kernel::tablet::{FenceAnswer, PeerRun, Proposal};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use ebla_proto::v1::route_service_client::RouteServiceClient;
@@ -196,6 +196,8 @@ pub struct Link {
 pub enum Report {
     /// Answers to fences.
     Fences(Vec<(TabletId, ReplicaId, FenceAnswer)>),
+    /// Changes of in-sync sets that cores ask for.
+    Proposals(Vec<(TabletId, Proposal)>),
     /// Tablets began or ceased to serve: tell at once.
     Serving,
 }
@@ -227,6 +229,7 @@ impl Link {
             ms => Duration::from_millis(ms),
         };
         let mut heartbeat = tokio::time::interval(pace);
+        let node = Arc::clone(&self.node);
         loop {
             let message = tokio::select! {
                 down = session.down.message() => match down {
@@ -239,8 +242,11 @@ impl Link {
                 },
                 Some(report) = self.reports.recv() => match report {
                     Report::Fences(answers) => Up::FenceAnswers(self.fence_answers(answers)),
+                    Report::Proposals(proposals) => Up::InSyncProposals(proposals_to_wire(&proposals)),
                     Report::Serving => Up::Heartbeat(self.heartbeat()),
                 },
+                // A leader that falls silent is reported at once.
+                () = node.peers.silence_changed.notified() => Up::Heartbeat(self.heartbeat()),
                 _ = heartbeat.tick() => Up::Heartbeat(self.heartbeat()),
             };
             if session.up.send(v1::SessionRequest { message: Some(message) }).await.is_err() {
@@ -263,8 +269,11 @@ impl Link {
     async fn take(&self, response: v1::SessionResponse) -> Result<(), Error> {
         match response.message {
             Some(Down::Fences(fences)) => {
-                let fence = |fence: v1::Fence| {
-                    (TabletId(fence.tablet_id), ReplicaId(fence.replica_id), Epoch(fence.epoch))
+                let fence = |fence: v1::Fence| Fenced {
+                    tablet: TabletId(fence.tablet_id),
+                    replica: ReplicaId(fence.replica_id),
+                    epoch: Epoch(fence.epoch),
+                    gone: Epoch(fence.gone_epoch),
                 };
                 let fences = fences.fences.into_iter().map(fence).collect();
                 let _ = self.node.sequencer.control.send(Control::Fence(fences));
@@ -276,7 +285,24 @@ impl Link {
                 }
                 self.set.assign(assignments).await
             }
-            Some(Down::InSyncAnswers(_) | Down::Transfers(_) | Down::Registered(_)) | None => Ok(()),
+            Some(Down::InSyncAnswers(answers)) => {
+                // What was accepted comes as an assignment.
+                let refused = answers.answers.iter().filter(|answer| !answer.accepted);
+                let refused = refused.map(|answer| {
+                    let version = ConfigVersion(answer.config_version);
+                    (TabletId(answer.tablet_id), Epoch(answer.epoch), version)
+                });
+                let _ = self.node.sequencer.control.send(Control::ProposalsRefused(refused.collect()));
+                Ok(())
+            }
+            Some(Down::Transfers(transfers)) => {
+                let transfers = transfers.transfers.iter().map(|transfer| {
+                    (TabletId(transfer.tablet_id), Epoch(transfer.epoch), ReplicaId(transfer.replica_id))
+                });
+                let _ = self.node.sequencer.control.send(Control::Transfer(transfers.collect()));
+                Ok(())
+            }
+            Some(Down::Registered(_)) | None => Ok(()),
         }
     }
 
@@ -302,15 +328,17 @@ impl Link {
         for tablet in self.node.directory.load().tablets() {
             let (rows_estimate, bytes) = tablet.size.get();
             let serving_epoch = tablet.serving().map_or(0, |epoch| epoch.0);
-            let is_stopping = self.node.draining.load(Ordering::Relaxed);
-            let gave_up_epoch = if is_stopping { 0 } else { tablet.gave_up() };
+            let (gave_up, successor) = tablet.gave_up();
+            // A server that stops wants nobody to lead here again: its next run is reason enough.
+            let is_stopping = self.node.draining.load(Ordering::Relaxed) && successor.is_none();
+            let gave_up_epoch = if is_stopping { 0 } else { gave_up.0 };
             let report = v1::TabletReport {
                 tablet_id: tablet.id.0,
                 serving_epoch,
                 rows_estimate,
                 bytes,
                 gave_up_epoch,
-                successor_replica_id: 0,
+                successor_replica_id: successor.map_or(0, |replica| replica.0),
             };
             if self.told.get(&tablet.id) != Some(&report) && tablets.len() < limits::REPORTS_PER_MESSAGE {
                 self.told.insert(tablet.id, report);
@@ -318,8 +346,31 @@ impl Link {
             }
         }
         let draining = self.node.draining.load(Ordering::Relaxed);
-        v1::Heartbeat { draining, disk_bytes, disk_bytes_free, tablets, silent_leaders: Vec::new() }
+        let silent = self.node.peers.silent_leaders().into_iter();
+        let silent_leaders = silent
+            .map(|run| v1::ServerRun { server_id: run.server.0, incarnation: run.incarnation.0 })
+            .collect();
+        v1::Heartbeat { draining, disk_bytes, disk_bytes_free, tablets, silent_leaders }
     }
+}
+
+fn proposals_to_wire(proposals: &[(TabletId, Proposal)]) -> v1::InSyncProposals {
+    let wire = |(tablet, proposal): &(TabletId, Proposal)| {
+        let disk = |run: PeerRun| match run.generation {
+            Generation::Disk(generation) => generation.0,
+            Generation::Process(incarnation) => incarnation.0,
+        };
+        v1::InSyncProposal {
+            tablet_id: tablet.0,
+            epoch: proposal.epoch.0,
+            config_version: proposal.version.0,
+            replica_id: proposal.replica.0,
+            add: proposal.add,
+            incarnation: proposal.run.map_or(0, |run| run.server.incarnation.0),
+            disk_generation: proposal.run.map_or(0, disk),
+        }
+    };
+    v1::InSyncProposals { proposals: proposals.iter().map(wire).collect() }
 }
 
 /// Does what cores ask of the rest of the server: promises to the registry, the rest to the
@@ -334,6 +385,7 @@ pub async fn forward_outward(
         match message {
             Outward::FenceAnswers(answers) => drop(reports.send(Report::Fences(answers))),
             Outward::ServingChanged => drop(reports.send(Report::Serving)),
+            Outward::Proposals(proposals) => drop(reports.send(Report::Proposals(proposals))),
             Outward::PersistPromises(promises) => {
                 let replicas = Arc::clone(&replicas);
                 let persist = move || replicas.promise(&promises).map(|()| promises);

@@ -11,6 +11,7 @@ pub struct Meters {
     gets: Counter,
     writes: Counter,
     scans: Counter,
+    leases_lost: Counter,
     write_seconds: Histogram,
 }
 
@@ -20,6 +21,7 @@ impl Default for Meters {
             gets: metrics::counter!("ebla_kv_requests_total", "call" => "get"),
             writes: metrics::counter!("ebla_kv_requests_total", "call" => "write"),
             scans: metrics::counter!("ebla_kv_requests_total", "call" => "scan"),
+            leases_lost: metrics::counter!("ebla_lease_refused_total"),
             write_seconds: metrics::histogram!("ebla_kv_write_seconds"),
         }
     }
@@ -34,6 +36,11 @@ impl Meters {
     /// Counts a write that was taken.
     pub fn write(&self) {
         self.writes.increment(1);
+    }
+
+    /// Counts an answer that was not given because the lease had ended.
+    pub fn lease_lost(&self) {
+        self.leases_lost.increment(1);
     }
 
     /// Counts a scan of one stream.

@@ -7,7 +7,9 @@ use crate::disk::DiskGauge;
 use crate::limits;
 use crate::meters::Meters;
 use crate::pipeline::{Ask, Reply, Request, SequencerHandle, SubmitError};
+use crate::promises::Leases;
 use crate::read::{Reader, needs_evidence};
+use crate::replication::Peers;
 use crate::routes::{RouteCache, TableInfo};
 use crate::store::StoreError;
 use crate::store::gc::{Floors, ReadPin, ReadPins};
@@ -45,6 +47,10 @@ pub struct Node {
     pub pins: Arc<ReadPins>,
     /// The way to the cores.
     pub sequencer: SequencerHandle,
+    /// Promises between servers.
+    pub leases: Arc<Leases>,
+    /// The servers that share tablets with this one.
+    pub peers: Arc<Peers>,
     /// How full the disk is.
     pub disk: Arc<DiskGauge>,
     /// Set when the server stops: new requests are turned away.
@@ -145,6 +151,12 @@ impl Node {
     /// # Errors
     /// As the API says of `Get`.
     pub async fn get(&self, request: &v1::GetRequest) -> Result<v1::GetResponse, ApiError> {
+        match self.consistency(request)? {
+            v1::Consistency::Bounded | v1::Consistency::Session => {
+                return self.get_from_copy(request).await;
+            }
+            v1::Consistency::Unspecified | v1::Consistency::Linearizable => {}
+        }
         if request.at_ts == 0 {
             return self.get_newest(request);
         }
@@ -175,18 +187,37 @@ impl Node {
     ) -> Result<(Arc<TableInfo>, Arc<TabletHandle>), ApiError> {
         self.meters.get();
         op::check_key(&request.key)?;
-        if v1::Consistency::try_from(request.consistency).is_err() {
-            let hint = format!("unknown consistency {}: leave it at 0 for linearizable", request.consistency);
-            return Err(ApiError::new(Reason::BadRequest, hint));
-        }
         let table = self.table(&request.table)?;
         let tablet = self.locate(&table, &request.key)?;
         Ok((table, tablet))
     }
 
-    /// The lease is checked after the work: what was read counts only if the tablet still serves.
-    fn check_serving(&self, table: &TableInfo, tablet: &TabletHandle, key: &[u8]) -> Result<(), ApiError> {
-        tablet.serving().map(drop).ok_or_else(|| self.elsewhere(table, key))
+    /// What a read asks for.
+    ///
+    /// # Errors
+    /// `BAD_REQUEST` for a word of a newer version.
+    pub fn consistency(&self, request: &v1::GetRequest) -> Result<v1::Consistency, ApiError> {
+        v1::Consistency::try_from(request.consistency).map_err(|_| {
+            let hint = format!("unknown consistency {}: leave it at 0 for linearizable", request.consistency);
+            ApiError::new(Reason::BadRequest, hint)
+        })
+    }
+
+    /// The lease is checked after the work (m22): what was read counts only if this server
+    /// led the tablet all the while.
+    ///
+    /// # Errors
+    /// `NOT_LEADER` with the new leader, or `UNAVAILABLE` while it has lost touch with the
+    /// other copies.
+    pub fn check_serving(&self, table: &TableInfo, tablet: &TabletHandle, key: &[u8]) -> Result<(), ApiError> {
+        if tablet.may_answer(&self.leases) {
+            return Ok(());
+        }
+        if tablet.serving().is_none() {
+            return Err(self.elsewhere(table, key));
+        }
+        self.meters.lease_lost();
+        Err(no_lease(tablet))
     }
 
     /// Keeps the versions that a read at `at` sees, for as long as the pin lives.
@@ -332,7 +363,16 @@ impl Node {
         token: Token,
     ) -> Result<v1::WriteResponse, ApiError> {
         match answer {
-            Answer::Committed(committed) => Ok(convert::committed_to_wire(committed, Some(token))),
+            Answer::Committed(committed) => {
+                let session = v1::SessionToken {
+                    lineage: tablet.lineage.0,
+                    epoch: committed.pos.epoch.0,
+                    seq: committed.pos.seq.0,
+                    ts: committed.ts.0,
+                };
+                let response = convert::committed_to_wire(committed, Some(token));
+                Ok(v1::WriteResponse { session: Some(session), ..response })
+            }
             Answer::Reverted => Ok(undecided(v1::WriteOutcome::Reverted, token)),
             Answer::Unknown | Answer::Reached => Ok(undecided(v1::WriteOutcome::Unknown, token)),
             Answer::Refused(refusal) => Err(self.refusal(tablet, refusal)),
@@ -409,6 +449,22 @@ impl Node {
                 );
                 ApiError::new(Reason::StaleRoute, hint).with("tablet", tablet.id.0)
             }
+            Refusal::NoLease => no_lease(tablet),
+            Refusal::Transferring => {
+                let hint = format!(
+                    "tablet {} is being handed over to another server; nothing was written: try again",
+                    tablet.id.0
+                );
+                ApiError::new(Reason::Unavailable, hint).with("tablet", tablet.id.0)
+            }
+            Refusal::Busy => ApiError::new(
+                Reason::Overloaded,
+                "too many writes of the tablet wait for copies; nothing was written: try again a little later",
+            ),
+            Refusal::WaitTimedOut => ApiError::new(
+                Reason::TimedOut,
+                "an earlier write of the same row still waits for copies; nothing was written: try again",
+            ),
             Refusal::NotEnoughReplicas => ApiError::new(
                 Reason::NotEnoughReplicas,
                 "fewer copies are in sync than the write asked for; nothing was written: \
@@ -429,9 +485,17 @@ impl Node {
     }
 }
 
+fn no_lease(tablet: &TabletHandle) -> ApiError {
+    let hint = format!(
+        "the leader of tablet {} has lost touch with the other copies; nothing was written: try again",
+        tablet.id.0
+    );
+    ApiError::new(Reason::Unavailable, hint).with("tablet", tablet.id.0)
+}
+
 fn rejected(reject: Reject) -> ApiError {
     match reject {
-        Reject::ReadAgain => {
+        Reject::ReadAgain | Reject::Pending => {
             ApiError::new(Reason::Overloaded, "the row changes faster than it can be read: try again")
         }
         Reject::ConditionFailed { op, actual } => {
@@ -513,7 +577,7 @@ fn future_timestamp(at: Hlc, error: ClockError) -> ApiError {
 }
 
 /// The answer to a read at `at` that found `version`.
-fn get_response(version: Option<Version>, at: Hlc) -> v1::GetResponse {
+pub fn get_response(version: Option<Version>, at: Hlc) -> v1::GetResponse {
     match version.filter(|version| version.is_live(at)) {
         None => v1::GetResponse::default(),
         Some(version) => {

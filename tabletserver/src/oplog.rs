@@ -16,6 +16,7 @@ use crate::limits::{
     OPLOG_COMPRESS_BYTES, OPLOG_FILE_BYTES_DEFAULT, OPLOG_GROUP_BYTES_MAX, OPLOG_PURGE_BYTES_DEFAULT,
     OPLOG_RECOVERY_THREADS,
 };
+use bytes::Bytes;
 use ebla_kernel::entry::{Entry, EntryError};
 use ebla_kernel::ids::{Seq, TabletId};
 use protobuf::well_known_types::BytesValue;
@@ -25,7 +26,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tail::Finding;
 
 /// What may be tuned.
@@ -135,7 +136,28 @@ pub struct Append<'a> {
     /// Whether they may replace a tail.
     pub tail: Tail,
     /// Consecutive entries. A tablet without entries may begin at any sequence number.
-    pub entries: Vec<&'a Entry>,
+    pub entries: Vec<&'a Logged>,
+}
+
+/// An entry on its way to the log and to other copies; encoded once for all of them.
+#[derive(Debug)]
+pub struct Logged {
+    /// The entry.
+    pub entry: Entry,
+    bytes: OnceLock<Bytes>,
+}
+
+impl Logged {
+    /// The entry as a log record and a frame carry it.
+    pub fn bytes(&self) -> &Bytes {
+        self.bytes.get_or_init(|| self.entry.encode().into())
+    }
+}
+
+impl From<Entry> for Logged {
+    fn from(entry: Entry) -> Self {
+        Self { entry, bytes: OnceLock::new() }
+    }
 }
 
 /// The log of a server.
@@ -180,7 +202,7 @@ impl Oplog {
         let mut bytes = 0;
         for append in group {
             self.check_contiguous(append)?;
-            let records: Vec<BytesValue> = append.entries.iter().map(|entry| record(entry)).collect();
+            let records: Vec<BytesValue> = append.entries.iter().map(|logged| record(logged)).collect();
             bytes += records.iter().map(|record| record.value.len()).sum::<usize>();
             if bytes > OPLOG_GROUP_BYTES_MAX {
                 return Err(OplogError::GroupTooLarge { bytes });
@@ -227,6 +249,23 @@ impl Oplog {
         let mut tablets: Vec<TabletId> = self.engine.raft_groups().into_iter().map(TabletId).collect();
         tablets.sort_unstable();
         tablets
+    }
+
+    /// Cuts the log of `tablet` after `keep`; durable on return. The engine cuts only where it
+    /// appends, so the last entry that stays is written once more.
+    ///
+    /// # Errors
+    /// `Purged` when that entry is gone; `Damaged`, `Write` or `SyncFailed`.
+    pub fn cut_after(&self, tablet: TabletId, keep: Seq) -> Result<(), OplogError> {
+        if self.bounds(tablet).is_none_or(|(_, last)| last <= keep) {
+            return Ok(());
+        }
+        if keep == Seq(0) {
+            return self.remove(&[tablet]);
+        }
+        let last = self.read(tablet, keep, 1)?.into_iter().next().map(Logged::from);
+        let last = last.ok_or_else(|| OplogError::Damaged { what: format!("record {keep} of {tablet} is gone") })?;
+        self.append_group(&[Append { tablet, tail: Tail::Cut, entries: vec![&last] }], Fsync::Now).map(drop)
     }
 
     /// Forgets the entries below the given ones; at the latest a purge gives the space back.
@@ -307,7 +346,7 @@ impl Oplog {
     fn check_contiguous(&self, append: &Append<'_>) -> Result<(), OplogError> {
         let tablet = append.tablet;
         let refuse = |got, want| Err(OplogError::NotContiguous { tablet, got, want });
-        let Some(first) = append.entries.first().map(|entry| entry.seq()) else { return Ok(()) };
+        let Some(first) = append.entries.first().map(|logged| logged.entry.seq()) else { return Ok(()) };
         if let Some((log_first, log_last)) = self.bounds(tablet) {
             let fits = match append.tail {
                 Tail::Continue => first == log_last.next(),
@@ -318,8 +357,9 @@ impl Oplog {
             }
         }
         for pair in append.entries.windows(2) {
-            if pair[1].seq() != pair[0].seq().next() {
-                return refuse(pair[1].seq(), pair[0].seq().next());
+            let (before, after) = (pair[0].entry.seq(), pair[1].entry.seq());
+            if after != before.next() {
+                return refuse(after, before.next());
             }
         }
         Ok(())
@@ -337,9 +377,9 @@ impl MessageExt for Records {
     }
 }
 
-fn record(entry: &Entry) -> BytesValue {
+fn record(logged: &Logged) -> BytesValue {
     let mut record = BytesValue::new();
-    record.set_value([&entry.seq().0.to_be_bytes()[..], &entry.encode()].concat());
+    record.set_value([&logged.entry.seq().0.to_be_bytes()[..], logged.bytes()].concat());
     record
 }
 

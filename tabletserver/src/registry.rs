@@ -14,7 +14,7 @@ use crate::limits::{
 use borsh::{BorshDeserialize, BorshSerialize};
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, Pos, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::range::KeyRange;
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBRecoveryMode, ErrorKind, IteratorMode, Options, WriteBatch, WriteOptions,
@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Version of the records' layout, the first byte of each.
-pub const REGISTRY_FORMAT: u8 = 1;
+pub const REGISTRY_FORMAT: u8 = 2;
 
 const REPLICA: u8 = b'r';
 const HLC_BOUND: u8 = b'h';
@@ -42,6 +42,12 @@ pub enum RegistryError {
     /// A newer version wrote a record.
     #[error("a registry record has format {format}, this ebla knows {REGISTRY_FORMAT}: use a newer ebla")]
     NewerFormat {
+        /// Its format.
+        format: u8,
+    },
+    /// A version from before the first release wrote a record.
+    #[error("a registry record has format {format}, from before the first release: begin with a new directory")]
+    OlderFormat {
         /// Its format.
         format: u8,
     },
@@ -73,8 +79,15 @@ pub enum ReplicaState {
     Active,
     /// Metadata has removed it; its range is still to be cleared. Never becomes active again.
     Tombstoned,
-    /// Removed and cleared; kept so that late messages for it create nothing.
-    Cleared,
+}
+
+/// A cut of a log's tail that has begun. A crash anywhere makes it run again from here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Truncation {
+    /// The last entry that stays.
+    pub keep: LogEnd,
+    /// The last entry that was cut.
+    pub last: Pos,
 }
 
 /// A term and its first entry.
@@ -105,10 +118,8 @@ pub struct ReplicaRecord {
     pub epochs: Vec<EpochSpan>,
     /// Everything up to here is durable in the store: replay begins after it.
     pub flushed: LogEnd,
-    /// The first entry that must be in the log.
-    pub log_first: Seq,
-    /// Entries after this one are to be ignored: a cut that the log has not seen yet.
-    pub log_end_cut: Option<LogEnd>,
+    /// A cut that was begun and has not ended.
+    pub truncating: Option<Truncation>,
     /// Its ancestry.
     pub lineage: Lineage,
     /// Version of the in-sync set that it knows.
@@ -282,6 +293,7 @@ fn decode<T: BorshDeserialize>(value: &[u8]) -> Result<T, RegistryError> {
         Some((&REGISTRY_FORMAT, record)) => borsh::from_slice(record)
             .map_err(|error| RegistryError::Damaged { what: format!("malformed record: {error}") }),
         Some((&format, _)) if format > REGISTRY_FORMAT => Err(RegistryError::NewerFormat { format }),
+        Some((&format @ 1.., _)) => Err(RegistryError::OlderFormat { format }),
         Some(_) | None => Err(RegistryError::Damaged { what: "record without a format".into() }),
     }
 }
@@ -316,7 +328,6 @@ fn failed(tried: &'static str, source: rocksdb::Error) -> RegistryError {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use ebla_kernel::ids::Pos;
 
     fn replica(tablet: u64) -> ReplicaRecord {
         ReplicaRecord {
@@ -328,8 +339,7 @@ mod tests {
             promised_epoch: Epoch(3),
             epochs: vec![EpochSpan { epoch: Epoch(3), first: Seq(9) }],
             flushed: LogEnd { pos: Pos::new(Epoch(3), Seq(12)), hash: 0xABCD, ts: Hlc(77) },
-            log_first: Seq(9),
-            log_end_cut: None,
+            truncating: None,
             lineage: Lineage(1),
             config_version: ConfigVersion(4),
             rows_estimate: 10,

@@ -11,18 +11,21 @@ use crate::oplog::Oplog;
 use crate::pipeline::{Appointed, Control};
 use crate::registry::{EpochSpan, ReplicaRecord, ReplicaState};
 use crate::replicas::Replicas;
+use crate::replication::Identity;
 use crate::tablets::{Directory, HandleSpec, TabletHandle};
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::ids::{
+    ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
+};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
-use ebla_kernel::tablet::{Recovered, Tablet};
+use ebla_kernel::tablet::{Membership, Recovered, Tablet};
 use ebla_proto::convert;
 use ebla_proto::v1;
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -33,6 +36,8 @@ pub struct ReplicaSet {
     replicas: Arc<Replicas>,
     oplog: Arc<Oplog>,
     incarnation: Incarnation,
+    /// The servers that hold copies of each tablet here.
+    members: Mutex<BTreeMap<TabletId, BTreeSet<ServerId>>>,
     /// Names rows in the row cache; a replica that comes anew gets a new one.
     next_generation: AtomicU64,
 }
@@ -44,10 +49,12 @@ impl ReplicaSet {
         node: Arc<Node>,
         replicas: Arc<Replicas>,
         oplog: Arc<Oplog>,
-        incarnation: Incarnation,
+        own: &Identity,
         recovered: Vec<RecoveredReplica>,
     ) -> Self {
-        let set = Self { node, replicas, oplog, incarnation, next_generation: AtomicU64::new(1) };
+        let incarnation = own.run.incarnation;
+        let (next_generation, members) = (AtomicU64::new(1), Mutex::default());
+        let set = Self { node, replicas, oplog, incarnation, next_generation, members };
         let mut directory = Directory::default();
         for replica in recovered {
             set.node.clock.raise(replica.end.ts);
@@ -62,7 +69,9 @@ impl ReplicaSet {
     /// # Errors
     /// When the registry or a store fails: the server must end.
     pub async fn assign(&self, assignments: v1::Assignments) -> Result<(), Error> {
-        let assigned: Vec<Assigned> = assignments.assignments.iter().filter_map(read_assignment).collect();
+        let assigned = assignments.assignments.iter().filter_map(read_assignment);
+        // A copy whose data is gone is never made anew under its old name (m16).
+        let assigned: Vec<Assigned> = assigned.filter(|assigned| !assigned.is_lost).collect();
         let directory = self.node.directory.load_full();
         let mut gone: BTreeSet<TabletId> =
             assignments.removed_tablet_ids.iter().copied().map(TabletId).collect();
@@ -76,12 +85,26 @@ impl ReplicaSet {
             self.remove(gone.into_iter().collect()).await?;
         }
         self.create(&assigned)?;
+        self.meet_servers(&assigned);
         let appointed = assigned.into_iter().filter_map(|assigned| assigned.appointed(self.incarnation));
         let appointed: Vec<_> = appointed.collect();
         if !appointed.is_empty() {
             let _ = self.node.sequencer.control.send(Control::Appoint(appointed));
         }
         Ok(())
+    }
+
+    /// Connects to the servers that hold copies of what is here.
+    fn meet_servers(&self, assigned: &[Assigned]) {
+        let directory = self.node.directory.load();
+        let mut members = self.members.lock().expect("no holder of this lock panics");
+        for assigned in assigned {
+            members.insert(assigned.tablet, assigned.membership.members.values().copied().collect());
+        }
+        members.retain(|tablet, _| directory.tablet(*tablet).is_some());
+        let own = self.node.peers.identity().map(|own| own.run.server);
+        let others = members.values().flatten().copied().filter(|server| Some(*server) != own);
+        self.node.peers.want(&others.collect(), &self.node.leases);
     }
 
     /// Adds the replicas that are not here yet. A new one promises the present epoch (m23).
@@ -118,10 +141,13 @@ impl ReplicaSet {
             replica: record.replica,
             generation: self.next_generation.fetch_add(1, Ordering::Relaxed),
             tombstones,
-            applied: end,
+            applied: record.flushed,
+            end,
+            epochs: epochs.iter().map(|span| (span.epoch, span.first)).collect(),
+            lineage: record.lineage,
         }));
         handle.size.set(record.rows_estimate, record.bytes_estimate);
-        // Entries above the flushed position were replayed without being counted.
+        // Entries above the flushed position may be in the store without having been counted.
         handle.size.is_stale.store(end.pos.seq > record.flushed.pos.seq, Ordering::Relaxed);
         handle.size.has_garbage.store(end.pos.seq > Seq(0), Ordering::Relaxed);
         let tablet = Tablet::new(Recovered {
@@ -132,6 +158,7 @@ impl ReplicaSet {
             promised: record.promised_epoch,
             epochs: epochs.iter().map(|span| (span.epoch, span.first)).collect(),
             end,
+            applied: record.flushed.pos.seq,
             tokens,
         });
         let _ = self.node.sequencer.control.send(Control::Install(Box::new(tablet), Arc::clone(&handle)));
@@ -217,10 +244,12 @@ struct Assigned {
     range: KeyRange,
     epoch: Epoch,
     leads: bool,
-    in_sync: BTreeSet<ReplicaId>,
+    /// The data of this copy is gone.
+    is_lost: bool,
+    membership: Membership,
     min_in_sync: u8,
+    shrink_floor: u8,
     lineage: Lineage,
-    config_version: ConfigVersion,
 }
 
 impl Assigned {
@@ -239,18 +268,18 @@ impl Assigned {
             promised_epoch: self.epoch,
             epochs: Vec::<EpochSpan>::new(),
             flushed: LogEnd::default(),
-            log_first: Seq(1),
-            log_end_cut: None,
+            truncating: None,
             lineage: self.lineage,
-            config_version: self.config_version,
+            config_version: self.membership.version,
             rows_estimate: 0,
             bytes_estimate: 0,
         }
     }
 
     fn appointed(self, incarnation: Incarnation) -> Option<(TabletId, Appointed)> {
-        let Self { tablet, replica, epoch, leads, in_sync, min_in_sync, .. } = self;
-        leads.then_some((tablet, Appointed { epoch, replica, incarnation, in_sync, min_in_sync }))
+        let Self { tablet, replica, epoch, leads, membership, min_in_sync, shrink_floor, .. } = self;
+        let appointed = Appointed { epoch, replica, incarnation, membership, min_in_sync, shrink_floor };
+        leads.then_some((tablet, appointed))
     }
 }
 
@@ -261,8 +290,11 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
         warn!(tablet = tablet.id, "an assignment with an inverted range is ignored");
         return None;
     };
-    let in_sync = tablet.replicas.iter().filter(|replica| replica.in_sync);
-    let min_in_sync = table.spec.map_or(1, |spec| spec.min_in_sync);
+    let spec = table.spec.unwrap_or_default();
+    let copies = |number: u32| u8::try_from(number).unwrap_or(u8::MAX).max(1);
+    let min_in_sync = copies(spec.min_in_sync);
+    let is_degraded = spec.policy == v1::Policy::Degraded as i32;
+    let own = tablet.replicas.iter().find(|replica| replica.replica_id == wire.replica_id);
     Some(Assigned {
         tablet: TabletId(tablet.id),
         table: TableId(table.id),
@@ -270,11 +302,24 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
         range,
         epoch: Epoch(tablet.epoch),
         leads: wire.leads,
-        in_sync: in_sync.map(|replica| ReplicaId(replica.replica_id)).collect(),
-        min_in_sync: u8::try_from(min_in_sync).unwrap_or(u8::MAX).max(1),
+        is_lost: own.is_some_and(|own| own.lost),
+        membership: membership(tablet),
+        min_in_sync,
+        shrink_floor: if is_degraded { 1 } else { min_in_sync.min(copies(spec.replicas)) },
         lineage: Lineage(tablet.lineage),
-        config_version: ConfigVersion(tablet.config_version),
     })
+}
+
+/// The copies of a tablet, those whose data is gone left out.
+fn membership(tablet: &v1::Tablet) -> Membership {
+    let replica = |replica: &v1::Replica| (ReplicaId(replica.replica_id), ServerId(replica.server_id));
+    let (in_sync, live) =
+        (tablet.replicas.iter().filter(|r| r.in_sync), tablet.replicas.iter().filter(|r| !r.lost));
+    Membership {
+        version: ConfigVersion(tablet.config_version),
+        in_sync: in_sync.map(|r| replica(r).0).collect(),
+        members: live.map(replica).collect(),
+    }
 }
 
 /// A floor for this server's clock out of the assignments, so that nothing is issued below

@@ -3,16 +3,21 @@
 //! Promises, flushed positions and the coming and going of replicas are rare and never on a
 //! request's way, so one lock over record and commit keeps them in order.
 
-use crate::registry::{EpochSpan, Registry, RegistryBatch, RegistryError, ReplicaRecord, ReplicaState};
+use crate::registry::{
+    EpochSpan, Registry, RegistryBatch, RegistryError, ReplicaRecord, ReplicaState, Truncation,
+};
 use ebla_kernel::entry::LogEnd;
-use ebla_kernel::ids::{Epoch, Seq, TabletId};
+use ebla_kernel::ids::{Epoch, TabletId};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The records of all replicas.
 pub struct Replicas {
     registry: Arc<Registry>,
     records: Mutex<BTreeMap<TabletId, ReplicaRecord>>,
+    /// How many cuts were begun: a position that was noted before one says nothing after it.
+    cuts: AtomicU64,
 }
 
 /// What a flush made durable of one tablet.
@@ -21,6 +26,8 @@ pub struct Flushed {
     pub tablet: TabletId,
     /// Everything up to here is on disk.
     pub end: LogEnd,
+    /// The terms of its log up to there, rising.
+    pub epochs: Vec<EpochSpan>,
     /// Live rows, about.
     pub rows: u64,
     /// Their bytes, about.
@@ -31,7 +38,13 @@ impl Replicas {
     /// The records as they were found at start.
     #[must_use]
     pub fn new(registry: Arc<Registry>, records: BTreeMap<TabletId, ReplicaRecord>) -> Self {
-        Self { registry, records: Mutex::new(records) }
+        Self { registry, records: Mutex::new(records), cuts: AtomicU64::new(0) }
+    }
+
+    /// All records, tombstoned ones too.
+    #[must_use]
+    pub fn all(&self) -> Vec<ReplicaRecord> {
+        self.lock().values().cloned().collect()
     }
 
     /// Adds records, or replaces them.
@@ -62,22 +75,87 @@ impl Replicas {
         })
     }
 
-    /// Stores what a flush that has returned made durable.
+    /// How many cuts were begun so far; asked before positions are noted for `flushed`.
+    #[must_use]
+    pub fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::Acquire)
+    }
+
+    /// Stores what a flush that has returned made durable. Whether it was: when a log was cut
+    /// since `cuts` was asked for, it must be noted anew.
     ///
     /// # Errors
     /// When it is not stored; nothing may be purged on the strength of it.
-    pub fn flushed(&self, flushed: &[Flushed]) -> Result<(), RegistryError> {
-        self.change(|records, touched| {
-            for Flushed { tablet, end, rows, bytes } in flushed {
-                if let Some(record) = records.get_mut(tablet) {
-                    note_epoch(&mut record.epochs, end);
+    pub fn flushed(&self, cuts: u64, flushed: &[Flushed]) -> Result<bool, RegistryError> {
+        if self.cuts() != cuts {
+            return Ok(false);
+        }
+        let stored = self.change(|records, touched| {
+            for Flushed { tablet, end, epochs, rows, bytes } in flushed {
+                // A cut that is under way has lowered the position.
+                let record = records.get_mut(tablet).filter(|record| record.truncating.is_none());
+                if let Some(record) = record.filter(|_| self.cuts() == cuts) {
+                    record.epochs = latest(epochs);
                     record.flushed = *end;
                     record.rows_estimate = *rows;
                     record.bytes_estimate = *bytes;
                     touched.push(*tablet);
                 }
             }
+        });
+        stored.map(|()| self.cuts() == cuts)
+    }
+
+    /// Notes cuts before anything of them is done: the last entry that stays, how far its rows
+    /// are still good, the last entry that goes.
+    ///
+    /// # Errors
+    /// When that is not durable; then nothing may be cut.
+    pub fn begin_cuts(&self, cuts: &[(TabletId, Truncation, LogEnd)]) -> Result<(), RegistryError> {
+        self.cuts.fetch_add(1, Ordering::AcqRel);
+        self.change(|records, touched| {
+            for (tablet, truncation, applied) in cuts {
+                if let Some(record) = records.get_mut(tablet) {
+                    record.truncating = Some(*truncation);
+                    if applied.pos.seq < record.flushed.pos.seq {
+                        record.flushed = *applied;
+                    }
+                    record.epochs.retain(|span| span.first <= truncation.keep.pos.seq);
+                    touched.push(*tablet);
+                }
+            }
         })
+    }
+
+    /// Notes that cuts are over.
+    ///
+    /// # Errors
+    /// When that is not durable; they run again at the next start.
+    pub fn end_cuts(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
+        self.change(|records, touched| {
+            for tablet in tablets {
+                if let Some(record) = records.get_mut(tablet) {
+                    record.truncating = None;
+                    touched.push(*tablet);
+                }
+            }
+        })
+    }
+
+    /// How far the rows of a tablet are durable, as last recorded.
+    #[must_use]
+    pub fn flushed_end(&self, tablet: TabletId) -> LogEnd {
+        self.lock().get(&tablet).map(|record| record.flushed).unwrap_or_default()
+    }
+
+    /// Stores the longest lease that was ever promised here (m21).
+    ///
+    /// # Errors
+    /// When it is not durable; then nothing may be promised.
+    pub fn promise_lease(&self, lease_ms: u64) -> Result<(), RegistryError> {
+        let mut batch = RegistryBatch::new();
+        batch.set_lease_ms_max(lease_ms);
+        self.registry.commit(batch)
     }
 
     /// Marks replicas as gone: their rows are to be cleared, and they never come back.
@@ -135,14 +213,7 @@ impl Replicas {
     }
 }
 
-/// The list of epochs must outlive the log entries that began them. With one copy nobody
-/// compares lists; the last epoch is what an election asks for.
-fn note_epoch(epochs: &mut Vec<EpochSpan>, end: &LogEnd) {
-    let known = epochs.last().is_some_and(|span| span.epoch >= end.pos.epoch);
-    if !known {
-        let first = epochs.last().map_or(Seq(1), |_| end.pos.seq);
-        epochs.push(EpochSpan { epoch: end.pos.epoch, first });
-    }
-    let excess = epochs.len().saturating_sub(crate::limits::EPOCHS_KEPT);
-    epochs.drain(..excess);
+/// The terms that a record keeps: the latest, in whose logs copies may still differ.
+fn latest(epochs: &[EpochSpan]) -> Vec<EpochSpan> {
+    epochs[epochs.len().saturating_sub(crate::limits::EPOCHS_KEPT)..].to_vec()
 }

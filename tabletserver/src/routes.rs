@@ -6,7 +6,7 @@
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use ebla_kernel::ids::TableId;
+use ebla_kernel::ids::{TableId, TabletId};
 use ebla_kernel::op::AckLevel;
 use ebla_proto::convert;
 use ebla_proto::v1;
@@ -66,6 +66,18 @@ impl Routes {
         let upto = (std::ops::Bound::Unbounded, std::ops::Bound::Included(key));
         let (_, id) = self.by_start.get(&table.0)?.range::<[u8], _>(upto).next_back()?;
         self.tablets.get(id)
+    }
+
+    /// The tablet of this id.
+    #[must_use]
+    pub fn tablet(&self, id: TabletId) -> Option<&v1::Tablet> {
+        self.tablets.get(&id.0)
+    }
+
+    /// The cluster that the map is of; empty before the first map.
+    #[must_use]
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster_id
     }
 
     /// The server of this id.

@@ -3,29 +3,37 @@
 use crate::bootstrap::{self, Opened};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::disk::DiskGauge;
+use crate::disk::{DiskGauge, SyncWatch};
 use crate::error::Error;
 use crate::flusher::Flusher;
 use crate::identity::DataDir;
 use crate::janitor::Janitor;
+use crate::ledger::Ledger;
 use crate::limits;
 use crate::master_link::{self, Link, Masters, Registration, forward_outward, open_session};
 use crate::meters::Meters;
 use crate::node::{Node, TokenMaker};
-use crate::oplog::Oplog;
-use crate::pipeline::{Apply, Control, Log, Outward, Sequencer, SequencerHandle};
+use crate::pipeline::{
+    Apply, Control, CutStores, Cutter, Log, Outward, Sequencer, SequencerHandle, SequencerParts,
+};
+use crate::promises::Leases;
+use crate::promises::answering::Answering;
+use crate::promises::asking::Asking;
 use crate::read::Reader;
 use crate::replica_set::ReplicaSet;
-use crate::replicas::Replicas;
+use crate::replication::{Identity, Links, Peers, Replication, keep_connected};
 use crate::routes::RouteCache;
-use crate::service::{Kv, Route};
+use crate::service::{Kv, Lost, Route};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
 use arc_swap::ArcSwap;
 use crossbeam::channel;
-use ebla_kernel::ids::Incarnation;
+use ebla_kernel::ids::{Incarnation, ServerId, ServerRun, TabletId};
+use ebla_proto::v1;
 use ebla_proto::v1::kv_service_server::KvServiceServer;
+use ebla_proto::v1::lost_service_server::LostServiceServer;
+use ebla_proto::v1::replication_service_server::ReplicationServiceServer;
 use ebla_proto::v1::route_service_server::RouteServiceServer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -33,7 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
@@ -86,9 +94,10 @@ impl TabletServer {
         let failed = Arc::new(Failure::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (ending, ended) = watch::channel(false);
-        let replicas = Arc::new(Replicas::new(Arc::clone(&opened.registry), opened.records.clone()));
-        let (node, outward, mut threads) = start_pipeline(&config, &opened, &stop, &failed);
-        threads.extend(start_upkeep(&config, &opened.oplog, &node, &replicas, &stop, &failed));
+        let syncs = Arc::new(SyncWatch::new(&config.data_dir));
+        let (node, outward, mut threads) = start_pipeline(&config, &opened, &syncs, &stop, &failed);
+        threads.extend(start_upkeep(&config, &opened, &node, &stop, &failed));
+        threads.extend(start_promises(&node, &syncs, &stop, &failed));
         let mut server = Self {
             address,
             node: Arc::clone(&node),
@@ -99,7 +108,19 @@ impl TabletServer {
             threads,
             tasks: Vec::new(),
         };
-        server.spawn(ended.clone(), serve(Arc::clone(&node), listener, ended));
+        let room = Arc::new(Semaphore::new(limits::COPIES_BYTES_MAX));
+        let links = Links { node: Arc::clone(&node), oplog: Arc::clone(&opened.oplog), room };
+        let answering = Answering { node: Arc::clone(&node), replicas: Arc::clone(&opened.replicas), syncs };
+        let services = Services {
+            node: Arc::clone(&node),
+            ledger: Arc::clone(&opened.ledger),
+            replication: Replication { links: links.clone(), answering },
+        };
+        server.spawn(ended.clone(), services.serve(listener, ended.clone()));
+        server.spawn(ended, async move {
+            keep_connected(links).await;
+            Ok(())
+        });
         let masters = Arc::new(Masters::new(config.masters.clone()));
         let ended = server.ending.subscribe();
         let watching = master_link::watch_routes(Arc::clone(&masters), Arc::clone(&node));
@@ -112,7 +133,6 @@ impl TabletServer {
             config,
             masters,
             node,
-            replicas,
             opened,
             outward,
             registered: Arc::clone(&server.registered),
@@ -167,6 +187,7 @@ impl TabletServer {
     /// # Errors
     /// When what is in flight cannot be finished in time; nothing acknowledged is lost.
     pub async fn stop(self) -> Result<(), Error> {
+        self.hand_over().await;
         self.node.draining.store(true, Ordering::Relaxed);
         let (done, drained) = oneshot::channel();
         let _ = self.node.sequencer.control.send(Control::Drain(done));
@@ -193,10 +214,39 @@ impl TabletServer {
     }
 }
 
-/// The three threads of the commit pipeline, and what is around them.
+impl TabletServer {
+    /// Hands leaderships over to in-sync copies elsewhere, and waits until the map says so: a
+    /// server that stops cleanly costs its tablets a moment, not an election.
+    async fn hand_over(&self) {
+        let (done, handed) = oneshot::channel();
+        let _ = self.node.sequencer.control.send(Control::HandOver(done));
+        let handed = handed.await.unwrap_or_default();
+        if handed.is_empty() {
+            return;
+        }
+        info!(tablets = handed.len(), "handing leaderships over");
+        let own = self.node.peers.identity().map_or(0, |own| own.run.server.0);
+        let is_ours = |id: &&TabletId| {
+            let serves = self.node.directory.load().tablet(**id).is_some_and(|tablet| tablet.serving().is_some());
+            let routes = self.node.routes.now();
+            serves || routes.tablet(**id).is_none_or(|tablet| [0, own].contains(&tablet.leader_server_id))
+        };
+        let waiting = async {
+            while handed.iter().any(|id| is_ours(&id)) {
+                tokio::time::sleep(limits::HAND_OVER_LOOK_EVERY).await;
+            }
+        };
+        if tokio::time::timeout(limits::HAND_OVER_TIMEOUT, waiting).await.is_err() {
+            warn!("not every leadership was taken over in time; the masters elect the rest");
+        }
+    }
+}
+
+/// The threads of the commit pipeline, and what is around them.
 fn start_pipeline(
     config: &Config,
     opened: &Opened,
+    syncs: &Arc<SyncWatch>,
     stop: &Arc<AtomicBool>,
     failed: &Arc<Failure>,
 ) -> (Arc<Node>, mpsc::UnboundedReceiver<Outward>, Vec<JoinHandle<()>>) {
@@ -210,7 +260,22 @@ fn start_pipeline(
     let (groups, to_log) = channel::bounded(0);
     let (durable, to_apply) = channel::bounded(1);
     let (outward, outward_messages) = mpsc::unbounded_channel();
-    let sequencer = Sequencer::new(asked, told, groups, outward, Arc::clone(&clock));
+    let (orders, ordered) = channel::unbounded();
+    let (cuts, to_cut) = channel::unbounded();
+    let leases = Arc::new(Leases::new(clock.elapsed(), opened.lease_ms_max));
+    let peers = Arc::new(Peers::default());
+    let pins = ReadPins::new();
+    let sequencer = Sequencer::new(SequencerParts {
+        requests: asked,
+        control: told,
+        log: groups,
+        orders: orders.clone(),
+        cuts: cuts.clone(),
+        outward,
+        clock: Arc::clone(&clock),
+        leases: Arc::clone(&leases),
+        peers: Arc::clone(&peers),
+    });
     let disk = Arc::new(DiskGauge::new(&config.data_dir));
     let log = Log {
         groups: to_log,
@@ -218,12 +283,32 @@ fn start_pipeline(
         control: control.clone(),
         oplog: Arc::clone(&opened.oplog),
         disk: Arc::clone(&disk),
+        syncs: Arc::clone(syncs),
     };
     let apply = Apply {
         durable: to_apply,
+        orders: ordered,
         control: control.clone(),
+        cuts,
         store: Arc::clone(&store),
         cache: Arc::clone(&cache),
+        oplog: Arc::clone(&opened.oplog),
+        tablets: HashMap::new(),
+        waiting: Vec::new(),
+        unsummed: 0,
+    };
+    let cutter = Cutter {
+        work: to_cut,
+        control: control.clone(),
+        orders,
+        pins: Arc::clone(&pins),
+        cache: Arc::clone(&cache),
+        stores: CutStores {
+            oplog: Arc::clone(&opened.oplog),
+            store: Arc::clone(&store),
+            replicas: Arc::clone(&opened.replicas),
+            ledger: Arc::clone(&opened.ledger),
+        },
     };
     let (bound_clock, bound_stop) = (Arc::clone(&clock), Arc::clone(stop));
     let threads = vec![
@@ -235,7 +320,8 @@ fn start_pipeline(
             Ok(())
         }),
         spawn_thread("log", failed, move || log.run().map_err(Error::from)),
-        spawn_thread("apply", failed, move || apply.run().map_err(Error::from)),
+        spawn_thread("apply", failed, move || apply.run()),
+        spawn_thread("cut", failed, move || cutter.run()),
     ];
     let node = Arc::new(Node {
         reader: Reader { store, cache, clock: Arc::clone(&clock) },
@@ -243,8 +329,10 @@ fn start_pipeline(
         directory: ArcSwap::default(),
         routes: RouteCache::default(),
         floors: Arc::clone(&opened.floors),
-        pins: ReadPins::new(),
+        pins,
         sequencer: SequencerHandle { requests, control },
+        leases,
+        peers,
         disk,
         draining: AtomicBool::new(false),
         tokens: TokenMaker::default(),
@@ -256,16 +344,15 @@ fn start_pipeline(
 /// The threads that look after the stores.
 fn start_upkeep(
     config: &Config,
-    oplog: &Arc<Oplog>,
+    opened: &Opened,
     node: &Arc<Node>,
-    replicas: &Arc<Replicas>,
     stop: &Arc<AtomicBool>,
     failed: &Arc<Failure>,
 ) -> Vec<JoinHandle<()>> {
     let flusher = Flusher {
         node: Arc::clone(node),
-        replicas: Arc::clone(replicas),
-        oplog: Arc::clone(oplog),
+        replicas: Arc::clone(&opened.replicas),
+        oplog: Arc::clone(&opened.oplog),
         memtable_bytes: (config.write_buffer_bytes as u64) / 4 * 3,
         interval: config.flush_interval,
         oplog_bytes_max: config.oplog_bytes_max,
@@ -276,6 +363,32 @@ fn start_upkeep(
         spawn_thread("flusher", failed, move || flusher.run()),
         spawn_thread("janitor", failed, move || {
             janitor.run();
+            Ok(())
+        }),
+    ]
+}
+
+/// The threads that keep leases.
+fn start_promises(
+    node: &Arc<Node>,
+    syncs: &Arc<SyncWatch>,
+    stop: &Arc<AtomicBool>,
+    failed: &Arc<Failure>,
+) -> Vec<JoinHandle<()>> {
+    let asking = Asking { node: Arc::clone(node), syncs: Arc::clone(syncs), stop: Arc::clone(stop) };
+    let (leases, syncs, stop) = (Arc::clone(&node.leases), Arc::clone(syncs), Arc::clone(stop));
+    vec![
+        spawn_thread("promises", failed, move || {
+            asking.run();
+            Ok(())
+        }),
+        spawn_thread("disk-probe", failed, move || {
+            while !stop.load(Ordering::Relaxed) {
+                if leases.is_asked() {
+                    syncs.probe_if_idle();
+                }
+                std::thread::sleep(limits::SILENCE_LOOK_EVERY);
+            }
             Ok(())
         }),
     ]
@@ -297,39 +410,51 @@ fn spawn_thread(
     builder.spawn(guarded).expect("the system gives a thread")
 }
 
-/// The gRPC server.
-async fn serve(
+/// What is served.
+struct Services {
     node: Arc<Node>,
-    listener: TcpListener,
-    mut ended: watch::Receiver<bool>,
-) -> Result<(), Error> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<KvServiceServer<Kv>>().await;
-    health.set_serving::<RouteServiceServer<Route>>().await;
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(ebla_proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let bad_descriptors = |error| Error::Fatal { what: format!("reflection ({error})") };
-    let kv = KvServiceServer::new(Kv { node: Arc::clone(&node) })
-        .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
-    let route = RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
-    // The builder's own option does not reach a listener that was bound before.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
-        .add_service(kv)
-        .add_service(route)
-        .add_service(health_service)
-        .add_service(reflection().build_v1().map_err(bad_descriptors)?)
-        .add_service(reflection().build_v1alpha().map_err(bad_descriptors)?)
-        .serve_with_incoming_shutdown(incoming, async move {
-            let _ = ended.wait_for(|ended| *ended).await;
-        })
-        .await?;
-    Ok(())
+    ledger: Arc<Ledger>,
+    replication: Replication,
+}
+
+impl Services {
+    /// The gRPC server.
+    async fn serve(self, listener: TcpListener, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
+        let Self { node, ledger, replication } = self;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<KvServiceServer<Kv>>().await;
+        health.set_serving::<RouteServiceServer<Route>>().await;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(ebla_proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let bad_descriptors = |error| Error::Fatal { what: format!("reflection ({error})") };
+        let kv = KvServiceServer::new(Kv { node: Arc::clone(&node) })
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let lost = LostServiceServer::new(Lost { node: Arc::clone(&node), ledger });
+        let replication = ReplicationServiceServer::new(replication)
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let route = RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        // The builder's own option does not reach a listener that was bound before.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
+            .add_service(kv)
+            .add_service(route)
+            .add_service(lost)
+            .add_service(replication)
+            .add_service(health_service)
+            .add_service(reflection().build_v1().map_err(bad_descriptors)?)
+            .add_service(reflection().build_v1alpha().map_err(bad_descriptors)?)
+            .serve_with_incoming_shutdown(incoming, async move {
+                let _ = ended.wait_for(|ended| *ended).await;
+            })
+            .await?;
+        Ok(())
+    }
 }
 
 /// What the link to the masters begins with.
@@ -338,24 +463,25 @@ struct Linking {
     address: String,
     masters: Arc<Masters>,
     node: Arc<Node>,
-    replicas: Arc<Replicas>,
     opened: Opened,
     outward: mpsc::UnboundedReceiver<Outward>,
     registered: Arc<AtomicBool>,
 }
 
 async fn link(linking: Linking) -> Result<(), Error> {
-    let Linking { config, address, masters, node, replicas, opened, outward, registered } = linking;
+    let Linking { config, address, masters, node, opened, outward, registered } = linking;
+    let replicas = opened.replicas;
     let boot_id = uuid::Uuid::now_v7().as_u64_pair().1;
     let registration = Registration { address, zone: config.zone, boot_id };
     let dir: Arc<Mutex<DataDir>> = Arc::new(Mutex::new(opened.dir));
     let session = open_session(&masters, &registration, &dir).await?;
-    let incarnation = Incarnation(session.registered.incarnation);
-    info!(server = session.registered.server_id, %incarnation, "registered");
+    let own = identity(&session.registered, &dir);
+    let incarnation = own.run.incarnation;
+    info!(server = %own.run.server, %incarnation, "registered");
+    node.peers.set_identity(own.clone());
     let (reports, reports_received) = mpsc::unbounded_channel();
-    let set =
-        ReplicaSet::new(Arc::clone(&node), Arc::clone(&replicas), opened.oplog, incarnation, opened.replicas);
-    set.finish_removals(&opened.records.into_values().collect::<Vec<_>>())?;
+    let set = ReplicaSet::new(Arc::clone(&node), Arc::clone(&replicas), opened.oplog, &own, opened.recovered);
+    set.finish_removals(&replicas.all())?;
     registered.store(true, Ordering::Relaxed);
     let forwarding = forward_outward(outward, replicas, node.sequencer.clone(), reports);
     let link = Link {
@@ -372,6 +498,13 @@ async fn link(linking: Linking) -> Result<(), Error> {
         result = link.run(session) => result,
         result = forwarding => result,
     }
+}
+
+fn identity(registered: &v1::Registered, dir: &Mutex<DataDir>) -> Identity {
+    let generation = dir.lock().expect("no holder of this lock panics").identity().disk_generation;
+    let (server, incarnation) = (ServerId(registered.server_id), Incarnation(registered.incarnation));
+    let run = ServerRun { server, incarnation };
+    Identity { cluster_id: registered.cluster_id.clone(), run, generation }
 }
 
 /// The address that clients are told: the configured host with the port that was bound.

@@ -5,17 +5,23 @@
 //! shell writes it, readers only look. The [`Directory`] finds the handle of a key; it is
 //! replaced as a whole when the set of replicas changes.
 
+use crate::promises::Leases;
+use crate::replication::Tail;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Epoch, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::ids::{Epoch, Lineage, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::lease::LeaseTerms;
 use ebla_kernel::op::Version;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+
+/// In place of a position while another copy leads.
+const NOT_LEADING: u64 = u64::MAX;
 
 /// One replica as readers see it.
 pub struct TabletHandle {
@@ -33,8 +39,20 @@ pub struct TabletHandle {
     pub tombstones: ArcSwap<RangeTombstones>,
     /// What the last count and the writes since say of its size.
     pub size: Size,
+    /// Its ancestry.
+    pub lineage: Lineage,
+    /// The latest entries, for other copies.
+    pub tail: Tail,
+    /// Durable end of its log at start; everything above what was applied then is still to be.
+    pub recovered: LogEnd,
+    /// Which epoch began where in its log, oldest first.
+    pub epochs: ArcSwap<Vec<(Epoch, Seq)>>,
+    lease: ArcSwap<LeaseTerms>,
     serving: AtomicU64,
-    gave_up: AtomicU64,
+    gave_up: Mutex<(Epoch, Option<ReplicaId>)>,
+    safe_seq: AtomicU64,
+    kept_ts: AtomicU64,
+    everywhere: AtomicU64,
     applied_seq: AtomicU64,
     applied_ts: AtomicU64,
     applied_end: Mutex<LogEnd>,
@@ -100,6 +118,12 @@ pub struct HandleSpec {
     pub tombstones: RangeTombstones,
     /// Everything up to here is applied.
     pub applied: LogEnd,
+    /// Durable end of its log.
+    pub end: LogEnd,
+    /// Which epoch began where.
+    pub epochs: Vec<(Epoch, Seq)>,
+    /// Its ancestry.
+    pub lineage: Lineage,
 }
 
 impl TabletHandle {
@@ -114,8 +138,16 @@ impl TabletHandle {
             generation: spec.generation,
             tombstones: ArcSwap::from_pointee(spec.tombstones),
             size: Size::default(),
+            lineage: spec.lineage,
+            tail: Tail::default(),
+            recovered: spec.end,
+            epochs: ArcSwap::from_pointee(spec.epochs),
+            lease: ArcSwap::default(),
             serving: AtomicU64::new(0),
-            gave_up: AtomicU64::new(0),
+            gave_up: Mutex::default(),
+            safe_seq: AtomicU64::new(0),
+            kept_ts: AtomicU64::new(0),
+            everywhere: AtomicU64::new(NOT_LEADING),
             applied_seq: AtomicU64::new(spec.applied.pos.seq.0),
             applied_ts: AtomicU64::new(spec.applied.ts.0),
             applied_end: Mutex::new(spec.applied),
@@ -133,16 +165,84 @@ impl TabletHandle {
         self.serving.store(epoch.map_or(0, |epoch| epoch.0), Ordering::Release);
     }
 
-    /// Notes that an epoch was given up; metadata is told so that it names a new leader.
-    pub fn give_up(&self, epoch: Epoch) {
+    /// Notes that an epoch was given up; metadata is told so that it names a new leader, if
+    /// possible the copy that has everything.
+    pub fn give_up(&self, epoch: Epoch, successor: Option<ReplicaId>) {
         self.set_serving(None);
-        self.gave_up.store(epoch.0, Ordering::Relaxed);
+        self.set_lease(LeaseTerms::default());
+        *self.gave_up.lock().expect("no holder of this lock panics") = (epoch, successor);
     }
 
-    /// The last epoch that was given up; 0 for none.
+    /// The last epoch that was given up, 0 for none, and who should lead next.
     #[must_use]
-    pub fn gave_up(&self) -> u64 {
-        self.gave_up.load(Ordering::Relaxed)
+    pub fn gave_up(&self) -> (Epoch, Option<ReplicaId>) {
+        *self.gave_up.lock().expect("no holder of this lock panics")
+    }
+
+    /// Publishes under which promises the lease is held.
+    pub fn set_lease(&self, terms: LeaseTerms) {
+        self.lease.store(Arc::new(terms));
+    }
+
+    /// Whether this replica serves and holds its lease: asked after the work (m22). The clock
+    /// is read only when promises are needed.
+    #[must_use]
+    pub fn may_answer(&self, leases: &Leases) -> bool {
+        if self.serving().is_none() {
+            return false;
+        }
+        let terms = self.lease.load();
+        let needs_none = !terms.sets.is_empty() && terms.sets.iter().all(|set| set.needed == 0);
+        needs_none || terms.hold(leases.holder_now(), leases)
+    }
+
+    /// Publishes what is at or below a Q: it is never cut nor taken back.
+    pub fn set_safe(&self, safe: Seq) {
+        self.safe_seq.store(safe.0, Ordering::Release);
+    }
+
+    /// Everything up to here is at or below a Q.
+    #[must_use]
+    pub fn safe_seq(&self) -> Seq {
+        Seq(self.safe_seq.load(Ordering::Acquire))
+    }
+
+    /// Publishes above which timestamp no version may be taken for replaced for good.
+    pub fn set_kept(&self, ts: Hlc) {
+        self.kept_ts.store(ts.0, Ordering::Release);
+    }
+
+    /// Versions that only a version above this replaces may yet be seen again.
+    #[must_use]
+    pub fn kept_ts(&self) -> Hlc {
+        Hlc(self.kept_ts.load(Ordering::Acquire))
+    }
+
+    /// Publishes what every in-sync copy has durably; none when this replica does not lead.
+    pub fn set_everywhere(&self, seq: Option<Seq>) {
+        self.everywhere.store(seq.map_or(NOT_LEADING, |seq| seq.0), Ordering::Release);
+    }
+
+    /// What every in-sync copy has durably, if this replica leads.
+    #[must_use]
+    pub fn everywhere(&self) -> Option<Seq> {
+        Some(self.everywhere.load(Ordering::Acquire)).filter(|seq| *seq != NOT_LEADING).map(Seq)
+    }
+
+    /// The last entry whose rows are here and stay, all before it included: at its timestamp
+    /// a copy may be read. None while rows are applied that may be cut.
+    #[must_use]
+    pub fn closed(&self) -> Option<LogEnd> {
+        let end = self.applied_end();
+        (end.pos.seq <= self.safe_seq()).then_some(end)
+    }
+
+    /// The epoch of the entry at `seq`, as far as the list of epochs reaches.
+    #[must_use]
+    pub fn epoch_at(&self, seq: Seq) -> Option<Epoch> {
+        let epochs = self.epochs.load();
+        let begun = epochs.partition_point(|(_, first)| *first <= seq);
+        epochs.get(begun.checked_sub(1)?).map(|(epoch, _)| *epoch)
     }
 
     /// Everything up to here is in the store.

@@ -1,58 +1,88 @@
-//! The leader's part: the start of an epoch, writes into the log, answers out of it.
+//! A replica that leads one epoch: its start, what it waits for, and its end.
 
+use super::pending::{PendingWrites, Window};
 use super::progress::Progress;
-use super::token::{TokenLookup, TokenRecord};
-use super::{Answer, Appointment, Effect, Refusal, Tablet, WriteRequest};
-use crate::entry::{Payload, WriteRecord};
-use crate::hlc::Hlc;
+use super::replicate::Peer;
+use super::{
+    Answer, ApplyWhen, Appointment, Context, Effect, Membership, Proposal, Refusal, Tablet, WriteRequest,
+};
+use crate::entry::Payload;
 use crate::ids::{Epoch, Pos, ReplicaId, RequestId, Seq, Tick};
+use crate::lease::LeaseTerms;
 use crate::mutated;
-use crate::op::{Action, Committed, Op, Token};
-use crate::range::KeyRange;
-use crate::sequence::{Recent, Reject, sequence};
+use crate::op::{AckLevel, Committed};
+use crate::sequence::Recent;
 use std::collections::BTreeMap;
-
-/// A question for the outcome of a write.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Question {
-    pub(super) request: RequestId,
-    pub(super) token: Token,
-    pub(super) wall_ms: u64,
-    pub(super) ts: Hlc,
-    pub(super) deadline: Tick,
-}
 
 /// What a client waits for.
 #[derive(Clone, Debug)]
-enum Wait {
+pub(super) enum Wait {
     /// A write at its level.
     Level(Committed),
     /// An older write of the same token, or a question for it: Q decides (m37).
     Decided(Answer),
-    /// Everything up to a position in the store, then this.
-    Applied(Answer),
+    /// Everything up to a position in the store but for pending writes, then this.
+    Rows(Answer),
+    /// Everything up to a position in the store or taken back, then this.
+    Settled(Answer),
 }
 
 #[derive(Clone, Debug)]
-struct Waiter {
-    request: RequestId,
-    wait: Wait,
-    deadline: Tick,
+pub(super) struct Waiter {
+    pub request: RequestId,
+    pub wait: Wait,
+    pub deadline: Tick,
+}
+
+/// Leadership on its way to another copy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transfer {
+    pub to: ReplicaId,
+    pub until: Tick,
 }
 
 /// A replica that leads one epoch.
 #[derive(Debug)]
 pub(super) struct Leader {
-    epoch: Epoch,
+    pub epoch: Epoch,
     /// Position of its EpochStart.
-    start: Seq,
-    serving: bool,
-    progress: Progress,
-    /// Who waits for which position.
-    waiting: BTreeMap<Seq, Vec<Waiter>>,
+    pub start: Seq,
+    pub serving: bool,
+    pub progress: Progress,
+    /// The highest Q that anybody was told or that made anything visible.
+    pub published: Pos,
+    /// Highest index that was acknowledged above `leader` (A).
+    pub acked: Seq,
+    /// Every entry up to here that was to be applied when durable is in the store.
+    pub rows: Seq,
+    pub pending: PendingWrites,
+    pub window: Option<Window>,
+    /// Writes that wait for a pending one of the same row.
+    pub parked: Vec<WriteRequest>,
+    /// Who waits for rows only: the leader's own disk decides.
+    pub fast: BTreeMap<Seq, Vec<Waiter>>,
+    /// Who waits for Q or for copies.
+    pub slow: BTreeMap<Seq, Vec<Waiter>>,
     /// No deadline of a waiter is earlier.
-    earliest: Option<Tick>,
+    pub earliest: Option<Tick>,
+    pub peers: BTreeMap<ReplicaId, Peer>,
+    /// The change of the in-sync set under way, and when to ask again.
+    pub proposal: Option<(Proposal, Tick)>,
+    /// The in-sync set does not shrink below this.
+    pub shrink_floor: usize,
+    pub transfer: Option<Transfer>,
+    /// What readers were last told of the lease.
+    pub terms: LeaseTerms,
+    /// Somebody waits for nothing but the lease: when to look again.
+    pub lease_look: Option<Tick>,
+    /// When some copy last acknowledged something new.
+    pub progressed_at: Tick,
+    /// Bytes appended in this epoch, for telling how far a copy is behind.
+    pub bytes: u64,
 }
+
+/// How soon to look whether the lease is back.
+const LEASE_LOOK_MS: u64 = 20;
 
 impl Leader {
     pub(super) fn epoch(&self) -> Epoch {
@@ -63,52 +93,101 @@ impl Leader {
         self.serving
     }
 
-    pub(super) fn q(&self) -> Option<Pos> {
-        self.progress.q()
+    pub(super) fn published(&self) -> Pos {
+        self.published
     }
 
     pub(super) fn next_deadline(&self) -> Option<Tick> {
-        self.earliest
+        let parked = self.parked.iter().map(|write| write.deadline).min();
+        let peers = self.peers.iter().filter_map(|(id, peer)| self.peer_deadline(*id, peer)).min();
+        let proposal = self.proposal.map(|(_, again)| again);
+        let transfer = self.transfer.map(|transfer| transfer.until);
+        let pending = self.pending.next_deadline();
+        let own = [self.earliest, parked, peers, proposal, transfer, pending, self.lease_look];
+        own.into_iter().flatten().min()
     }
 
-    pub(super) fn durable(&mut self, replica: ReplicaId, pos: Pos) {
-        self.progress.durable(replica, pos);
+    /// Whether copies that can be reached suffice for `level`.
+    pub(super) fn can_reach(&self, context: Context<'_>, level: AckLevel) -> bool {
+        self.progress.can_reach(level, |replica| self.is_live(context, replica))
     }
 
-    pub(super) fn into_waiting(self) -> impl Iterator<Item = RequestId> {
-        self.waiting.into_values().flatten().map(|waiter| waiter.request)
+    fn is_live(&self, context: Context<'_>, replica: ReplicaId) -> bool {
+        let run = self.peers.get(&replica).and_then(|peer| peer.attached);
+        run.is_some_and(|run| context.promises.counted_until(run) > context.now)
     }
 
-    fn wait(&mut self, seq: Seq, waiter: Waiter) {
+    pub(super) fn holds_lease(&self, context: Context<'_>) -> bool {
+        self.terms.hold(context.now, context.promises)
+    }
+
+    pub(super) fn wait(&mut self, seq: Seq, waiter: Waiter) {
         let deadline = waiter.deadline;
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
-        self.waiting.entry(seq).or_default().push(waiter);
+        let is_fast = match &waiter.wait {
+            Wait::Level(committed) => committed.level == AckLevel::Leader,
+            Wait::Rows(_) => true,
+            Wait::Decided(_) | Wait::Settled(_) => false,
+        };
+        let waiting = if is_fast { &mut self.fast } else { &mut self.slow };
+        waiting.entry(seq).or_default().push(waiter);
     }
 
-    /// Takes out the waiters up to `applied` whose condition holds.
-    fn take_ready(&mut self, own: ReplicaId, applied: Seq) -> Vec<(RequestId, Answer)> {
-        let q = self.q().map_or(Seq(0), |pos| pos.seq);
+    /// Takes out whoever waits for nothing any more.
+    fn take_ready(&mut self, context: Context<'_>, applied: Seq) -> Vec<(RequestId, Answer)> {
         let mut ready = Vec::new();
-        let mut waiting_on = self.waiting.split_off(&applied.next());
-        std::mem::swap(&mut waiting_on, &mut self.waiting);
-        for (seq, waiters) in waiting_on {
-            for waiter in waiters {
-                let done = match &waiter.wait {
-                    Wait::Level(committed) => self.progress.reached(committed.level, own, seq),
-                    Wait::Decided(_) => seq <= q,
-                    Wait::Applied(_) => true,
-                };
-                if done {
-                    ready.push((waiter.request, waiter.wait.into_answer()));
-                } else {
-                    self.waiting.entry(seq).or_default().push(waiter);
+        self.take_fast(context, &mut ready);
+        let upto = self.published.seq.max(applied);
+        if self.slow.first_key_value().is_some_and(|(seq, _)| *seq <= upto) {
+            let later = self.slow.split_off(&upto.next());
+            let reached = std::mem::replace(&mut self.slow, later);
+            for (seq, waiters) in reached {
+                let (done, open): (Vec<_>, Vec<_>) =
+                    waiters.into_iter().partition(|waiter| self.is_done(seq, &waiter.wait, applied));
+                ready.extend(done.into_iter().map(|waiter| (waiter.request, waiter.wait.into_answer())));
+                if !open.is_empty() {
+                    self.slow.insert(seq, open);
                 }
             }
         }
-        if self.waiting.is_empty() {
+        if self.fast.is_empty() && self.slow.is_empty() {
             self.earliest = None;
         }
         ready
+    }
+
+    /// The lease is looked at after the work, before the answer.
+    fn take_fast(&mut self, context: Context<'_>, ready: &mut Vec<(RequestId, Answer)>) {
+        self.lease_look = None;
+        let is_due = |(seq, _): (&Seq, _)| *seq <= self.rows;
+        if !self.fast.first_key_value().is_some_and(is_due) {
+            return;
+        }
+        if !self.holds_lease(context) && !mutated!(LeaseUncheckedAtAck) {
+            self.lease_look = Some(context.now.plus_ms(LEASE_LOOK_MS));
+            return;
+        }
+        let later = self.fast.split_off(&self.rows.next());
+        let due = std::mem::replace(&mut self.fast, later);
+        let answers = due.into_values().flatten().map(|waiter| (waiter.request, waiter.wait.into_answer()));
+        ready.extend(answers);
+    }
+
+    fn is_done(&mut self, seq: Seq, wait: &Wait, applied: Seq) -> bool {
+        let is_visible = self.rows >= seq && (!self.pending.is_hidden(seq) || mutated!(PendingShown));
+        match wait {
+            Wait::Level(committed) => {
+                let done = is_visible && self.progress.reached(committed.level, seq);
+                if done {
+                    self.acked = self.acked.max(seq);
+                }
+                done
+            }
+            Wait::Decided(Answer::Committed(_)) => is_visible && seq <= self.published.seq,
+            Wait::Decided(_) => seq <= self.published.seq,
+            Wait::Rows(_) => self.rows >= seq,
+            Wait::Settled(_) => applied >= seq,
+        }
     }
 
     fn take_expired(&mut self, now: Tick) -> Vec<RequestId> {
@@ -116,12 +195,21 @@ impl Leader {
             return Vec::new();
         }
         let mut expired = Vec::new();
-        for waiters in self.waiting.values_mut() {
-            expired.extend(waiters.extract_if(.., |w| w.deadline <= now).map(|w| w.request));
+        for waiting in [&mut self.fast, &mut self.slow] {
+            for waiters in waiting.values_mut() {
+                expired.extend(waiters.extract_if(.., |w| w.deadline <= now).map(|w| w.request));
+            }
+            waiting.retain(|_, waiters| !waiters.is_empty());
         }
-        self.waiting.retain(|_, waiters| !waiters.is_empty());
-        self.earliest = self.waiting.values().flatten().map(|waiter| waiter.deadline).min();
+        let left = self.fast.values().chain(self.slow.values()).flatten();
+        self.earliest = left.map(|waiter| waiter.deadline).min();
         expired
+    }
+
+    /// The in-sync copy that has everything, if there is one.
+    fn successor(&self, end: Pos) -> Option<ReplicaId> {
+        let peers = self.peers.keys().filter(|replica| self.progress.in_sync().contains(replica));
+        peers.copied().find(|replica| self.progress.of(*replica) == end)
     }
 }
 
@@ -129,22 +217,28 @@ impl Wait {
     fn into_answer(self) -> Answer {
         match self {
             Self::Level(committed) => Answer::Committed(committed),
-            Self::Decided(answer) | Self::Applied(answer) => answer,
+            Self::Decided(answer) | Self::Rows(answer) | Self::Settled(answer) => answer,
         }
     }
 }
 
 impl Tablet {
-    pub(super) fn appoint(&mut self, appointment: Appointment, effects: &mut Vec<Effect>) {
+    pub(super) fn appoint(
+        &mut self,
+        context: Context<'_>,
+        appointment: Appointment,
+        effects: &mut Vec<Effect>,
+    ) {
         let own_run = appointment.incarnation == self.incarnation || mutated!(AnyIncarnationLeads);
         let mine = appointment.replica == self.replica && own_run;
         if !mine || self.is_stale(appointment.epoch) {
             return;
         }
         self.step_down(effects);
+        self.following = None;
         self.promise(appointment.epoch, effects);
         self.appointment = Some(appointment);
-        self.proceed_appointment(effects);
+        self.proceed(context, effects);
     }
 
     /// Whether `epoch` must not begin here: a later one is promised, even if that promise is
@@ -153,214 +247,192 @@ impl Tablet {
     fn is_stale(&self, epoch: Epoch) -> bool {
         let promising = self.promising.filter(|_| !mutated!(PromiseInFlightIgnored)).unwrap_or_default();
         (epoch < self.promised.max(promising) && !mutated!(LowerEpochAccepted))
-            || epoch <= self.led.max(self.end.pos.epoch)
+            || epoch <= self.led.max(self.log.end().pos.epoch)
     }
 
     /// Begins the epoch once the promise is durable and the whole old tail is applied.
-    pub(super) fn proceed_appointment(&mut self, effects: &mut Vec<Effect>) {
-        let ready = self.is_drained()
-            && self.appointment.as_ref().is_some_and(|appointment| appointment.epoch <= self.promised);
-        if ready && let Some(appointment) = self.appointment.take() {
-            self.start_epoch(appointment, effects);
-        } else if self.leader.as_ref().is_some_and(|leader| !leader.serving) {
+    pub(super) fn proceed_appointment(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        let is_promised =
+            self.appointment.as_ref().is_some_and(|appointment| appointment.epoch <= self.promised);
+        if !is_promised || self.cutting.is_some() || !self.log.is_durable() {
             self.serve_when_started(effects);
+            return;
+        }
+        let end = self.log.durable().pos.seq;
+        if self.applied < end {
+            self.apply_upto(end, effects);
+        } else if self.settling.is_none()
+            && self.immediate.is_empty()
+            && let Some(appointment) = self.appointment.take()
+        {
+            self.start_epoch(context, appointment, effects);
         }
     }
 
-    fn start_epoch(&mut self, appointment: Appointment, effects: &mut Vec<Effect>) {
-        let Appointment { epoch, in_sync, min_in_sync, ts, .. } = appointment;
+    fn start_epoch(&mut self, context: Context<'_>, appointment: Appointment, effects: &mut Vec<Effect>) {
+        let Appointment { epoch, membership, min_in_sync, shrink_floor, ts, .. } = appointment;
         if epoch != self.promised && !mutated!(LowerEpochAccepted) {
             return; // promised to a later epoch meanwhile
         }
         let payload = Payload::EpochStart { replica: self.replica, incarnation: self.incarnation };
-        let entry = self.end.follow(epoch, ts.max(self.end.ts.next()), payload);
+        let end = self.log.end();
+        let entry = end.follow(epoch, ts.max(end.ts.next()), payload);
+        let Membership { version, in_sync, members } = membership;
         self.led = epoch;
+        self.following = None;
+        self.attached = None;
         self.recent = Recent::new(self.applied);
+        let (own, pending) = (self.replica, self.take_left_pending());
+        let peers = members.into_iter().filter(|(replica, _)| *replica != own);
         self.leader = Some(Leader {
             epoch,
             start: entry.seq(),
             serving: false,
-            progress: Progress::new(epoch, in_sync, min_in_sync),
-            waiting: BTreeMap::new(),
+            progress: Progress::new(epoch, own, in_sync, version, min_in_sync),
+            published: Pos::ZERO,
+            acked: Seq(0),
+            rows: self.applied,
+            pending,
+            window: None,
+            parked: Vec::new(),
+            fast: BTreeMap::new(),
+            slow: BTreeMap::new(),
             earliest: None,
+            peers: peers.map(|(replica, server)| (replica, Peer::new(server, context.now))).collect(),
+            proposal: None,
+            shrink_floor: usize::from(shrink_floor).max(1),
+            transfer: None,
+            terms: LeaseTerms::default(),
+            lease_look: None,
+            progressed_at: context.now,
+            bytes: 0,
         });
         if mutated!(QCountsOlderEpochs) {
-            self.count_own_copy(self.durable.pos);
+            self.count_own_copy(self.log.durable().pos);
         }
-        self.append(entry, effects);
+        self.append_immediate(entry, effects);
+        self.tell_lease_terms(effects);
+        self.probe_all(effects);
     }
 
-    /// Default reads start when Q has reached EpochStart and it is applied.
+    /// Default reads start when Q has reached EpochStart and it is applied. A leader whose
+    /// in-sync set is below D (a degraded table) has no Q and serves alone.
     fn serve_when_started(&mut self, effects: &mut Vec<Effect>) {
-        let applied = self.applied;
+        let durable = self.log.durable().pos.seq;
         let Some(leader) = &mut self.leader else { return };
-        if applied >= leader.start && leader.q().is_some_and(|q| q.seq >= leader.start) {
+        let is_alone = leader.progress.in_sync().len() < leader.progress.min_in_sync();
+        let is_safe = leader.published.seq >= leader.start || (is_alone && durable >= leader.start);
+        if !leader.serving && leader.rows >= leader.start && is_safe {
             leader.serving = true;
             effects.push(Effect::Serve { epoch: leader.epoch });
         }
     }
 
-    pub(super) fn write(&mut self, write: WriteRequest, effects: &mut Vec<Effect>) {
-        let request = write.request;
-        if let Err(answer) = self.try_write(write, effects) {
-            effects.push(Effect::Reply { request, answer });
-        }
-    }
-
-    fn try_write(&mut self, write: WriteRequest, effects: &mut Vec<Effect>) -> Result<(), Answer> {
-        let epoch = self.check_write(&write)?;
-        if let Some(token) = write.token
-            && self.is_retry(token, &write)?
-        {
-            self.answer_waiting(effects);
-            return Ok(());
-        }
-        let ts = write.ts.max(self.end.ts.next());
-        let sequenced = match sequence(&write.ops, ts, &self.range, &self.recent, &write.evidence) {
-            Ok(sequenced) => sequenced,
-            Err(reject) => return self.reject(&write, reject),
-        };
-        let record = WriteRecord {
-            token: write.token,
-            level: write.level,
-            changes: sequenced.changes,
-            results: sequenced.results.clone(),
-        };
-        let seq = self.end.pos.seq.next();
-        self.recent.note(seq, ts, &record.changes);
-        let entry = self.end.follow(epoch, ts, Payload::Write(record));
-        let committed = Committed { pos: entry.pos, ts, level: write.level, results: sequenced.results };
-        self.append(entry, effects);
-        self.wait(seq, write.request, Wait::Level(committed), write.deadline);
-        Ok(())
-    }
-
-    /// A refusal may rest on a write in flight, which may still be lost: it is told when
-    /// everything sequenced so far is applied, so that nobody sees what never was.
-    fn reject(&mut self, write: &WriteRequest, reject: Reject) -> Result<(), Answer> {
-        let answer = Answer::Refused(Refusal::Rejected(reject));
-        let waits = answer != Answer::Refused(Refusal::Rejected(Reject::ReadAgain));
-        if !waits || mutated!(RefusalBeforeDurable) || self.applied == self.end.pos.seq {
-            return Err(answer);
-        }
-        self.wait(self.end.pos.seq, write.request, Wait::Applied(answer), write.deadline);
-        Ok(())
-    }
-
-    /// The epoch to write in, or why not: everything that can be known before writing.
-    fn check_write(&self, write: &WriteRequest) -> Result<Epoch, Answer> {
-        let leader = self.serving_leader().ok_or(Answer::Refused(Refusal::NotLeader))?;
-        if !leader.progress.can_reach(write.level) {
-            return Err(Answer::Refused(Refusal::NotEnoughReplicas));
-        }
-        if !write.ops.iter().all(|op| touches_only(op, &self.range)) {
-            return Err(Answer::Refused(Refusal::OutOfRange));
-        }
-        Ok(leader.epoch)
-    }
-
-    /// Whether the write is a retry of one that the log holds; then its client waits for that.
-    fn is_retry(&mut self, token: Token, write: &WriteRequest) -> Result<bool, Answer> {
-        let (pos, committed) = match self.look_up(token, write.wall_ms) {
-            TokenLookup::New => return Ok(false),
-            TokenLookup::TooOld => return Err(Answer::Refused(Refusal::TokenTooOld)),
-            TokenLookup::Known(record) => (record.pos(), record.committed()),
-        };
-        // An entry of an older epoch counts only through one of this epoch (m13, m37), and a
-        // fence may be lost like any entry until it is <= Q.
-        let own_epoch = self.leader.as_ref().map(|leader| leader.epoch) == Some(pos.epoch);
-        let wait = match committed {
-            None => Wait::Decided(Answer::Refused(Refusal::TokenFenced)),
-            Some(committed) if own_epoch => Wait::Level(committed),
-            Some(committed) => Wait::Decided(Answer::Committed(committed)),
-        };
-        self.wait(pos.seq, write.request, wait, write.deadline);
-        Ok(true)
-    }
-
-    fn look_up(&self, token: Token, wall_ms: u64) -> TokenLookup<'_> {
-        match self.tokens.look_up(token, wall_ms) {
-            TokenLookup::Known(record)
-                if mutated!(QueuedTokensIgnored) && record.pos().seq > self.durable.pos.seq =>
-            {
-                TokenLookup::New
+    /// Publishes Q: everything at or below it is decided, here and for whoever is told.
+    pub(super) fn publish(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        let Some(leader) = &mut self.leader else { return };
+        let Some(mut q) = leader.progress.q() else { return };
+        if let Some(window) = leader.window {
+            match self.log.pos_at(window.limit(q.seq)) {
+                Some(limited) => q = limited,
+                None => return,
             }
-            known => known,
         }
-    }
-
-    pub(super) fn barrier(&mut self, request: RequestId, deadline: Tick, effects: &mut Vec<Effect>) {
-        if self.serving_leader().is_none() {
-            let answer = Answer::Refused(Refusal::NotLeader);
-            effects.push(Effect::Reply { request, answer });
-        } else if self.applied == self.end.pos.seq {
-            effects.push(Effect::Reply { request, answer: Answer::Reached });
-        } else {
-            self.wait(self.end.pos.seq, request, Wait::Applied(Answer::Reached), deadline);
+        if q > leader.published && (q.epoch == leader.epoch || mutated!(QCountsOlderEpochs)) {
+            leader.note_published(q);
+            self.safe = self.safe.max(q.seq);
+            self.serve_when_started(effects);
+            self.review_membership(context, effects);
         }
-    }
-
-    pub(super) fn get_outcome(&mut self, question: Question, effects: &mut Vec<Effect>) {
-        let Some(epoch) = self.serving_leader().map(|leader| leader.epoch) else {
-            let answer = Answer::Refused(Refusal::NotLeader);
-            effects.push(Effect::Reply { request: question.request, answer });
-            return;
-        };
-        let (seq, answer) = match self.look_up(question.token, question.wall_ms) {
-            TokenLookup::Known(record) => (record.pos().seq, outcome(record)),
-            TokenLookup::TooOld => {
-                let answer = Answer::Refused(Refusal::TokenTooOld);
-                effects.push(Effect::Reply { request: question.request, answer });
-                return;
-            }
-            TokenLookup::New => {
-                let payload = Payload::TokenFence { token: question.token };
-                let entry = self.end.follow(epoch, question.ts.max(self.end.ts.next()), payload);
-                let seq = entry.seq();
-                self.append(entry, effects);
-                (seq, Answer::Reverted)
-            }
-        };
-        self.wait(seq, question.request, Wait::Decided(answer), question.deadline);
-        self.answer_waiting(effects);
     }
 
     /// Answers everyone whose condition has come true.
-    pub(super) fn answer_waiting(&mut self, effects: &mut Vec<Effect>) {
-        let (replica, applied) = (self.replica, self.applied);
+    pub(super) fn answer_waiting(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        let applied = self.applied;
         let Some(leader) = &mut self.leader else { return };
-        for (request, answer) in leader.take_ready(replica, applied) {
+        for (request, answer) in leader.take_ready(context, applied) {
             effects.push(Effect::Reply { request, answer });
         }
     }
 
-    pub(super) fn expire(&mut self, now: Tick, effects: &mut Vec<Effect>) {
+    pub(super) fn expire(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        self.revert_failed(context, effects);
         let Some(leader) = &mut self.leader else { return };
-        for request in leader.take_expired(now) {
+        for request in leader.take_expired(context.now) {
             effects.push(Effect::Reply { request, answer: Answer::Unknown });
         }
-    }
-
-    fn wait(&mut self, seq: Seq, request: RequestId, wait: Wait, deadline: Tick) {
-        let leader = self.leader.as_mut().expect("only a serving leader lets clients wait");
-        leader.wait(seq, Waiter { request, wait, deadline });
-    }
-
-    fn serving_leader(&self) -> Option<&Leader> {
-        self.leader.as_ref().filter(|leader| leader.serving)
-    }
-}
-
-fn outcome(record: &TokenRecord) -> Answer {
-    record.committed().map_or(Answer::Reverted, Answer::Committed)
-}
-
-/// Rows must lie in the tablet; a delete range is cut to it, but must begin in it.
-fn touches_only(op: &Op, range: &KeyRange) -> bool {
-    match &op.action {
-        Action::Set { key, .. } | Action::Delete { key } | Action::Add { key, .. } => range.contains(key),
-        Action::DeleteRange { from, to } => {
-            KeyRange::new(from.clone(), to.clone()).ok().and_then(|asked| asked.intersect(range)).is_some()
+        let is_late = |write: &mut WriteRequest| write.deadline <= context.now;
+        for write in leader.parked.extract_if(.., is_late) {
+            let answer = Answer::Refused(Refusal::WaitTimedOut);
+            effects.push(Effect::Reply { request: write.request, answer });
         }
+        if leader.transfer.is_some_and(|transfer| transfer.until <= context.now) {
+            leader.transfer = None;
+        }
+    }
+
+    /// Takes no more writes and hands over once the successor has everything.
+    pub(super) fn transfer(&mut self, epoch: Epoch, to: ReplicaId, until: Tick, effects: &mut Vec<Effect>) {
+        let Some(leader) = self.leader.as_mut().filter(|leader| leader.epoch == epoch) else { return };
+        if !leader.progress.in_sync().contains(&to) || !leader.peers.contains_key(&to) {
+            return;
+        }
+        leader.transfer = Some(Transfer { to, until });
+        for write in std::mem::take(&mut leader.parked) {
+            let answer = Answer::Refused(Refusal::Transferring);
+            effects.push(Effect::Reply { request: write.request, answer });
+        }
+    }
+
+    pub(super) fn proceed_transfer(&mut self, effects: &mut Vec<Effect>) {
+        let end = self.log.end().pos;
+        let Some(leader) = &self.leader else { return };
+        let Some(transfer) = leader.transfer else { return };
+        let is_quiet = leader.fast.is_empty() && leader.slow.is_empty() && self.log.is_durable();
+        if is_quiet && leader.progress.of(transfer.to) == end {
+            self.end_epoch(Some(transfer.to), effects);
+        }
+    }
+
+    /// Gives up the epoch for good; whoever waits is told that nobody can say yet.
+    pub(super) fn step_down(&mut self, effects: &mut Vec<Effect>) {
+        self.appointment = None;
+        let end = self.log.end().pos;
+        let successor = self.leader.as_ref().and_then(|leader| leader.successor(end));
+        self.end_epoch(successor, effects);
+    }
+
+    fn end_epoch(&mut self, successor: Option<ReplicaId>, effects: &mut Vec<Effect>) {
+        let Some(leader) = self.leader.take() else { return };
+        effects.push(Effect::StopServing { epoch: leader.epoch, successor });
+        for waiter in leader.fast.into_values().chain(leader.slow.into_values()).flatten() {
+            let answer = match waiter.wait {
+                Wait::Rows(_) | Wait::Settled(_) => Answer::Refused(Refusal::NotLeader),
+                Wait::Level(_) | Wait::Decided(_) => Answer::Unknown,
+            };
+            effects.push(Effect::Reply { request: waiter.request, answer });
+        }
+        for write in leader.parked {
+            let answer = Answer::Refused(Refusal::NotLeader);
+            effects.push(Effect::Reply { request: write.request, answer });
+        }
+        self.leave_pending(leader.pending);
+    }
+
+    /// With the seeded bug of m12 a later epoch of this process takes back what this one left.
+    fn leave_pending(&mut self, pending: PendingWrites) {
+        if mutated!(OlderEpochReverted) {
+            self.left_pending = pending;
+        }
+    }
+
+    fn take_left_pending(&mut self) -> PendingWrites {
+        std::mem::take(&mut self.left_pending)
+    }
+
+    /// Appends an entry whose rows, if any, go into the store when it is durable.
+    pub(super) fn append_immediate(&mut self, entry: crate::entry::Entry, effects: &mut Vec<Effect>) {
+        self.immediate.push_back(entry.seq());
+        self.append(entry, ApplyWhen::Durable, effects);
     }
 }

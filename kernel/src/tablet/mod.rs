@@ -1,215 +1,63 @@
 //! One replica of one tablet: what it promises, what it appends, what it answers.
 //!
 //! ```text
-//!                Fence(e): promise e, drain        Appoint(e): promise e, EpochStart
+//!                Fence(e): promise e, drain        Appoint(e): promise e, apply the tail
 //!   ┌──────────┐ ──────────────────────▶ ┌───────┐ ─────────────────▶ ┌──────────┐
-//!   │ Follower │                         │ fenced│                    │ Starting │
+//!   │ Follower │                         │ fenced│                    │ Starting │ EpochStart
 //!   └──────────┘ ◀────────────────────── └───────┘                    └────┬─────┘
-//!        ▲          answered                                Q ≥ EpochStart │ and applied
-//!        │                                                            ┌────▼─────┐
-//!        └── any higher epoch, a failed append, StepDown ──────────── │ Serving  │
-//!                                                                     └──────────┘
+//!     ▲      ▲    answered                                 Q ≥ EpochStart  │ and applied
+//!     │      │                                                        ┌────▼─────┐
+//!     │      └── any higher epoch, a failed append, StepDown ──────── │ Serving  │
+//!     │                                                               └──────────┘
+//!     └─ Probe(e) of a leader: promise e, say Hello; Append(e): cut what differs, append,
+//!        acknowledge when durable, apply up to Q
 //! ```
 //!
 //! Rules that hold here (ids of the design):
 //! - m5, m34: nothing of an epoch below the durable promise is accepted, and a promise is
 //!   durable before anything of its epoch is appended or answered;
 //! - m7, m36: only an appointment that names this process's incarnation makes a leader;
+//! - m18: a fence waits for the end of what this process promised to the leader it followed;
 //! - m32: a fence is answered when everything appended before is durable or refused;
 //! - m33, m38: own copies count when durable, and rows are applied only after that;
 //! - a replica that gave up an epoch never leads it again.
 //!
-//! A replica does not know the time, other replicas' addresses, or how entries become durable.
+//! Above Q only a leader applies, and only what clients wrote at level `leader`: everything
+//! else is pending, and no reader sees it before Q has reached it.
+//!
+//! A replica does not know other servers' addresses, or how entries become durable.
 
+mod effect;
 mod fence;
+mod follower;
+mod input;
 mod leader;
-pub mod progress;
+mod log_view;
+mod membership;
+mod outcome;
+mod pending;
+mod progress;
+mod replicate;
 pub mod token;
+pub mod truncate;
+mod write;
 
-use crate::entry::{Entry, LogEnd, Payload};
-use crate::hlc::Hlc;
-use crate::ids::{Epoch, Incarnation, Pos, ReplicaId, RequestId, Seq, TabletId, Tick};
+pub use effect::{Answer, ApplyWhen, Effect, FenceAnswer, Proposal, Refusal, Stream};
+pub use input::{Appointment, Input, Membership, PeerInput, PeerMessage, PeerRun, WriteRequest};
+
+use crate::entry::{Entry, LogEnd};
+use crate::ids::{Epoch, Incarnation, Pos, ReplicaId, Seq, TabletId, Tick};
+use crate::lease::Promises;
 use crate::mutated;
-use crate::op::{AckLevel, Committed, Op, Token};
 use crate::range::KeyRange;
-use crate::sequence::{Evidence, Recent, Reject};
+use crate::sequence::Recent;
+use follower::Following;
 use leader::Leader;
-use std::collections::{BTreeSet, VecDeque};
+use log_view::LogView;
+use outcome::Question;
+use pending::PendingWrites;
+use std::collections::VecDeque;
 use token::TokenTable;
-
-/// What happened to a replica.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Input {
-    /// Metadata asks for a promise to refuse every epoch below `epoch`.
-    Fence {
-        /// The epoch to come.
-        epoch: Epoch,
-    },
-    /// Metadata named a leader.
-    Appoint(Appointment),
-    /// The promise of `epoch` is durable.
-    PromisePersisted {
-        /// The promised epoch.
-        epoch: Epoch,
-    },
-    /// A client's batch, already checked against the limits.
-    Write(WriteRequest),
-    /// A reader wants to know that everything sequenced so far is applied. The shell has
-    /// raised its clock to the reader's timestamp before.
-    Barrier {
-        /// Who asks.
-        request: RequestId,
-        /// When to give up.
-        deadline: Tick,
-    },
-    /// A client asks how a write ended.
-    GetOutcome {
-        /// Who asks.
-        request: RequestId,
-        /// The write.
-        token: Token,
-        /// Wall time in milliseconds since 1970.
-        wall_ms: u64,
-        /// A fresh timestamp, for the fence if one is needed.
-        ts: Hlc,
-        /// When to give up.
-        deadline: Tick,
-    },
-    /// Appended entries up to here are durable.
-    Persisted {
-        /// Index of the last of them.
-        upto: Seq,
-    },
-    /// Rows of entries up to here are in the store.
-    Applied {
-        /// Index of the last of them.
-        upto: Seq,
-    },
-    /// An append was refused or failed; nothing from here on was written.
-    AppendFailed {
-        /// Index of the first entry that was not written.
-        from: Seq,
-    },
-    /// Tokens issued before this are no longer remembered.
-    ForgetTokens {
-        /// Milliseconds since 1970.
-        issued_before_ms: u64,
-    },
-    /// Give up leading for good: the server stops or its disk is sick.
-    StepDown,
-    /// Time passed.
-    Tick,
-}
-
-/// A leader as metadata named it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Appointment {
-    /// The term.
-    pub epoch: Epoch,
-    /// The replica that leads.
-    pub replica: ReplicaId,
-    /// The process that leads.
-    pub incarnation: Incarnation,
-    /// The in-sync set.
-    pub in_sync: BTreeSet<ReplicaId>,
-    /// Durability factor D.
-    pub min_in_sync: u8,
-    /// A fresh timestamp, above everything in the log and every floor.
-    pub ts: Hlc,
-}
-
-/// A client's batch on its way to the log.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct WriteRequest {
-    /// Who asks.
-    pub request: RequestId,
-    /// At least one, within the limits.
-    pub ops: Vec<Op>,
-    /// How many copies to wait for.
-    pub level: AckLevel,
-    /// The write's name for retries.
-    pub token: Option<Token>,
-    /// What was read for it.
-    pub evidence: Evidence,
-    /// A fresh timestamp.
-    pub ts: Hlc,
-    /// Wall time in milliseconds since 1970.
-    pub wall_ms: u64,
-    /// When to answer `Unknown`.
-    pub deadline: Tick,
-}
-
-/// What a shell has to do, in this order.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Effect {
-    /// Make the promise durable, then say `PromisePersisted`.
-    PersistPromise {
-        /// The epoch below which everything is refused.
-        epoch: Epoch,
-    },
-    /// Answer metadata's fence.
-    AnswerFence(FenceAnswer),
-    /// Append to the log, then say `Persisted`; apply after that, then say `Applied`.
-    Append(Entry),
-    /// Reads and writes may come: the epoch has begun.
-    Serve {
-        /// The epoch.
-        epoch: Epoch,
-    },
-    /// Reads and writes must not be answered any more.
-    StopServing {
-        /// The epoch that was given up.
-        epoch: Epoch,
-    },
-    /// Answer a client.
-    Reply {
-        /// Who asked.
-        request: RequestId,
-        /// What to say.
-        answer: Answer,
-    },
-}
-
-/// What a replica's log ends in, as metadata's election wants to know it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FenceAnswer {
-    /// The epoch that was promised.
-    pub epoch: Epoch,
-    /// Durable end of the log; nothing of a lower epoch will follow.
-    pub end: LogEnd,
-}
-
-/// What a client is told.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Answer {
-    /// The write stands at its level.
-    Committed(Committed),
-    /// The write is gone and was never shown, and will never run.
-    Reverted,
-    /// Nobody can say yet.
-    Unknown,
-    /// Everything sequenced before the question is applied.
-    Reached,
-    /// Nothing was written, and why.
-    Refused(Refusal),
-}
-
-/// Why nothing was written.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Refusal {
-    /// This replica does not lead, or does not serve yet.
-    NotLeader,
-    /// A key lies outside of the tablet.
-    OutOfRange,
-    /// The in-sync set is too small for the level.
-    NotEnoughReplicas,
-    /// The token is older than what is remembered.
-    TokenTooOld,
-    /// A question for the token's outcome was answered with "it never ran".
-    TokenFenced,
-    /// The batch itself.
-    Rejected(Reject),
-}
 
 /// One replica of one tablet.
 #[derive(Debug)]
@@ -222,25 +70,33 @@ pub struct Tablet {
     promised: Epoch,
     /// A promise on its way to the registry.
     promising: Option<Epoch>,
-    /// Which epoch began where, oldest first.
-    epochs: Vec<(Epoch, Seq)>,
-    /// Where the next entry goes.
-    end: LogEnd,
-    /// Last durable entry.
-    durable: LogEnd,
-    /// Ends of the entries that are appended and not durable yet.
-    queued: VecDeque<LogEnd>,
-    /// Last entry whose rows are in the store.
+    log: LogView,
+    /// Every entry up to here is in the store, or was taken back.
     applied: Seq,
+    /// How far an `Apply` that is under way goes.
+    settling: Option<Seq>,
+    /// Entries on their way into the store that nobody has to ask for.
+    immediate: VecDeque<Seq>,
+    /// Everything up to here is known to be at or below a Q: it is never cut.
+    safe: Seq,
     tokens: TokenTable,
     recent: Recent,
-    /// A fence that waits for the promise and for queued appends.
-    fence: Option<Epoch>,
-    /// An appointment that waits for the promise and for queued appends.
+    /// A fence that waits for the promise, for queued appends, and for what was promised to
+    /// the leader that it ends.
+    fence: Option<fence::Fence>,
+    /// An appointment that waits for the promise and for the whole tail to be applied.
     appointment: Option<Appointment>,
     leader: Option<Leader>,
+    /// The leader whose log this replica copies.
+    following: Option<Following>,
+    /// The process that this replica's last append came from (m18).
+    attached: Option<follower::Attachment>,
+    /// A cut that is under way, by the end that is to stay.
+    cutting: Option<Seq>,
     /// Highest epoch that this process has led; never again.
     led: Epoch,
+    /// With the seeded bug of m12: what an older epoch of this process left pending.
+    left_pending: PendingWrites,
 }
 
 /// What the registry and the log say of a replica at start.
@@ -258,17 +114,26 @@ pub struct Recovered {
     pub promised: Epoch,
     /// Which epoch began where, oldest first.
     pub epochs: Vec<(Epoch, Seq)>,
-    /// Durable end of the log; everything up to it is applied.
+    /// Durable end of the log.
     pub end: LogEnd,
+    /// Every entry up to here is in the store.
+    pub applied: Seq,
     /// The tokens of the log.
     pub tokens: TokenTable,
+}
+
+/// The time and the promises between servers as a step finds them.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    now: Tick,
+    promises: &'a dyn Promises,
 }
 
 impl Tablet {
     /// A replica as it was found on disk.
     #[must_use]
     pub fn new(recovered: Recovered) -> Self {
-        let Recovered { id, replica, incarnation, range, promised, epochs, end, tokens } = recovered;
+        let Recovered { id, replica, incarnation, range, promised, epochs, end, applied, tokens } = recovered;
         Self {
             id,
             replica,
@@ -277,45 +142,67 @@ impl Tablet {
             // m34: the log may know of a higher epoch than the registry.
             promised: promised.max(end.pos.epoch),
             promising: None,
-            epochs,
-            end,
-            durable: end,
-            queued: VecDeque::new(),
-            applied: end.pos.seq,
+            log: LogView::new(epochs, end),
+            applied,
+            settling: None,
+            immediate: VecDeque::new(),
+            safe: Seq(0),
             tokens: if mutated!(TokensNotRebuilt) { TokenTable::default() } else { tokens },
-            recent: Recent::new(end.pos.seq),
+            recent: Recent::new(applied),
             fence: None,
             appointment: None,
             leader: None,
+            following: None,
+            attached: None,
+            cutting: None,
             led: Epoch(0),
+            left_pending: PendingWrites::default(),
         }
     }
 
-    /// Lets one thing happen.
-    pub fn step(&mut self, now: Tick, input: Input, effects: &mut Vec<Effect>) {
+    /// Lets one thing happen. `now` is a clock that stops for nothing.
+    pub fn step(&mut self, now: Tick, promises: &dyn Promises, input: Input, effects: &mut Vec<Effect>) {
+        let context = Context { now, promises };
         match input {
-            Input::Fence { epoch } => self.fence(epoch, effects),
-            Input::Appoint(appointment) => self.appoint(appointment, effects),
-            Input::PromisePersisted { epoch } => self.promise_persisted(epoch, effects),
-            Input::Write(request) => self.write(request, effects),
-            Input::Barrier { request, deadline } => self.barrier(request, deadline, effects),
-            Input::GetOutcome { request, token, wall_ms, ts, deadline } => {
-                self.get_outcome(leader::Question { request, token, wall_ms, ts, deadline }, effects);
+            Input::Fence { epoch, gone } => self.fence(context, epoch, gone, effects),
+            Input::Appoint(appointment) => self.appoint(context, appointment, effects),
+            Input::InSync { epoch, membership } => self.learn_in_sync(context, epoch, membership, effects),
+            Input::ProposalRefused { epoch, version } => {
+                self.proposal_refused(context, epoch, version, effects);
             }
-            Input::Persisted { upto } => self.persisted(upto, effects),
-            Input::Applied { upto } => self.applied(now, upto, effects),
-            Input::AppendFailed { from } => self.append_failed(from, effects),
+            Input::PromisePersisted { epoch } => self.promise_persisted(context, epoch, effects),
+            Input::Peer(peer) => self.peer(context, peer, effects),
+            Input::Connected { server } => self.connected(context, server, effects),
+            Input::Silent { server } => self.silent(context, server, effects),
+            Input::Superseded { epoch } => self.superseded(epoch, effects),
+            Input::Flush => self.flush(context, effects),
+            Input::Sent { to, upto } => self.sent(to, upto),
+            Input::StreamFailed { to } => self.stream_failed(context, to),
+            Input::Write(request) => self.write(context, request, effects),
+            Input::Barrier { request, deadline } => self.barrier(request, deadline, effects),
+            Input::CloseWanted { ts, fresh } => self.close_wanted(ts, fresh, effects),
+            Input::GetOutcome { request, token, wall_ms, ts, deadline } => {
+                self.get_outcome(context, Question { request, token, wall_ms, ts, deadline }, effects);
+            }
+            Input::Transfer { epoch, to, until } => self.transfer(epoch, to, until, effects),
+            Input::Persisted { upto } => self.persisted(context, upto, effects),
+            Input::Applied { upto } => self.applied_when_durable(context, upto, effects),
+            Input::Settled { upto } => self.settled(context, upto, effects),
+            Input::Located { end } => self.located(end, effects),
+            Input::Truncated { end, applied } => self.truncated(context, end, applied, effects),
+            Input::AppendFailed { from } => self.append_failed(context, from, effects),
             Input::ForgetTokens { issued_before_ms } => self.tokens.forget_before(issued_before_ms),
             Input::StepDown => self.step_down(effects),
-            Input::Tick => self.tick(now, effects),
+            Input::Tick => self.tick(context, effects),
         }
     }
 
     /// When `Input::Tick` has something to do; none while the tablet is idle.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        let waiting = self.leader.as_ref().and_then(Leader::next_deadline);
-        [waiting, self.recent.next_deadline()].into_iter().flatten().min()
+        let leading = self.leader.as_ref().and_then(Leader::next_deadline);
+        let held = self.fence.as_ref().and_then(|fence| fence.look_again);
+        [leading, held, self.recent.next_deadline()].into_iter().flatten().min()
     }
 
     /// The tablet.
@@ -345,19 +232,31 @@ impl Tablet {
     /// Which epoch began where, oldest first.
     #[must_use]
     pub fn epochs(&self) -> &[(Epoch, Seq)] {
-        &self.epochs
+        self.log.epochs()
+    }
+
+    /// The end of the log, durable or not.
+    #[must_use]
+    pub fn end(&self) -> LogEnd {
+        self.log.end()
     }
 
     /// Durable end of the log.
     #[must_use]
     pub fn durable_end(&self) -> LogEnd {
-        self.durable
+        self.log.durable()
     }
 
-    /// Last entry whose rows are in the store.
+    /// Every entry up to here is in the store, or was taken back.
     #[must_use]
     pub fn applied_seq(&self) -> Seq {
         self.applied
+    }
+
+    /// Everything up to here is at or below a Q: it is never cut nor taken back.
+    #[must_use]
+    pub fn safe(&self) -> Seq {
+        self.safe
     }
 
     /// The epoch that this replica leads and serves.
@@ -366,10 +265,34 @@ impl Tablet {
         self.leader.as_ref().filter(|leader| leader.is_serving()).map(Leader::epoch)
     }
 
-    /// The highest position that is safe on enough copies in this epoch.
+    /// The epoch that this replica leads, serving or not.
+    #[must_use]
+    pub fn leading(&self) -> Option<Epoch> {
+        self.leader.as_ref().map(Leader::epoch)
+    }
+
+    /// The published Q of the epoch that this replica leads.
     #[must_use]
     pub fn q(&self) -> Option<Pos> {
-        self.leader.as_ref().and_then(Leader::q)
+        self.leader.as_ref().map(Leader::published).filter(|pos| *pos > Pos::ZERO)
+    }
+
+    /// The leader's process that this replica follows, its copy and its epoch.
+    #[must_use]
+    pub fn follows(&self) -> Option<(Epoch, ReplicaId, PeerRun)> {
+        self.following.as_ref().map(|following| (following.epoch, following.leader, following.run))
+    }
+
+    /// What every in-sync copy of the epoch that this replica leads has durably.
+    #[must_use]
+    pub fn everywhere(&self) -> Option<Pos> {
+        self.leader.as_ref().map(|leader| leader.progress.c())
+    }
+
+    /// Copies in sync with this leader, as it knows them.
+    #[must_use]
+    pub fn in_sync_count(&self) -> Option<usize> {
+        self.leader.as_ref().map(|leader| leader.progress.in_sync().len())
     }
 
     /// How many write tokens are remembered.
@@ -378,61 +301,105 @@ impl Tablet {
         self.tokens.len()
     }
 
-    fn append(&mut self, entry: Entry, effects: &mut Vec<Effect>) {
-        assert!(self.end.is_followed_by(&entry), "an entry follows the end of its log");
+    /// Puts an entry of this replica's own epoch behind the log.
+    fn append(&mut self, entry: Entry, when: ApplyWhen, effects: &mut Vec<Effect>) {
         let allowed = entry.pos.epoch >= self.promised || mutated!(LowerEpochAccepted);
         assert!(allowed, "m5: nothing below the promise is appended");
-        self.end = entry.end();
-        self.queued.push_back(entry.end());
-        if let Payload::EpochStart { .. } = entry.payload {
-            self.epochs.push((entry.pos.epoch, entry.seq()));
-        }
+        self.log.append(&entry);
         self.tokens.note_entry(&entry);
         if mutated!(OwnCopyCountedEarly) {
             self.count_own_copy(entry.pos);
         }
-        effects.push(Effect::Append(entry));
+        effects.push(Effect::Append { entry, when });
     }
 
     /// The leader's own copy counts like any other, once it is durable (m33).
     fn count_own_copy(&mut self, pos: Pos) {
+        let own = self.replica;
         if let Some(leader) = &mut self.leader {
-            leader.durable(self.replica, pos);
+            leader.progress.durable(own, pos);
         }
     }
 
-    fn persisted(&mut self, upto: Seq, effects: &mut Vec<Effect>) {
-        while let Some(end) = self.queued.front().copied().filter(|end| end.pos.seq <= upto) {
-            self.queued.pop_front();
-            self.durable = end;
-        }
-        self.count_own_copy(self.durable.pos);
-        self.proceed(effects);
-        self.answer_waiting(effects);
+    fn persisted(&mut self, context: Context<'_>, upto: Seq, effects: &mut Vec<Effect>) {
+        self.log.persisted(upto);
+        self.count_own_copy(self.log.durable().pos);
+        self.note_acknowledgement();
+        self.proceed(context, effects);
     }
 
-    fn applied(&mut self, now: Tick, upto: Seq, effects: &mut Vec<Effect>) {
-        let allowed = upto <= self.durable.pos.seq || mutated!(ApplyBeforeDurable);
+    fn applied_when_durable(&mut self, context: Context<'_>, upto: Seq, effects: &mut Vec<Effect>) {
+        let allowed = upto <= self.log.durable().pos.seq || mutated!(ApplyBeforeDurable);
         assert!(allowed, "m38: rows come from the durable log only");
-        self.applied = self.applied.max(upto);
+        while self.immediate.front().is_some_and(|seq| *seq <= upto) {
+            self.immediate.pop_front();
+        }
+        if let Some(leader) = &mut self.leader {
+            leader.rows = leader.rows.max(upto);
+        }
+        self.note_applied(context.now);
+        self.proceed(context, effects);
+    }
+
+    fn settled(&mut self, context: Context<'_>, upto: Seq, effects: &mut Vec<Effect>) {
+        self.settling = self.settling.filter(|settling| *settling > upto);
+        if let Some(leader) = &mut self.leader {
+            leader.pending.settled(upto);
+            leader.rows = leader.rows.max(upto);
+        } else {
+            self.applied = self.applied.max(upto);
+        }
+        self.recent.settled(upto);
+        self.note_applied(context.now);
+        self.run_parked(context, effects);
+        self.proceed(context, effects);
+    }
+
+    /// What a leader has applied without a gap: up to its first pending write.
+    fn note_applied(&mut self, now: Tick) {
+        if let Some(leader) = &self.leader {
+            let upto = leader.pending.first().map_or(leader.rows, |first| leader.rows.min(Seq(first.0 - 1)));
+            self.applied = self.applied.max(upto);
+        }
         self.recent.applied(now, self.applied);
-        self.proceed(effects);
-        self.answer_waiting(effects);
     }
 
-    fn tick(&mut self, now: Tick, effects: &mut Vec<Effect>) {
-        self.recent.tick(now);
-        self.expire(now, effects);
+    fn tick(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        self.recent.tick(context.now);
+        self.expire(context, effects);
+        self.watch_peers(context, effects);
+        self.proceed(context, effects);
     }
 
-    /// Goes on with whatever waited for a promise or for the log to drain.
-    fn proceed(&mut self, effects: &mut Vec<Effect>) {
-        self.proceed_fence(effects);
-        self.proceed_appointment(effects);
+    /// Goes on with whatever waited for a promise, for the log, for rows or for other copies.
+    fn proceed(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
+        self.greet(effects);
+        self.proceed_fence(context, effects);
+        self.proceed_appointment(context, effects);
+        self.publish(context, effects);
+        self.apply_safe(effects);
+        self.answer_waiting(context, effects);
+        self.proceed_transfer(effects);
     }
 
-    /// Everything that was appended is durable, and every durable row is in the store.
-    fn is_drained(&self) -> bool {
-        self.queued.is_empty() && self.applied == self.durable.pos.seq
+    /// Lets rows be applied: of a follower what is safe, of a leader the pending ones that are.
+    fn apply_safe(&mut self, effects: &mut Vec<Effect>) {
+        let limit = match &self.leader {
+            Some(leader) if leader.pending.first().is_none_or(|first| first > self.safe) => return,
+            Some(_) | None if mutated!(FollowerAppliesEarly) => self.log.durable().pos.seq,
+            Some(_) | None => self.safe.min(self.log.durable().pos.seq),
+        };
+        if self.leader.is_none() && self.appointment.is_some() {
+            return; // the whole tail is applied, safe or not
+        }
+        self.apply_upto(limit, effects);
+    }
+
+    fn apply_upto(&mut self, upto: Seq, effects: &mut Vec<Effect>) {
+        if self.settling.is_none() && self.cutting.is_none() && upto > self.applied {
+            debug_assert!(upto <= self.log.durable().pos.seq, "m38: rows come from the durable log only");
+            self.settling = Some(upto);
+            effects.push(Effect::Apply { upto });
+        }
     }
 }

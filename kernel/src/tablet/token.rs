@@ -8,6 +8,7 @@ use crate::entry::{Entry, Payload};
 use crate::hlc::Hlc;
 use crate::ids::{Pos, Seq};
 use crate::limits::TOKEN_WINDOW_MS;
+use crate::mutated;
 use crate::op::{AckLevel, Committed, OpResult, Token};
 use std::collections::BTreeMap;
 
@@ -24,6 +25,8 @@ pub enum TokenRecord {
         level: AckLevel,
         /// What its operations gave.
         results: Vec<OpResult>,
+        /// The revert that took it back, if one did.
+        reverted: Option<Pos>,
     },
     /// No write with this token may run after this position.
     Fenced {
@@ -37,7 +40,7 @@ impl TokenRecord {
     #[must_use]
     pub fn pos(&self) -> Pos {
         match self {
-            Self::Write { pos, .. } | Self::Fenced { pos } => *pos,
+            Self::Write { reverted: Some(pos), .. } | Self::Write { pos, .. } | Self::Fenced { pos } => *pos,
         }
     }
 
@@ -45,11 +48,17 @@ impl TokenRecord {
     #[must_use]
     pub fn committed(&self) -> Option<Committed> {
         match self {
-            Self::Write { pos, ts, level, results } => {
+            Self::Write { pos, ts, level, results, reverted: None } => {
                 Some(Committed { pos: *pos, ts: *ts, level: *level, results: results.clone() })
             }
-            Self::Fenced { .. } => None,
+            Self::Write { .. } | Self::Fenced { .. } => None,
         }
+    }
+
+    /// Whether a fence or a revert decided that no write of the token stands.
+    #[must_use]
+    pub fn is_fence(&self) -> bool {
+        matches!(self, Self::Fenced { .. })
     }
 }
 
@@ -81,13 +90,28 @@ impl TokenTable {
     /// Remembers the token of a log entry, if it has one.
     pub fn note_entry(&mut self, entry: &Entry) {
         match &entry.payload {
-            Payload::EpochStart { .. } => {}
+            Payload::EpochStart { .. } | Payload::Close => {}
             Payload::Write(write) => {
                 let Some(token) = write.token else { return };
                 let (level, results) = (write.level, write.results.clone());
-                self.note(token, TokenRecord::Write { pos: entry.pos, ts: entry.ts, level, results });
+                let (pos, ts) = (entry.pos, entry.ts);
+                self.note(token, TokenRecord::Write { pos, ts, level, results, reverted: None });
             }
             Payload::TokenFence { token } => self.note(*token, TokenRecord::Fenced { pos: entry.pos }),
+            Payload::Revert { targets } => {
+                for target in targets.iter().filter(|_| !mutated!(RevertedTokensForgotten)) {
+                    self.note_reverted(target.token, target.pos, entry.pos);
+                }
+            }
+        }
+    }
+
+    fn note_reverted(&mut self, token: Option<Token>, target: Pos, by: Pos) {
+        let record = token.and_then(|token| self.records.get_mut(&token));
+        if let Some(TokenRecord::Write { pos, reverted, .. }) = record
+            && *pos == target
+        {
+            *reverted = Some(by);
         }
     }
 
@@ -121,7 +145,13 @@ impl TokenTable {
 
     /// Forgets what entries from `from` on said: they were never written.
     pub fn cut(&mut self, from: Seq) {
-        self.records.retain(|_, record| record.pos().seq < from);
+        self.records.retain(|_, record| match record {
+            TokenRecord::Write { pos, reverted, .. } => {
+                *reverted = reverted.filter(|by| by.seq < from);
+                pos.seq < from
+            }
+            TokenRecord::Fenced { pos } => pos.seq < from,
+        });
     }
 
     /// Issue time from which on the table is complete, milliseconds since 1970.

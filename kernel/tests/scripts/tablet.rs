@@ -1,43 +1,97 @@
 //! The command language of the tablet scripts.
 //!
+//! Copies are numbered from 1; `@2` before a command is for the second, the first is meant
+//! without it. Copy n is replica n on server n.
+//!
 //! ```text
-//! fence 2                       metadata asks for the promise of epoch 2
+//! start                         three copies in sync with D = 2, the first leads, promises until 900
+//! fence 2 [gone=1]              metadata asks for the promise of epoch 2
 //! promised 2                    the promise of epoch 2 is durable
-//! appoint 2 [incarnation=1] [in-sync=1,2] [d=1]
+//! appoint 2 [incarnation=1] [in-sync=1,2] [members=1,2,3] [d=1] [floor=1] [version=1]
+//! in-sync 2 1,2,3 [version=2]   metadata tells the in-sync set of epoch 2
+//! refused 2 [version=1]         metadata refuses the change of that version
 //! write q1 set k=v, add n=1, delete k, delete-range a..m, if-absent set k=v
 //!          [token=7] [issued=MS] [level=leader|in-sync|copies=2] [within=MS] [evidence=NAME|none]
 //! read NAME                     a request task reads all rows now and keeps them as NAME
 //! persist [SEQ] | apply [SEQ]   the log is durable, the rows are stored, up to SEQ or all
+//! settle                        what the core asked to be applied is applied
+//! cut                           the cut that the core asked for is done
 //! fail SEQ                      the append from SEQ on is refused
-//! barrier q2 | outcome q3 token=7 [issued=MS]
+//! flush                         a batch is over
+//! deliver [1>2] | lose [1>2]    messages arrive, or never do
+//! promise 2 until MS            the server of copy 2 has promised until then
+//! bound 2 until MS              this server has promised the server of copy 2 until then
+//! connected 2 | silent 2 | superseded 3 | transfer 2 to 3
+//! barrier q2 | outcome q3 token=7 [issued=MS] | close MS
 //! forget MS | step-down | tick MS | show
 //! restart [incarnation=2]       a new process: what was not durable is gone
 //! ```
 
 use bytes::Bytes;
-use ebla_kernel::entry::{Entry, Payload};
+use ebla_kernel::entry::{Entry, LogEnd, Payload};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId, RequestId, Seq, TabletId, Tick};
+use ebla_kernel::ids::{
+    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId,
+    ServerRun, TabletId, Tick,
+};
+use ebla_kernel::lease::Promises;
 use ebla_kernel::op::{AckLevel, Action, Body, Change, Condition, Op, OpResult, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::{Evidence, RangeEvidence};
 use ebla_kernel::tablet::token::TokenTable;
-use ebla_kernel::tablet::{Answer, Appointment, Effect, Input, Recovered, Tablet, WriteRequest};
-use std::collections::BTreeMap;
+use ebla_kernel::tablet::truncate::Cut;
+use ebla_kernel::tablet::{
+    Answer, ApplyWhen, Appointment, Effect, Input, Membership, PeerInput, PeerMessage, PeerRun, Recovered,
+    Tablet, WriteRequest,
+};
+use std::collections::{BTreeMap, BTreeSet};
 
 const WALL_MS: u64 = 1_000_000;
-const REPLICA: ReplicaId = ReplicaId(1);
 
-/// A tablet and what a shell would keep for it.
+/// Copies of a tablet and what is on the way between them.
 pub struct Session {
-    tablet: Tablet,
+    copies: BTreeMap<u64, Copy>,
     now: Tick,
     last_ts: Hlc,
+    mail: Vec<(u64, u64, PeerInput)>,
+}
+
+/// A copy and what a shell would keep for it.
+struct Copy {
+    id: u64,
+    tablet: Tablet,
+    incarnation: Incarnation,
     promised: Epoch,
-    log: Vec<Entry>,
+    log: Vec<(Entry, ApplyWhen)>,
     durable: usize,
-    rows: BTreeMap<Bytes, Version>,
+    versions: BTreeMap<(Bytes, Hlc), Version>,
+    settling: Option<Seq>,
+    cutting: Option<LogEnd>,
     reads: BTreeMap<String, (Seq, BTreeMap<Bytes, Version>)>,
+    counted: BTreeMap<u64, Tick>,
+    given: BTreeMap<u64, Tick>,
+    now: Tick,
+}
+
+/// The promises of a copy's server.
+struct Promised<'a>(&'a BTreeMap<u64, Tick>, &'a BTreeMap<u64, Tick>, Tick);
+
+impl Promises for Promised<'_> {
+    fn counted_until(&self, run: ServerRun) -> Tick {
+        self.0.get(&run.server.0).copied().unwrap_or_default()
+    }
+
+    fn promiser_now(&self) -> Tick {
+        self.2
+    }
+
+    fn given_until(&self, run: ServerRun) -> Tick {
+        self.1.get(&run.server.0).copied().unwrap_or_default()
+    }
+
+    fn boot_until(&self) -> Tick {
+        Tick(0)
+    }
 }
 
 /// The words of a command, with `name=value` ones set apart.
@@ -69,71 +123,221 @@ fn number(word: Option<&&str>) -> Option<u64> {
     word.map(|word| word.trim_start_matches(['q', 'e']).parse().expect("a number"))
 }
 
+fn ids(text: &str) -> BTreeSet<ReplicaId> {
+    text.split(',').map(|id| ReplicaId(id.parse().expect("a replica"))).collect()
+}
+
 impl Session {
     pub fn new() -> Self {
-        let mut session = Self {
-            tablet: open(Incarnation(1), Epoch(0), &[]),
-            now: Tick(0),
-            last_ts: Hlc::MIN,
-            promised: Epoch(0),
-            log: Vec::new(),
-            durable: 0,
-            rows: BTreeMap::new(),
-            reads: BTreeMap::new(),
-        };
-        session.last_ts = Hlc::new(WALL_MS, 0);
-        session
+        let copies = BTreeMap::from([(1, Copy::new(1))]);
+        Self { copies, now: Tick(0), last_ts: Hlc::new(WALL_MS, 0), mail: Vec::new() }
     }
 
     /// Runs one command and shows the effects, one a line.
     pub fn run(&mut self, command: &str) -> Vec<String> {
-        let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
-        let input = match verb {
-            "show" => return vec![self.show()],
-            "read" => return self.read(rest),
-            "restart" => return self.restart(rest),
-            "write" => self.write(rest),
-            "appoint" => self.appoint(rest),
-            "outcome" => self.outcome(rest),
-            "persist" | "apply" | "fail" => self.progress(verb, rest),
-            _ => self.plain(verb, rest),
+        let (id, command) = match command.strip_prefix('@') {
+            Some(rest) => {
+                let (id, command) = rest.split_once(' ').expect("a command behind the copy");
+                (id.parse().expect("a copy"), command)
+            }
+            None => (1, command),
         };
-        self.step(input)
+        let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
+        match verb {
+            "deliver" => return self.deliver(rest),
+            "lose" => {
+                let lost = self.take_mail(rest);
+                return lost.iter().map(|(from, to, input)| show_mail(*from, *to, input)).collect();
+            }
+            "start" => return self.start(),
+            "settle" if self.copies[&id].settling.is_none() => return vec!["nothing to apply".into()],
+            "tick" => self.now = Tick(rest.parse().expect("milliseconds")),
+            _ => {}
+        }
+        let (now, wall_ms) = (self.now, WALL_MS + self.now.0);
+        self.last_ts = self.last_ts.next().max(Hlc::new(wall_ms, 0));
+        let ts = self.last_ts;
+        let copy = self.copies.entry(id).or_insert_with(|| Copy::new(id));
+        copy.now = now;
+        let input = match verb {
+            "show" => return vec![copy.show()],
+            "rows" => return copy.show_rows(),
+            "read" => return copy.read(rest),
+            "restart" => return copy.restart(rest),
+            "promise" | "bound" => return copy.promise(verb, rest),
+            "write" => copy.write(rest, ts),
+            "appoint" => copy.appoint(rest, ts),
+            "outcome" => copy.outcome(rest, ts),
+            "persist" | "apply" | "fail" => copy.progress(verb, rest),
+            "settle" => copy.settle(),
+            "cut" => copy.cut(),
+            _ => copy.plain(verb, rest, ts),
+        };
+        self.step(id, input)
     }
 
-    fn step(&mut self, input: Input) -> Vec<String> {
+    /// Three copies in sync, the first leads, everybody has promised until 900.
+    fn start(&mut self) -> Vec<String> {
+        let commands = "appoint 1 in-sync=1,2,3 d=2; promised 1; persist; apply; deliver; @2 promised 1; \
+            @3 promised 1; deliver; flush; deliver; @2 persist; @3 persist; @2 flush; @3 flush; deliver; \
+            promise 2 until 900; promise 3 until 900; flush; deliver; @2 settle; @3 settle; @2 flush; \
+            @3 flush; deliver";
+        commands.split("; ").for_each(|command| drop(self.run(command)));
+        vec![self.copies[&1].show()]
+    }
+
+    fn step(&mut self, id: u64, input: Input) -> Vec<String> {
+        let copy = self.copies.get_mut(&id).expect("it was there before");
+        copy.now = self.now;
+        let effects = copy.step(input);
+        let mut shown = Vec::new();
+        for effect in &effects {
+            shown.push(show_effect(effect));
+            let mail = self.copies.get_mut(&id).expect("it was there before").mail(effect);
+            self.mail.extend(mail.into_iter().map(|(to, input)| (id, to, input)));
+            if let Effect::Stream(stream) = effect {
+                let input = Input::Sent { to: stream.to, upto: stream.upto };
+                shown.extend(self.step(id, input));
+            }
+            if let Effect::Locate { seq } = effect {
+                let end = self.copies[&id].end_at(*seq);
+                shown.extend(self.step(id, Input::Located { end }));
+            }
+        }
+        shown
+    }
+
+    fn take_mail(&mut self, link: &str) -> Vec<(u64, u64, PeerInput)> {
+        let link = link.split_once('>').map(|(from, to)| (from.parse().ok(), to.parse().ok()));
+        let is_meant = |mail: &mut (u64, u64, PeerInput)| {
+            link.is_none_or(|(from, to)| Some(mail.0) == from && Some(mail.1) == to)
+        };
+        self.mail.extract_if(.., is_meant).collect()
+    }
+
+    fn deliver(&mut self, link: &str) -> Vec<String> {
+        let mut shown = Vec::new();
+        for (from, to, input) in self.take_mail(link) {
+            shown.push(show_mail(from, to, &input));
+            let now = self.now;
+            self.copies.entry(to).or_insert_with(|| Copy::new(to)).now = now;
+            shown.extend(self.step(to, Input::Peer(input)).into_iter().map(|line| format!("  {line}")));
+        }
+        shown
+    }
+}
+
+impl Copy {
+    fn new(id: u64) -> Self {
+        Self {
+            id,
+            tablet: open(id, Incarnation(1), Epoch(0), &[], Seq(0)),
+            incarnation: Incarnation(1),
+            promised: Epoch(0),
+            log: Vec::new(),
+            durable: 0,
+            versions: BTreeMap::new(),
+            settling: None,
+            cutting: None,
+            reads: BTreeMap::new(),
+            counted: BTreeMap::new(),
+            given: BTreeMap::new(),
+            now: Tick(0),
+        }
+    }
+
+    fn step(&mut self, input: Input) -> Vec<Effect> {
         if let Input::PromisePersisted { epoch } = &input {
             self.promised = self.promised.max(*epoch);
         }
         let mut effects = Vec::new();
-        self.tablet.step(self.now, input, &mut effects);
+        let promises = Promised(&self.counted, &self.given, self.now);
+        self.tablet.step(self.now, &promises, input, &mut effects);
         for effect in &effects {
-            if let Effect::Append(entry) = effect {
-                self.log.push(entry.clone());
+            match effect {
+                Effect::Append { entry, when } => self.log.push((entry.clone(), *when)),
+                Effect::AppendCopies { entries } => {
+                    self.log.extend(entries.iter().map(|entry| (entry.clone(), ApplyWhen::Safe)));
+                }
+                Effect::Apply { upto } => self.settling = Some(*upto),
+                Effect::Truncate { keep } => self.cutting = Some(*keep),
+                _ => {}
             }
         }
-        effects.iter().map(show_effect).collect()
+        effects
     }
 
-    fn plain(&mut self, verb: &str, rest: &str) -> Input {
-        let words = Words::of(rest, &[]);
+    /// The message that an effect sends, if it does.
+    fn mail(&self, effect: &Effect) -> Option<(u64, PeerInput)> {
+        let run = PeerRun {
+            server: ServerRun { server: ServerId(self.id), incarnation: self.incarnation },
+            generation: Generation::Disk(DiskGeneration(self.id)),
+        };
+        let from = ReplicaId(self.id);
+        match effect {
+            Effect::Send { to, epoch, message } => {
+                Some((to.0, PeerInput { from, run, epoch: *epoch, message: message.clone() }))
+            }
+            Effect::Stream(stream) => {
+                let is_asked = |entry: &&Entry| entry.seq() >= stream.from && entry.seq() <= stream.upto;
+                let entries = self.log.iter().map(|(entry, _)| entry).filter(is_asked).cloned().collect();
+                let message = PeerMessage::Append { prev: stream.prev, entries, q: stream.q };
+                Some((stream.to.0, PeerInput { from, run, epoch: stream.epoch, message }))
+            }
+            _ => None,
+        }
+    }
+
+    fn end_at(&self, seq: Seq) -> LogEnd {
+        let entry = self.log.iter().find(|(entry, _)| entry.seq() == seq);
+        entry.map_or(LogEnd::default(), |(entry, _)| entry.end())
+    }
+
+    fn plain(&mut self, verb: &str, rest: &str, ts: Hlc) -> Input {
+        let words = Words::of(rest, &["gone", "version", "members"]);
         let value = number(words.plain.first());
         let epoch = Epoch(value.unwrap_or_default());
+        let server = ServerId(value.unwrap_or_default());
+        let version = ConfigVersion(words.number("version", 1));
         match verb {
-            "fence" => Input::Fence { epoch },
+            "fence" => Input::Fence { epoch, gone: Epoch(words.number("gone", 0)) },
             "promised" => Input::PromisePersisted { epoch },
+            "in-sync" => {
+                let in_sync = words.plain[1];
+                let members = words.named.get("members").copied();
+                Input::InSync { epoch, membership: membership(version, in_sync, members) }
+            }
+            "refused" => Input::ProposalRefused { epoch, version },
+            "flush" => Input::Flush,
+            "connected" => Input::Connected { server },
+            "silent" => Input::Silent { server },
+            "superseded" => Input::Superseded { epoch },
+            "transfer" => {
+                let to = ReplicaId(number(words.plain.get(2)).expect("a copy"));
+                Input::Transfer { epoch, to, until: self.now.plus_ms(1_000) }
+            }
+            "close" => {
+                let wanted = Hlc::new(WALL_MS + value.expect("milliseconds"), 0);
+                Input::CloseWanted { ts: wanted, fresh: ts }
+            }
             "forget" => Input::ForgetTokens { issued_before_ms: value.expect("milliseconds") },
             "step-down" => Input::StepDown,
-            "tick" => {
-                self.now = Tick(value.expect("milliseconds"));
-                Input::Tick
-            }
+            "tick" => Input::Tick,
             "barrier" => Input::Barrier {
                 request: RequestId(value.expect("a request")),
                 deadline: self.now.plus_ms(1_000),
             },
             _ => panic!("unknown command {verb}"),
         }
+    }
+
+    fn promise(&mut self, verb: &str, rest: &str) -> Vec<String> {
+        let words = Words::of(rest, &[]);
+        let server = number(words.plain.first()).expect("a copy");
+        let until = Tick(number(words.plain.get(2)).expect("milliseconds"));
+        let promises = if verb == "promise" { &mut self.counted } else { &mut self.given };
+        promises.insert(server, until);
+        Vec::new()
     }
 
     fn progress(&mut self, verb: &str, rest: &str) -> Input {
@@ -146,7 +350,9 @@ impl Session {
                 Input::Persisted { upto: Seq(seq) }
             }
             "apply" => {
-                let entries: Vec<Entry> = self.log[..at.min(self.log.len())].to_vec();
+                let is_due = |(_, when): &&(Entry, ApplyWhen)| *when == ApplyWhen::Durable;
+                let due = self.log[..at.min(self.log.len())].iter().filter(is_due);
+                let entries: Vec<Entry> = due.map(|(entry, _)| entry.clone()).collect();
                 entries.iter().for_each(|entry| self.fold(entry));
                 Input::Applied { upto: Seq(seq) }
             }
@@ -157,33 +363,82 @@ impl Session {
         }
     }
 
+    fn settle(&mut self) -> Input {
+        let upto = self.settling.take().expect("the core asked for rows to be applied");
+        let from = self.tablet.applied_seq();
+        let window = self.log.iter().map(|(entry, _)| entry);
+        let window = window.filter(|entry| entry.seq() > from && entry.seq() <= upto);
+        let entries: Vec<Entry> = window.cloned().collect();
+        entries.iter().for_each(|entry| self.fold(entry));
+        Input::Settled { upto }
+    }
+
+    fn cut(&mut self) -> Input {
+        let end = self.cutting.take().expect("the core asked for a cut");
+        let keep = usize::try_from(end.pos.seq.0).expect("small");
+        let tail: Vec<Entry> = self.log.drain(keep..).map(|(entry, _)| entry).collect();
+        self.durable = self.durable.min(keep);
+        let cut = Cut::of(&tail);
+        for (ts, row) in &cut.undo {
+            self.remove(*ts, row);
+        }
+        Input::Truncated { end, applied: cut.applied_max }
+    }
+
+    fn remove(&mut self, ts: Hlc, row: &ebla_kernel::entry::RevertedRow) {
+        match row {
+            ebla_kernel::entry::RevertedRow::Row { key } => self.versions.remove(&(key.clone(), ts)),
+            ebla_kernel::entry::RevertedRow::Range { .. } => panic!("scripts write small ranges only"),
+        };
+    }
+
     fn fold(&mut self, entry: &Entry) {
-        let Payload::Write(write) = &entry.payload else { return };
-        for change in &write.changes {
+        for target in entry.reverts() {
+            target.rows.iter().for_each(|row| self.remove(target.ts, row));
+        }
+        for change in entry.changes() {
             match change {
                 Change::Put { key, body, expires_ms } => {
                     let version = Version { ts: entry.ts, body: body.clone(), expires_ms: *expires_ms };
-                    self.rows.insert(key.clone(), version);
+                    self.versions.insert((key.clone(), entry.ts), version);
                 }
                 Change::RangeTombstone { .. } => panic!("scripts write small ranges only"),
             }
         }
     }
 
-    fn appoint(&mut self, rest: &str) -> Input {
-        let words = Words::of(rest, &["incarnation", "in-sync", "d"]);
-        let in_sync = words.named.get("in-sync").copied().unwrap_or("1");
+    fn rows(&self) -> BTreeMap<Bytes, Version> {
+        self.versions.iter().map(|((key, _), version)| (key.clone(), version.clone())).collect()
+    }
+
+    fn show_rows(&self) -> Vec<String> {
+        let show = |(key, version): (&Bytes, &Version)| match &version.body {
+            Body::Tombstone => format!("-{}", key.escape_ascii()),
+            Body::Value(value) => format!("{}={}", key.escape_ascii(), value.escape_ascii()),
+            Body::Counter(value) => format!("{}={value}", key.escape_ascii()),
+        };
+        self.rows().iter().map(show).collect()
+    }
+
+    fn appoint(&mut self, rest: &str, ts: Hlc) -> Input {
+        let words = Words::of(rest, &["incarnation", "in-sync", "members", "d", "floor", "version"]);
+        let own = self.id.to_string();
+        let in_sync = words.named.get("in-sync").copied().unwrap_or(&own);
+        let members = words.named.get("members").copied();
+        let version = ConfigVersion(words.number("version", 1));
+        let min_in_sync = u8::try_from(words.number("d", 1)).expect("small");
         Input::Appoint(Appointment {
             epoch: Epoch(number(words.plain.first()).expect("an epoch")),
-            replica: REPLICA,
+            replica: ReplicaId(self.id),
             incarnation: Incarnation(words.number("incarnation", 1)),
-            in_sync: in_sync.split(',').map(|id| ReplicaId(id.parse().expect("a replica"))).collect(),
-            min_in_sync: u8::try_from(words.number("d", 1)).expect("small"),
-            ts: self.fresh_ts(),
+            membership: membership(version, in_sync, members),
+            min_in_sync,
+            shrink_floor: u8::try_from(words.number("floor", min_in_sync.into())).expect("small"),
+            ts,
         })
     }
 
-    fn write(&mut self, rest: &str) -> Input {
+    fn write(&mut self, rest: &str, ts: Hlc) -> Input {
         let names = ["token", "issued", "level", "within", "evidence"];
         let words = Words::of(rest, &names);
         let request = RequestId(number(words.plain.first()).expect("a request"));
@@ -197,31 +452,27 @@ impl Session {
                 Some("in-sync") => AckLevel::InSync,
                 Some(copies) => AckLevel::Copies(copies.trim_start_matches("copies=").parse().expect("n")),
             },
-            token: words.named.contains_key("token").then(|| self.token(&words)),
+            token: words.named.contains_key("token").then(|| token(&words)),
             evidence,
-            ts: self.fresh_ts(),
-            wall_ms: self.wall_ms(),
+            ts,
+            wall_ms: WALL_MS + self.now.0,
             deadline: self.now.plus_ms(words.number("within", 1_000)),
         })
     }
 
-    fn outcome(&mut self, rest: &str) -> Input {
+    fn outcome(&mut self, rest: &str, ts: Hlc) -> Input {
         let words = Words::of(rest, &["token", "issued"]);
         Input::GetOutcome {
             request: RequestId(number(words.plain.first()).expect("a request")),
-            token: self.token(&words),
-            wall_ms: self.wall_ms(),
-            ts: self.fresh_ts(),
+            token: token(&words),
+            wall_ms: WALL_MS + self.now.0,
+            ts,
             deadline: self.now.plus_ms(1_000),
         }
     }
 
-    fn token(&self, words: &Words<'_>) -> Token {
-        Token { issued_ms: words.number("issued", WALL_MS), client: 1, seq: words.number("token", 0) }
-    }
-
     fn read(&mut self, name: &str) -> Vec<String> {
-        self.reads.insert(name.into(), (self.tablet.applied_seq(), self.rows.clone()));
+        self.reads.insert(name.into(), (self.tablet.applied_seq(), self.rows()));
         vec![format!("read as of {}", self.tablet.applied_seq())]
     }
 
@@ -229,7 +480,7 @@ impl Session {
         let (as_of, rows) = match name {
             Some("none") => return Evidence::default(),
             Some(name) => self.reads[name].clone(),
-            None => (self.tablet.applied_seq(), self.rows.clone()),
+            None => (self.tablet.applied_seq(), self.rows()),
         };
         let mut evidence = Evidence { as_of, ..Evidence::default() };
         for op in ops {
@@ -246,11 +497,11 @@ impl Session {
 
     fn restart(&mut self, rest: &str) -> Vec<String> {
         let words = Words::of(rest, &["incarnation"]);
-        let incarnation = Incarnation(words.number("incarnation", 2));
+        self.incarnation = Incarnation(words.number("incarnation", 2));
         self.log.truncate(self.durable);
-        self.tablet = open(incarnation, self.promised, &self.log);
-        let entries = self.log.clone();
-        entries.iter().for_each(|entry| self.fold(entry));
+        let log: Vec<Entry> = self.log.iter().map(|(entry, _)| entry.clone()).collect();
+        self.tablet = open(self.id, self.incarnation, self.promised, &log, self.tablet.applied_seq());
+        (self.settling, self.cutting) = (None, None);
         vec![self.show()]
     }
 
@@ -259,40 +510,43 @@ impl Session {
         let serving = tablet.serving().map_or("nothing".into(), |epoch| epoch.to_string());
         let q = tablet.q().map_or("none".into(), |pos| pos.to_string());
         format!(
-            "promised {}, durable {}, applied {}, serves {serving}, Q {q}, epochs {:?}, tokens {}",
+            "promised {}, durable {}, applied {}, safe {}, serves {serving}, Q {q}, epochs {:?}, tokens {}",
             tablet.promised(),
             tablet.durable_end().pos,
             tablet.applied_seq(),
+            tablet.safe(),
             tablet.epochs(),
             tablet.token_count(),
         )
     }
-
-    fn wall_ms(&self) -> u64 {
-        WALL_MS + self.now.0
-    }
-
-    fn fresh_ts(&mut self) -> Hlc {
-        self.last_ts = self.last_ts.next().max(Hlc::new(self.wall_ms(), 0));
-        self.last_ts
-    }
 }
 
-fn open(incarnation: Incarnation, promised: Epoch, log: &[Entry]) -> Tablet {
+fn token(words: &Words<'_>) -> Token {
+    Token { issued_ms: words.number("issued", WALL_MS), client: 1, seq: words.number("token", 0) }
+}
+
+fn membership(version: ConfigVersion, in_sync: &str, members: Option<&str>) -> Membership {
+    let members = ids(members.unwrap_or(in_sync));
+    let members = members.into_iter().map(|replica| (replica, ServerId(replica.0))).collect();
+    Membership { version, in_sync: ids(in_sync), members }
+}
+
+fn open(id: u64, incarnation: Incarnation, promised: Epoch, log: &[Entry], applied: Seq) -> Tablet {
     let epoch_start = |entry: &Entry| match entry.payload {
         Payload::EpochStart { .. } => Some((entry.pos.epoch, entry.seq())),
-        Payload::Write(_) | Payload::TokenFence { .. } => None,
+        Payload::Write(_) | Payload::TokenFence { .. } | Payload::Revert { .. } | Payload::Close => None,
     };
     let mut tokens = TokenTable::default();
     log.iter().for_each(|entry| tokens.note_entry(entry));
     Tablet::new(Recovered {
         id: TabletId(7),
-        replica: REPLICA,
+        replica: ReplicaId(id),
         incarnation,
         range: KeyRange::new(Bytes::from_static(b"a"), Some(Bytes::from_static(b"z"))).expect("a range"),
         promised,
         epochs: log.iter().filter_map(epoch_start).collect(),
         end: log.last().map(Entry::end).unwrap_or_default(),
+        applied,
         tokens,
     })
 }
@@ -324,23 +578,73 @@ fn parse_op(text: &str) -> Op {
 
 fn show_effect(effect: &Effect) -> String {
     match effect {
+        Effect::Except { to, epoch } => format!("tell {to} with every promise of {epoch}"),
         Effect::PersistPromise { epoch } => format!("persist promise {epoch}"),
         Effect::AnswerFence(answer) => {
             format!("answer fence {}: log ends at {}", answer.epoch, answer.end.pos)
         }
-        Effect::Append(entry) => {
-            format!(
-                "append {} after {} at {}: {}",
-                entry.pos,
-                entry.prev,
-                entry.ts,
-                show_payload(&entry.payload)
-            )
+        Effect::Append { entry, when } => {
+            let hidden = if *when == ApplyWhen::Safe { " (hidden)" } else { "" };
+            format!("append {}{hidden}", show_entry(entry))
+        }
+        Effect::AppendCopies { entries } => format!("append copies {}", span(entries)),
+        Effect::Apply { upto } => format!("apply up to {upto}"),
+        Effect::Stream(stream) if stream.from > stream.upto => {
+            format!("stream to {}: only Q {}", stream.to, stream.q)
+        }
+        Effect::Stream(stream) => {
+            format!("stream to {}: {} to {}, Q {}", stream.to, stream.from, stream.upto, stream.q)
+        }
+        Effect::Send { to, epoch, message } => format!("send {to} {epoch}: {}", show_message(message)),
+        Effect::Locate { seq } => format!("locate {seq}"),
+        Effect::Truncate { keep } => format!("cut after {}", keep.pos),
+        Effect::Diverged { at } => format!("ALARM: the log differs at {at}, which is safe"),
+        Effect::ProposeInSync(proposal) => {
+            let verb = if proposal.add { "add" } else { "remove" };
+            format!("propose to {verb} {} in version {}", proposal.replica, proposal.version)
+        }
+        Effect::Lease(terms) => {
+            let sets: Vec<String> =
+                terms.sets.iter().map(|set| format!("{} of {:?}", set.needed, set.runs)).collect();
+            format!("lease needs {}", sets.join(" and "))
         }
         Effect::Serve { epoch } => format!("serve {epoch}"),
-        Effect::StopServing { epoch } => format!("stop serving {epoch}"),
+        Effect::StopServing { epoch, successor } => {
+            let next = successor.map_or(String::new(), |successor| format!(", {successor} may follow"));
+            format!("stop serving {epoch}{next}")
+        }
         Effect::Reply { request, answer } => format!("{request}: {}", show_answer(answer)),
     }
+}
+
+fn span(entries: &[Entry]) -> String {
+    match entries {
+        [] => "nothing".into(),
+        [one] => one.pos.to_string(),
+        [first, .., last] => format!("{} to {}", first.pos, last.pos),
+    }
+}
+
+fn show_mail(from: u64, to: u64, input: &PeerInput) -> String {
+    format!("{from} > {to} {}: {}", input.epoch, show_message(&input.message))
+}
+
+fn show_message(message: &PeerMessage) -> String {
+    let q_text = |q: &Pos| if *q == Pos::ZERO { "none".into() } else { q.to_string() };
+    match message {
+        PeerMessage::Probe => "where does your log end?".into(),
+        PeerMessage::Hello { end, epochs } => format!("it ends at {end}, epochs {epochs:?}"),
+        PeerMessage::Append { prev, entries, q } => {
+            format!("entries {} after {prev}, Q {}", span(entries), q_text(q))
+        }
+        PeerMessage::Ack { pos, q } => format!("durable {pos}, knows Q {q}"),
+        PeerMessage::Refuse => "your epoch is over".into(),
+        PeerMessage::CloseWanted { ts } => format!("close {ts}"),
+    }
+}
+
+fn show_entry(entry: &Entry) -> String {
+    format!("{} after {} at {}: {}", entry.pos, entry.prev, entry.ts, show_payload(&entry.payload))
 }
 
 fn show_answer(answer: &Answer) -> String {
@@ -371,6 +675,11 @@ fn show_payload(payload: &Payload) -> String {
     match payload {
         Payload::EpochStart { replica, incarnation } => format!("epoch start by {replica} {incarnation}"),
         Payload::TokenFence { token } => format!("token fence {}", token.seq),
+        Payload::Close => "close".into(),
+        Payload::Revert { targets } => {
+            let targets: Vec<String> = targets.iter().map(|target| target.pos.to_string()).collect();
+            format!("revert {}", targets.join(", "))
+        }
         Payload::Write(write) => {
             let token = write.token.map_or(String::new(), |token| format!(" token {}", token.seq));
             let changes: Vec<String> = write.changes.iter().map(show_change).collect();

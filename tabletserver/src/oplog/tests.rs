@@ -1,7 +1,6 @@
 //! The log against crashes: reopen, torn tails, damage, cuts, purges, many tablets.
 
 use super::*;
-use bytes::Bytes;
 use ebla_kernel::entry::{LogEnd, Payload, WriteRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId};
@@ -40,11 +39,16 @@ fn entries(count: usize) -> Vec<Entry> {
     entries_after(LogEnd::default(), count, 100)
 }
 
+fn logged(entries: &[Entry]) -> Vec<Logged> {
+    entries.iter().cloned().map(Logged::from).collect()
+}
+
 fn open(dir: &TempDir) -> Result<Oplog, OplogError> {
     Oplog::open(&dir.path().join("oplog"), &OplogConfig { file_bytes: 64 * 1024, purge_bytes: 64 * 1024 })
 }
 
 fn append(oplog: &Oplog, tablet: TabletId, tail: Tail, entries: &[Entry]) -> Result<usize, OplogError> {
+    let entries = logged(entries);
     oplog.append_group(&[Append { tablet, tail, entries: entries.iter().collect() }], Fsync::Now)
 }
 
@@ -85,9 +89,10 @@ fn a_reopened_log_holds_what_was_appended() {
         3,
         10,
     );
+    let (some, others) = (logged(&all), logged(&other));
     let group = [
-        Append { tablet: T, tail: Tail::Continue, entries: all.iter().collect() },
-        Append { tablet: TabletId(9), tail: Tail::Continue, entries: other.iter().collect() },
+        Append { tablet: T, tail: Tail::Continue, entries: some.iter().collect() },
+        Append { tablet: TabletId(9), tail: Tail::Continue, entries: others.iter().collect() },
     ];
     oplog.append_group(&group, Fsync::Now).unwrap();
     drop(oplog);
@@ -113,8 +118,8 @@ fn a_hole_is_refused_and_a_cut_must_be_asked_for() {
         let refused = append(&oplog, T, tail, &all[from..]);
         assert!(matches!(refused, Err(OplogError::NotContiguous { .. })), "{tail:?} {from}: {refused:?}");
     }
-    let with_a_hole = [&all[5], &all[7]];
-    let group = [Append { tablet: T, tail: Tail::Continue, entries: with_a_hole.into() }];
+    let with_a_hole = logged(&[all[5].clone(), all[7].clone()]);
+    let group = [Append { tablet: T, tail: Tail::Continue, entries: with_a_hole.iter().collect() }];
     assert!(matches!(oplog.append_group(&group, Fsync::Now), Err(OplogError::NotContiguous { .. })));
     assert_eq!(read_all(&oplog, T), all[..5]);
 
@@ -219,13 +224,37 @@ fn a_purge_gives_space_back_and_keeps_what_must_stay() {
 }
 
 #[test]
+fn a_cut_tail_stays_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let oplog = open(&dir).unwrap();
+    let all = entries(10);
+    append(&oplog, T, Tail::Continue, &all).unwrap();
+    append(&oplog, TabletId(9), Tail::Continue, &all).unwrap();
+    oplog.compact_to(&[(T, Seq(4))]).unwrap();
+    for keep in [Seq(10), Seq(7), Seq(7), Seq(4)] {
+        oplog.cut_after(T, keep).unwrap();
+        assert_eq!(oplog.bounds(T), Some((Seq(4), keep)));
+    }
+    assert!(matches!(oplog.cut_after(T, Seq(2)), Err(OplogError::Purged { .. })));
+    oplog.cut_after(TabletId(9), Seq(0)).unwrap();
+    drop(oplog);
+    let oplog = open(&dir).unwrap();
+    assert_eq!(read_all(&oplog, T), all[3..4]);
+    assert_eq!(oplog.bounds(TabletId(9)), None);
+    append(&oplog, T, Tail::Continue, &all[4..6]).unwrap();
+    append(&oplog, TabletId(9), Tail::Continue, &all[..2]).unwrap();
+    assert_eq!(oplog.bounds(T), Some((Seq(4), Seq(6))));
+}
+
+#[test]
 fn ten_thousand_tablets_reopen_fast() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("oplog");
     let oplog = Oplog::open(&path, &OplogConfig::default()).unwrap();
     let start = Payload::EpochStart { replica: ReplicaId(1), incarnation: Incarnation(1) };
     let entry = LogEnd::default().follow(Epoch(1), Hlc(1), start);
-    let append = |tablet| Append { tablet: TabletId(tablet), tail: Tail::Continue, entries: vec![&entry] };
+    let logged = Logged::from(entry.clone());
+    let append = |tablet| Append { tablet: TabletId(tablet), tail: Tail::Continue, entries: vec![&logged] };
     oplog.append_group(&(1..=10_000).map(append).collect::<Vec<_>>(), Fsync::Now).unwrap();
     drop(oplog);
     let started = std::time::Instant::now();
@@ -246,7 +275,7 @@ fn two_logs_cannot_share_a_directory() {
 fn worked_bytes_of_the_documentation() {
     let start = Payload::EpochStart { replica: ReplicaId(3), incarnation: Incarnation(7) };
     let entry = LogEnd::default().follow(Epoch(1), Hlc::new(1, 0), start);
-    let stored = record(&entry).value;
+    let stored = record(&Logged::from(entry.clone())).value;
     let text = include_str!("../../../docs/formats.md");
     crate::documented::check(text, "oplog-record", &stored);
     assert_eq!(read_record(T, Seq(1), &stored).unwrap(), entry);

@@ -1,11 +1,13 @@
 //! The log thread: a group in, one append with one fsync, the group out to be applied.
 
-use super::sequencer::Control;
+use super::messages::Control;
 use super::{Group, TabletEntries};
-use crate::disk::DiskGauge;
+use crate::disk::{DiskGauge, SyncWatch};
 use crate::oplog::{Append, Fsync, Oplog, OplogError, Tail};
 use crossbeam::channel::{Receiver, Sender};
 use ebla_kernel::entry::Payload;
+use ebla_kernel::ids::TabletId;
+use std::collections::HashSet;
 use std::sync::Arc;
 use tracing::error;
 
@@ -21,6 +23,8 @@ pub struct Log {
     pub oplog: Arc<Oplog>,
     /// Told of every group, so that the disk never fills unseen between two looks.
     pub disk: Arc<DiskGauge>,
+    /// Told of every sync, so that a disk that hangs is noticed.
+    pub syncs: Arc<SyncWatch>,
 }
 
 impl Log {
@@ -32,12 +36,16 @@ impl Log {
     /// # Errors
     /// A failed fsync is final: nothing unsynced may be acknowledged, the server must end.
     pub fn run(self) -> Result<(), OplogError> {
-        while let Ok(group) = self.groups.recv() {
-            let parts: Vec<_> = group.parts.iter().map(append).collect();
+        let mut uncertain = HashSet::new();
+        while let Ok(mut group) = self.groups.recv() {
+            let parts: Vec<_> = group.parts.iter().map(|part| append(part, &uncertain)).collect();
             self.disk.add_unflushed(group.bytes as u64);
             self.disk.read();
-            match self.oplog.append_group(&parts, Fsync::Now) {
+            let appended = self.syncs.watch(|| self.oplog.append_group(&parts, Fsync::Now));
+            match appended {
                 Ok(_) => {
+                    group.room.clear();
+                    group.parts.iter().for_each(|part| drop(uncertain.remove(&part.handle.id)));
                     // m38: said before the rows of the group can be applied.
                     let told = self.control.send(Control::Persisted(group.ends()));
                     if told.is_err() || self.durable.send(group).is_err() {
@@ -47,6 +55,7 @@ impl Log {
                 Err(error @ OplogError::SyncFailed { .. }) => return Err(error),
                 Err(error) => {
                     error!(%error, "an append failed; the tablets of the group give up their epochs");
+                    uncertain.extend(group.parts.iter().map(|part| part.handle.id));
                     if self.control.send(Control::AppendFailed(group.starts())).is_err() {
                         break;
                     }
@@ -57,10 +66,10 @@ impl Log {
     }
 }
 
-fn append(part: &TabletEntries) -> Append<'_> {
-    // After a failed append the next epoch begins at the end of what was written: a cut there
-    // drops whatever the failure left behind.
-    let starts_epoch = matches!(part.entries[0].payload, Payload::EpochStart { .. });
-    let tail = if starts_epoch { Tail::Cut } else { Tail::Continue };
-    Append { tablet: part.handle.id, tail, entries: part.entries.iter().collect() }
+/// After a failed append nobody knows what of it is in the log: the next one cuts there.
+fn append<'a>(part: &'a TabletEntries, uncertain: &HashSet<TabletId>) -> Append<'a> {
+    let starts_epoch = matches!(part.items[0].logged.entry.payload, Payload::EpochStart { .. });
+    let cuts = starts_epoch || uncertain.contains(&part.handle.id);
+    let tail = if cuts { Tail::Cut } else { Tail::Continue };
+    Append { tablet: part.handle.id, tail, entries: part.items.iter().map(|item| &*item.logged).collect() }
 }

@@ -1,169 +1,69 @@
-//! The sequencer thread: owns the tablet cores, feeds them, and carries out their effects.
+//! The sequencer thread: owns the tablet cores and feeds them. What they want done is done in
+//! `effects.rs`.
 //!
-//! Effects are executed here and nowhere else, in the order in which the cores gave them.
-//! What must be durable before what leaves is decided by the cores: a reply to a write comes
-//! out of `Applied`, an answer to a fence out of `PromisePersisted` and `Persisted`.
+//! A round takes everything that waits, steps the cores, lets them say what gathered for other
+//! servers (`Input::Flush`), and only then hands the group to the log: entries are on their way
+//! to other copies before the sync here begins.
 
-use super::{Group, TabletEntries};
+use super::Group;
+use super::apply::Order;
+use super::cut::Work;
+use super::effects::Kept;
+use super::messages::{Appointed, Ask, Control, Fenced, Outward, PeerMessages, Reply, Request};
 use crate::clock::Clock;
 use crate::limits;
+use crate::promises::Leases;
+use crate::replication::Peers;
 use crate::tablets::TabletHandle;
 use crossbeam::channel::{Receiver, Select, Sender, TrySendError};
-use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId, RequestId, Seq, TabletId, Tick};
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::{Epoch, ReplicaId, RequestId, Seq, ServerId, TabletId, Tick};
 use ebla_kernel::limits::{TOKEN_WINDOW_MS, TOKENS_PER_SERVER_MAX};
-use ebla_kernel::op::{AckLevel, Change, Op, Token};
-use ebla_kernel::sequence::Evidence;
-use ebla_kernel::tablet::{Answer, Appointment, Effect, FenceAnswer, Input, Refusal, Tablet, WriteRequest};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use ebla_kernel::tablet::{
+    Answer, Appointment, Effect, FenceAnswer, Input, Membership, PeerMessage, Proposal, Refusal, Tablet,
+    WriteRequest,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, info};
+use tracing::error;
 
-/// Who waits for an answer.
-#[derive(Debug)]
-pub enum Reply {
-    /// A task of its own.
-    Once(oneshot::Sender<Answer>),
-    /// A call on a stream.
-    Stream {
-        /// The call's number.
-        call: u64,
-        /// The stream's answers.
-        to: mpsc::UnboundedSender<(u64, Answer)>,
-    },
+/// One replica here.
+pub(super) struct Slot {
+    pub(super) tablet: Tablet,
+    pub(super) handle: Arc<TabletHandle>,
+    /// Where the other copies are.
+    pub(super) servers: BTreeMap<ReplicaId, ServerId>,
+    /// The in-sync set as metadata last told it.
+    in_sync: BTreeSet<ReplicaId>,
+    /// There are other copies.
+    pub(super) has_peers: bool,
+    pub(super) kept: Kept,
+    /// Stepped in this round.
+    is_touched: bool,
 }
 
-impl Reply {
-    /// Answers; a client that went away hears nothing.
-    pub fn send(self, answer: Answer) {
-        match self {
-            Self::Once(to) => drop(to.send(answer)),
-            Self::Stream { call, to } => drop(to.send((call, answer))),
-        }
-    }
-}
-
-/// What clients ask.
-#[derive(Debug)]
-pub enum Ask {
-    /// An atomic batch.
-    Write {
-        /// Its operations, within the limits.
-        ops: Vec<Op>,
-        /// How many copies to wait for.
-        level: AckLevel,
-        /// Its name for retries.
-        token: Option<Token>,
-        /// What was read for it.
-        evidence: Evidence,
-    },
-    /// Tell when everything sequenced so far is applied.
-    Barrier,
-    /// How did this write end?
-    GetOutcome {
-        /// The write.
-        token: Token,
-    },
-}
-
-/// A client's request.
-#[derive(Debug)]
-pub struct Request {
-    /// The tablet.
-    pub tablet: TabletId,
-    /// What is asked.
-    pub ask: Ask,
-    /// When to answer that nobody knows.
-    pub deadline: Tick,
-    /// Who waits.
-    pub reply: Reply,
-}
-
-/// What the server tells its sequencer.
-pub enum Control {
-    /// Take this replica in.
-    Install(Box<Tablet>, Arc<TabletHandle>),
-    /// Let this replica go; tell when nothing of it is in flight.
-    Remove(TabletId, oneshot::Sender<()>),
-    /// Metadata asks for promises.
-    Fence(Vec<(TabletId, ReplicaId, Epoch)>),
-    /// Metadata named leaders.
-    Appoint(Vec<(TabletId, Appointed)>),
-    /// Promises are durable.
-    PromisePersisted(Vec<(TabletId, Epoch)>),
-    /// Entries up to these are durable.
-    Persisted(Vec<(TabletId, Seq)>),
-    /// Rows up to these are in the store.
-    Applied(Vec<(TabletId, Seq)>),
-    /// Entries from these on were not written.
-    AppendFailed(Vec<(TabletId, Seq)>),
-    /// Finish what was asked, then give up every epoch, then tell.
-    Drain(oneshot::Sender<()>),
-    /// End the thread.
-    Stop,
-}
-
-/// An appointment before it has its timestamp.
-#[derive(Clone, Debug)]
-pub struct Appointed {
-    /// The term.
-    pub epoch: Epoch,
-    /// The replica that leads.
-    pub replica: ReplicaId,
-    /// The process that leads.
-    pub incarnation: Incarnation,
-    /// The in-sync set.
-    pub in_sync: BTreeSet<ReplicaId>,
-    /// Durability factor D.
-    pub min_in_sync: u8,
-}
-
-/// What cores ask of the rest of the server.
-#[derive(Debug)]
-pub enum Outward {
-    /// Make promises durable, then say `PromisePersisted`.
-    PersistPromises(Vec<(TabletId, Epoch)>),
-    /// Answer metadata's fences.
-    FenceAnswers(Vec<(TabletId, ReplicaId, FenceAnswer)>),
-    /// Some tablet began or ceased to serve.
-    ServingChanged,
-}
-
-/// The request cannot be taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SubmitError {
-    /// Too much is waiting.
-    Full,
-    /// The server is stopping.
-    Stopped,
-}
-
-/// The way in, for request tasks.
-#[derive(Clone)]
-pub struct SequencerHandle {
-    /// Requests, bounded.
-    pub requests: Sender<Request>,
-    /// Completions and orders; bounded by the groups and tablets there are.
-    pub control: Sender<Control>,
-}
-
-impl SequencerHandle {
-    /// Hands a request over without waiting.
-    ///
-    /// # Errors
-    /// `Full` or `Stopped`; nothing was done.
-    pub fn submit(&self, request: Request) -> Result<(), SubmitError> {
-        self.requests.try_send(request).map_err(|error| match error {
-            TrySendError::Full(_) => SubmitError::Full,
-            TrySendError::Disconnected(_) => SubmitError::Stopped,
-        })
-    }
-}
-
-struct Slot {
-    tablet: Tablet,
-    handle: Arc<TabletHandle>,
+/// What a sequencer begins with.
+pub struct SequencerParts {
+    /// Requests of clients.
+    pub requests: Receiver<Request>,
+    /// Everything else that comes in.
+    pub control: Receiver<Control>,
+    /// Where groups go.
+    pub log: Sender<Group>,
+    /// Where orders to the apply thread go.
+    pub orders: Sender<Order>,
+    /// Where questions to the log go.
+    pub cuts: Sender<Work>,
+    /// Where news for the rest of the server go.
+    pub outward: mpsc::UnboundedSender<Outward>,
+    /// Timestamps.
+    pub clock: Arc<Clock>,
+    /// Promises between servers.
+    pub leases: Arc<Leases>,
+    /// The ways to other servers.
+    pub peers: Arc<Peers>,
 }
 
 /// What the sequencer thread works with.
@@ -171,14 +71,18 @@ pub struct Sequencer {
     requests: Receiver<Request>,
     control: Receiver<Control>,
     log: Sender<Group>,
+    pub(super) orders: Sender<Order>,
+    pub(super) cuts: Sender<Work>,
     outward: mpsc::UnboundedSender<Outward>,
     clock: Arc<Clock>,
-    slots: HashMap<TabletId, Slot>,
-    waiting: HashMap<RequestId, Reply>,
+    pub(super) leases: Arc<Leases>,
+    pub(super) peers: Arc<Peers>,
+    pub(super) slots: HashMap<TabletId, Slot>,
+    pub(super) waiting: HashMap<RequestId, Reply>,
     next_request: RequestId,
-    group: Group,
+    pub(super) group: Group,
     /// Where a tablet's entries stand in `group`.
-    parts: HashMap<TabletId, usize>,
+    pub(super) parts: HashMap<TabletId, usize>,
     /// Groups handed on and not applied yet, and those who wait for none to be.
     in_flight: usize,
     drained: Vec<oneshot::Sender<()>>,
@@ -191,9 +95,17 @@ pub struct Sequencer {
     draining: Option<oneshot::Sender<()>>,
     stopped: bool,
     effects: Vec<Effect>,
-    promises: Vec<(TabletId, Epoch)>,
-    fence_answers: Vec<(TabletId, ReplicaId, FenceAnswer)>,
-    serving_changed: bool,
+    /// Tablets that were stepped in this round.
+    touched: Vec<TabletId>,
+    /// Tablets that keep entries in memory for other copies.
+    pub(super) with_tails: HashSet<TabletId>,
+    tails_swept: Tick,
+    /// Streams for which there was no way.
+    pub(super) unsent: Vec<(TabletId, ReplicaId)>,
+    pub(super) promises: Vec<(TabletId, Epoch)>,
+    pub(super) fence_answers: Vec<(TabletId, ReplicaId, FenceAnswer)>,
+    pub(super) proposals: Vec<(TabletId, Proposal)>,
+    pub(super) serving_changed: bool,
 }
 
 enum Wake {
@@ -207,19 +119,18 @@ enum Wake {
 impl Sequencer {
     /// A sequencer of no tablets.
     #[must_use]
-    pub fn new(
-        requests: Receiver<Request>,
-        control: Receiver<Control>,
-        log: Sender<Group>,
-        outward: mpsc::UnboundedSender<Outward>,
-        clock: Arc<Clock>,
-    ) -> Self {
+    pub fn new(parts: SequencerParts) -> Self {
+        let SequencerParts { requests, control, log, orders, cuts, outward, clock, leases, peers } = parts;
         Self {
             requests,
             control,
             log,
+            orders,
+            cuts,
             outward,
             clock,
+            leases,
+            peers,
             slots: HashMap::new(),
             waiting: HashMap::new(),
             next_request: RequestId(0),
@@ -234,8 +145,13 @@ impl Sequencer {
             draining: None,
             stopped: false,
             effects: Vec::new(),
+            touched: Vec::new(),
+            with_tails: HashSet::new(),
+            tails_swept: Tick(0),
+            unsent: Vec::new(),
             promises: Vec::new(),
             fence_answers: Vec::new(),
+            proposals: Vec::new(),
             serving_changed: false,
         }
     }
@@ -251,6 +167,7 @@ impl Sequencer {
             }
             self.drain();
             self.tick();
+            self.flush();
             self.hand_on();
             self.finish_drain();
             self.send_outward();
@@ -324,21 +241,46 @@ impl Sequencer {
             Control::Remove(tablet, done) => self.remove(tablet, done),
             Control::Fence(fences) => self.fence(fences),
             Control::Appoint(appointed) => self.appoint(appointed),
+            Control::ProposalsRefused(refused) => {
+                let refused = refused.into_iter().map(|(id, epoch, version)| (id, (epoch, version)));
+                self.each(refused, |(epoch, version)| Input::ProposalRefused { epoch, version });
+            }
+            Control::Transfer(transfers) => {
+                let until = self.clock.tick().plus_ms(limits::TRANSFER_PATIENCE_MS);
+                let transfers = transfers.into_iter().map(|(id, epoch, to)| (id, (epoch, to)));
+                self.each(transfers, |(epoch, to)| Input::Transfer { epoch, to, until });
+            }
             Control::PromisePersisted(promises) => {
                 self.each(promises, |epoch| Input::PromisePersisted { epoch });
             }
-            Control::Persisted(ends) => self.each(ends, |upto| Input::Persisted { upto }),
-            Control::Applied(ends) => {
-                self.in_flight -= 1;
+            Control::Peers(messages) => self.peers_say(messages),
+            Control::Connected(server) => self.all(|| Input::Connected { server }),
+            Control::Silent(server) => self.all(|| Input::Silent { server }),
+            Control::Superseded(epochs, done) => {
+                self.each(epochs, |epoch| Input::Superseded { epoch });
+                // Whoever waited is gone with its connection.
+                let _ = done.send(());
+            }
+            Control::Sent(sent) => {
+                let sent = sent.into_iter().map(|(id, to, upto)| (id, (to, upto)));
+                self.each(sent, |(to, upto)| Input::Sent { to, upto });
+            }
+            Control::StreamFailed(failed) => self.each(failed, |to| Input::StreamFailed { to }),
+            Control::CloseWanted(tablet, ts) => self.close_wanted(tablet, ts),
+            Control::Persisted(ends) => self.persisted(ends),
+            Control::Applied { groups, ends } => {
+                self.in_flight -= groups;
                 self.each(ends, |upto| Input::Applied { upto });
                 self.tell_drained();
             }
-            Control::AppendFailed(starts) => {
-                self.in_flight -= 1;
-                self.drop_pending(&starts);
-                self.each(starts, |from| Input::AppendFailed { from });
-                self.tell_drained();
+            Control::Settled(ends) => self.each(ends, |upto| Input::Settled { upto }),
+            Control::Located(ends) => self.each(ends, |end| Input::Located { end }),
+            Control::Truncated(ends) => {
+                let ends = ends.into_iter().map(|(id, end, applied)| (id, (end, applied)));
+                self.each(ends, |(end, applied)| Input::Truncated { end, applied });
             }
+            Control::AppendFailed(starts) => self.append_failed(starts),
+            Control::HandOver(done) => self.hand_over(done),
             Control::Drain(done) => self.draining = Some(done),
         }
     }
@@ -349,7 +291,16 @@ impl Sequencer {
         if tablet.token_count() > 0 {
             self.with_tokens.insert(id);
         }
-        self.slots.insert(id, Slot { tablet, handle });
+        let slot = Slot {
+            tablet,
+            handle,
+            servers: BTreeMap::new(),
+            in_sync: BTreeSet::new(),
+            has_peers: false,
+            kept: Kept::default(),
+            is_touched: false,
+        };
+        self.slots.insert(id, slot);
     }
 
     fn remove(&mut self, id: TabletId, done: oneshot::Sender<()>) {
@@ -359,15 +310,17 @@ impl Sequencer {
         }
         self.timed.remove(&id);
         self.with_tokens.remove(&id);
+        self.with_tails.remove(&id);
+        let _ = self.orders.send(Order::Forget(id));
         self.drained.push(done);
         self.tell_drained();
     }
 
-    fn fence(&mut self, fences: Vec<(TabletId, ReplicaId, Epoch)>) {
-        for (tablet, replica, epoch) in fences {
+    fn fence(&mut self, fences: Vec<Fenced>) {
+        for Fenced { tablet, replica, epoch, gone } in fences {
             let is_ours = self.slots.get(&tablet).is_some_and(|slot| slot.tablet.replica() == replica);
             if is_ours {
-                self.step(tablet, Input::Fence { epoch });
+                self.step(tablet, Input::Fence { epoch, gone });
             }
         }
     }
@@ -378,9 +331,107 @@ impl Sequencer {
                 error!("the timestamp bound cannot be persisted; appointments are refused");
                 return;
             };
-            let Appointed { epoch, replica, incarnation, in_sync, min_in_sync } = appointed;
-            let appointment = Appointment { epoch, replica, incarnation, in_sync, min_in_sync, ts };
+            let Appointed { epoch, replica, incarnation, membership, min_in_sync, shrink_floor } = appointed;
+            if let Some(slot) = self.slots.get_mut(&tablet) {
+                slot.learn(&membership);
+            }
+            let news = membership.clone();
+            let appointment =
+                Appointment { epoch, replica, incarnation, membership, min_in_sync, shrink_floor, ts };
+            // The core takes an appointment once; afterwards only the set is news.
             self.step(tablet, Input::Appoint(appointment));
+            self.step(tablet, Input::InSync { epoch, membership: news });
+        }
+    }
+
+    fn peers_say(&mut self, said: PeerMessages) {
+        for (tablet, to, peer) in said.messages {
+            // A message for a copy that is not here creates nothing.
+            let Some(slot) = self.slots.get_mut(&tablet).filter(|slot| slot.tablet.replica() == to) else {
+                continue;
+            };
+            slot.servers.insert(peer.from, peer.run.server.server);
+            slot.has_peers = true;
+            match peer.message {
+                PeerMessage::CloseWanted { ts } => self.close_wanted(tablet, ts),
+                PeerMessage::Probe
+                | PeerMessage::Hello { .. }
+                | PeerMessage::Append { .. }
+                | PeerMessage::Ack { .. }
+                | PeerMessage::Refuse => self.step(tablet, Input::Peer(peer)),
+            }
+        }
+        if !self.group.parts.is_empty() {
+            self.group.room.push(said.room);
+        }
+    }
+
+    /// A fresh timestamp above the wanted one closes it, if its entry is needed. A timestamp
+    /// far ahead of this clock is not believed.
+    fn close_wanted(&mut self, tablet: TabletId, ts: Hlc) {
+        if self.clock.observe(ts).is_ok()
+            && let Ok(fresh) = self.clock.issue()
+        {
+            self.step(tablet, Input::CloseWanted { ts, fresh });
+        }
+    }
+
+    fn persisted(&mut self, ends: Vec<(TabletId, Seq)>) {
+        for (id, upto) in &ends {
+            if let Some(slot) = self.slots.get(id).filter(|slot| slot.has_peers) {
+                slot.handle.tail.durable(*upto);
+            }
+        }
+        self.each(ends, |upto| Input::Persisted { upto });
+    }
+
+    fn append_failed(&mut self, starts: Vec<(TabletId, Seq)>) {
+        self.in_flight -= 1;
+        self.drop_pending(&starts);
+        for (id, from) in &starts {
+            if let Some(slot) = self.slots.get(id) {
+                slot.handle.tail.cut_from(*from);
+            }
+        }
+        self.each(starts, |from| Input::AppendFailed { from });
+        self.tell_drained();
+    }
+
+    /// Hands over what is led here and can be; the server is about to stop.
+    fn hand_over(&mut self, done: oneshot::Sender<Vec<TabletId>>) {
+        let until = self.clock.tick().plus_ms(limits::TRANSFER_PATIENCE_MS);
+        let wanted = self.peers.wanted();
+        let heir = |slot: &Slot| {
+            let epoch = slot.tablet.leading()?;
+            let is_open = |replica: &&ReplicaId| {
+                let server = slot.servers.get(replica);
+                server.and_then(|server| wanted.get(server)).is_some_and(|peer| peer.is_open())
+            };
+            let others = slot.in_sync.iter().filter(|replica| **replica != slot.handle.replica);
+            others.copied().find(|replica| is_open(&replica)).map(|to| (epoch, to))
+        };
+        let heirs: Vec<_> =
+            self.slots.iter().filter_map(|(id, slot)| Some((*id, heir(slot)?))).collect();
+        let handed = heirs.iter().map(|(id, _)| *id).collect();
+        self.each(heirs, |(epoch, to)| Input::Transfer { epoch, to, until });
+        // Whoever waited is gone.
+        let _ = done.send(handed);
+    }
+
+    /// Lets what gathered for other servers leave, and tells readers how far the tablets are.
+    fn flush(&mut self) {
+        while !self.touched.is_empty() || !self.unsent.is_empty() {
+            for id in std::mem::take(&mut self.touched) {
+                let Some(slot) = self.slots.get_mut(&id) else { continue };
+                slot.is_touched = false;
+                self.step_quietly(id, Input::Flush);
+                if let Some(slot) = self.slots.get_mut(&id) {
+                    slot.publish();
+                }
+            }
+            for (id, to) in std::mem::take(&mut self.unsent) {
+                self.step_quietly(id, Input::StreamFailed { to });
+            }
         }
     }
 
@@ -446,12 +497,28 @@ impl Sequencer {
         }
     }
 
+    /// Steps every core.
+    fn all(&mut self, input: impl Fn() -> Input) {
+        let ids: Vec<TabletId> = self.slots.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.step(id, input()));
+    }
+
     fn step(&mut self, id: TabletId, input: Input) {
+        if let Some(slot) = self.slots.get_mut(&id)
+            && !std::mem::replace(&mut slot.is_touched, true)
+        {
+            self.touched.push(id);
+        }
+        self.step_quietly(id, input);
+    }
+
+    /// Steps a core without marking it for a flush.
+    fn step_quietly(&mut self, id: TabletId, input: Input) {
         let now = self.clock.tick();
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let tokens_before = slot.tablet.token_count();
         let mut effects = std::mem::take(&mut self.effects);
-        slot.tablet.step(now, input, &mut effects);
+        slot.tablet.step(now, &*self.leases, input, &mut effects);
         let tokens = slot.tablet.token_count();
         self.tokens = self.tokens + tokens - tokens_before;
         if tokens_before == 0 && tokens > 0 {
@@ -466,37 +533,6 @@ impl Sequencer {
         self.effects = effects;
     }
 
-    fn carry_out(&mut self, id: TabletId, effect: Effect) {
-        let Some(slot) = self.slots.get(&id) else { return };
-        match effect {
-            Effect::PersistPromise { epoch } => self.promises.push((id, epoch)),
-            Effect::AnswerFence(answer) => self.fence_answers.push((id, slot.tablet.replica(), answer)),
-            Effect::Append(entry) => {
-                self.group.bytes += super::apply::changes(&entry).iter().map(Change::bytes).sum::<usize>();
-                let at = *self.parts.entry(id).or_insert_with(|| {
-                    let handle = Arc::clone(&slot.handle);
-                    self.group.parts.push(TabletEntries { handle, entries: Vec::new() });
-                    self.group.parts.len() - 1
-                });
-                self.group.parts[at].entries.push(entry);
-            }
-            Effect::Serve { epoch } => {
-                slot.handle.set_serving(Some(epoch));
-                self.serving_changed = true;
-            }
-            Effect::StopServing { epoch } => {
-                info!(tablet = %id, %epoch, "gave up an epoch");
-                slot.handle.give_up(epoch);
-                self.serving_changed = true;
-            }
-            Effect::Reply { request, answer } => {
-                if let Some(reply) = self.waiting.remove(&request) {
-                    reply.send(answer);
-                }
-            }
-        }
-    }
-
     fn tick(&mut self) {
         let now = self.clock.tick();
         let due: Vec<TabletId> = self.timed.iter().copied().filter(|id| self.is_due(*id, now)).collect();
@@ -506,6 +542,11 @@ impl Sequencer {
             if next.is_none() {
                 self.timed.remove(&id);
             }
+        }
+        if now.ms_since(self.tails_swept) >= limits::TAIL_SWEEP_MS && !self.with_tails.is_empty() {
+            self.tails_swept = now;
+            let slots = &self.slots;
+            self.with_tails.retain(|id| slots.get(id).is_some_and(|slot| slot.handle.tail.sweep()));
         }
         if now.ms_since(self.tokens_checked) >= limits::TOKENS_CHECK_MS || self.tokens > TOKENS_PER_SERVER_MAX
         {
@@ -540,6 +581,7 @@ impl Sequencer {
     fn send_outward(&mut self) {
         let promises = std::mem::take(&mut self.promises);
         let answers = std::mem::take(&mut self.fence_answers);
+        let proposals = std::mem::take(&mut self.proposals);
         let serving = std::mem::take(&mut self.serving_changed);
         let tell = |is_empty: bool, message: Outward| {
             if !is_empty {
@@ -549,6 +591,15 @@ impl Sequencer {
         tell(promises.is_empty(), Outward::PersistPromises(promises));
         tell(answers.is_empty(), Outward::FenceAnswers(answers));
         tell(!serving, Outward::ServingChanged);
+        tell(proposals.is_empty(), Outward::Proposals(proposals));
+    }
+}
+
+impl Slot {
+    fn learn(&mut self, membership: &Membership) {
+        self.in_sync.clone_from(&membership.in_sync);
+        self.servers.extend(&membership.members);
+        self.has_peers |= membership.members.len() > 1;
     }
 }
 

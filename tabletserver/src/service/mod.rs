@@ -1,9 +1,11 @@
 //! The gRPC face of a tablet server.
 
 mod kv;
+mod lost;
 mod pipe;
 mod route;
 mod scan;
 
 pub use kv::Kv;
+pub use lost::Lost;
 pub use route::Route;

@@ -14,7 +14,7 @@ use ebla_kernel::tablet::Answer;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1::pipe_answer::Answer as WireAnswer;
 use ebla_proto::v1::pipe_call::Call;
-use ebla_proto::v1::{PipeAnswer, PipeCall, PipeRequest, PipeResponse};
+use ebla_proto::v1::{Consistency, GetRequest, PipeAnswer, PipeCall, PipeRequest, PipeResponse};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -101,7 +101,7 @@ impl Pipe {
     async fn take(self: &Arc<Self>, call: PipeCall) -> Option<PipeAnswer> {
         let id = call.id;
         match call.call {
-            Some(Call::Get(get)) if get.at_ts == 0 => {
+            Some(Call::Get(get)) if get.at_ts == 0 && !reads_copy(&get) => {
                 Some(answer(id, self.node.get_newest(&get).map(WireAnswer::Get)))
             }
             Some(Call::Get(get)) => {
@@ -194,6 +194,14 @@ impl Pipe {
 
     fn sequenced(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Sequenced>> {
         self.sequenced.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// Whether a read may have to wait until the copy here has what it must see.
+fn reads_copy(get: &GetRequest) -> bool {
+    match Consistency::try_from(get.consistency) {
+        Ok(Consistency::Unspecified | Consistency::Linearizable) => false,
+        Ok(Consistency::Bounded | Consistency::Session) | Err(_) => true,
     }
 }
 

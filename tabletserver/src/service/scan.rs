@@ -217,9 +217,7 @@ impl Scan {
             let page = scanner.next_page(&self.page_limits()).map_err(store_error)?;
             // What was read counts only if it was all still there and the tablet still serves.
             self.node.check_floor(&self.table, self.at)?;
-            if tablet.serving().is_none() {
-                return Err(self.node.elsewhere(&self.table, spec.range.start()));
-            }
+            self.node.check_serving(&self.table, tablet, spec.range.start())?;
             self.given += page.count;
             self.left = self.left.map(|left| left.saturating_sub(page.count));
             let is_full = self.left == Some(0);

@@ -95,13 +95,14 @@ impl RowCache {
         }
     }
 
-    /// To be called for each key of the batch once it is written: `version` is now the
-    /// newest. Cached rows are replaced, others are left to be read first.
+    /// To be called for each key of the batch once it is written. A cached row is replaced
+    /// unless it is newer: a write that waited for other copies is applied after later ones of
+    /// the same row. Rows that are not cached are left to be read first.
     pub fn after_apply(&self, generation: u64, key: &[u8], version: &Version) {
         let mut counter = self.stripe(stripe_of(generation, key));
         *counter += 1;
         let lookup = CacheKeyRef { generation, key };
-        if !self.rows.contains_key(&lookup) {
+        if self.rows.get(&lookup).is_none_or(|cached| cached.ts > version.ts) {
             return;
         }
         if weight(key, version) > self.row_bytes_max {
@@ -218,6 +219,17 @@ mod tests {
 
     fn version(ts: u64) -> Version {
         Version { ts: Hlc(ts), body: Body::Value(Bytes::from_static(b"v")), expires_ms: None }
+    }
+
+    #[test]
+    fn a_version_that_is_applied_late_replaces_no_newer_one() {
+        let cache = RowCache::default();
+        let stamp = cache.begin_fill(1, b"k");
+        assert!(cache.fill(stamp, 1, b"k", &version(5)));
+        cache.after_apply(1, b"k", &version(3));
+        assert_eq!(cache.get(1, b"k"), Some(version(5)));
+        cache.after_apply(1, b"k", &version(6));
+        assert_eq!(cache.get(1, b"k"), Some(version(6)));
     }
 
     #[test]

@@ -125,6 +125,8 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn compact(&self, _: TableId, _: &KeyRange) {}
+
     fn approximate_bytes(&self, table: TableId, range: &KeyRange) -> u64 {
         let (from, to) = key::row_bounds(table, range);
         let bounds = (Bound::Included(&from[..]), Bound::Excluded(&to[..]));

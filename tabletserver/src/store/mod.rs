@@ -196,6 +196,10 @@ pub trait Store: Send + Sync {
     /// `Engine`: the range holds garbage; call again.
     fn clear_range(&self, table: TableId, range: &KeyRange) -> Result<(), StoreError>;
 
+    /// Works the rows of `range` through: what was removed from it is gone from the files, and
+    /// what the floors allow with it. Slow; for after an undo, see [`gc`].
+    fn compact(&self, table: TableId, range: &KeyRange);
+
     /// Bytes that the rows of `range` take in files (in memory: at all); an estimate. On disk
     /// the engine does not tell what of its memtable belongs to a range: a caller that wants
     /// unflushed rows included adds what it has applied since the last flush.

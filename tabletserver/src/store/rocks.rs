@@ -68,12 +68,6 @@ impl RocksStore {
         Ok(Self { db })
     }
 
-    /// Compacts the rows of `range` now, down to the last level: drops what the floors allow.
-    pub fn compact(&self, table: TableId, range: &KeyRange) {
-        let (from, to) = key::row_bounds(table, range);
-        self.db.compact_range(Some(from), Some(to));
-    }
-
     fn write(&self, batch: WriteBatch, tried: &'static str) -> Result<(), StoreError> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
@@ -170,6 +164,11 @@ impl Store for RocksStore {
         }
         self.write(batch, "clear a range")?;
         self.flush()
+    }
+
+    fn compact(&self, table: TableId, range: &KeyRange) {
+        let (from, to) = key::row_bounds(table, range);
+        self.db.compact_range(Some(from), Some(to));
     }
 
     fn approximate_bytes(&self, table: TableId, range: &KeyRange) -> u64 {
