@@ -59,8 +59,6 @@ reasons! {
     RecordNotFound = "RECORD_NOT_FOUND", NotFound;
     /// This copy is not recent enough for the read; another one, or the leader, may be.
     CopyBehind = "COPY_BEHIND", Unavailable;
-    /// The write that a session token names was dropped by a failover.
-    WriteLost = "WRITE_LOST", FailedPrecondition;
     /// A condition of the batch does not hold; nothing was written.
     ConditionFailed = "CONDITION_FAILED", Aborted;
     /// The row is not a counter, or the sum leaves 64 bits.
