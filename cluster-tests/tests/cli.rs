@@ -232,8 +232,19 @@ fn lists_have_their_fields() -> Result<()> {
     assert_eq!(tables[0]["name"], "t");
     assert!(tables[0]["id"].is_u64());
 
-    let wanted =
-        ["id", "table", "start", "end", "leader", "epoch", "replicas", "in_sync", "rows_estimate", "bytes"];
+    let wanted = [
+        "id",
+        "table",
+        "start",
+        "end",
+        "leader",
+        "epoch",
+        "replicas",
+        "in_sync",
+        "degraded",
+        "rows_estimate",
+        "bytes",
+    ];
     let tablets = cli.json(&["tablet", "list", "t"]);
     let tablets = tablets.as_array().expect("a list is an array");
     let bounds: Vec<_> = tablets.iter().map(|tablet| (&tablet["start"], &tablet["end"])).collect();
@@ -241,9 +252,11 @@ fn lists_have_their_fields() -> Result<()> {
     assert_eq!((bounds[0].0, bounds[0].1, bounds[2].1), (&json!(""), &json!("h"), &json!("")));
     for tablet in tablets {
         has_fields(tablet, &wanted);
-        assert_eq!(tablet["replicas"].as_array().map(Vec::len), Some(1));
-        assert_eq!(tablet["replicas"][0], tablet["leader"]);
+        let copies = tablet["replicas"].as_array().expect("a list of servers");
+        assert_eq!(copies.len(), 3);
+        assert!(copies.contains(&tablet["leader"]));
         assert_eq!(tablet["replicas"], tablet["in_sync"]);
+        assert_eq!((&tablet["degraded"], &tablet["awaiting"]), (&json!(false), &Value::Null));
     }
     let counted = || {
         let list = cli.list(&["tablet", "list", "t"]).unwrap_or_default();
@@ -274,8 +287,14 @@ fn lists_have_their_fields() -> Result<()> {
 fn tables_come_and_go() -> Result<()> {
     let (_dev, cli) = start()?;
     let _ = cli.run(&["table", "create", "t"]).expect(exit::FAILED).saying(&["exists"]);
-    let copies = refused(cli.run(&["table", "create", "copies", "--replicas", "3"]));
-    let _ = copies.saying(&["replicas 1"]);
+    let copies = cli.run(&["table", "create", "copies", "--replicas", "4"]).expect(exit::UNAVAILABLE);
+    let _ = copies.saying(&["3 tablet servers are up and 4 are needed"]);
+    let two = cli.run(&["table", "create", "two", "--replicas", "2"]).expect(exit::OK);
+    let _ = two.saying(&["warning: with 2 copies"]);
+    assert_eq!(cli.json(&["table", "describe", "two"])["failures_tolerated"], 0);
+    let spec = cli.json(&["table", "describe", "t"]);
+    let numbers = ["replicas", "min_in_sync", "failures_tolerated"].map(|name| spec[name].as_u64());
+    assert_eq!(numbers, [Some(3), Some(2), Some(1)]);
     let described = cli.json(&["table", "describe", "t"]);
     has_fields(&described, &["name", "id", "state"]);
     let _ = cli.run(&["table", "describe", "none"]).expect(exit::NOT_FOUND);

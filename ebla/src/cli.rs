@@ -65,7 +65,7 @@ pub enum Command {
     /// Create, list, describe and drop tables
     #[command(subcommand)]
     Table(Table),
-    /// List and describe tablets
+    /// List and describe tablets, hand leadership over
     #[command(subcommand)]
     Tablet(Tablet),
     /// List tablet servers
@@ -87,6 +87,9 @@ pub enum Command {
     Load(Load),
     /// Ask how a write ended whose outcome was unknown
     Outcome(Outcome),
+    /// List and show what failovers took away
+    #[command(subcommand)]
+    Lost(Lost),
 }
 
 impl Command {
@@ -183,12 +186,17 @@ pub enum Table {
 pub struct CreateTable {
     /// Name of the table
     pub name: String,
-    /// Copies of each tablet
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), value_name = "R")]
-    pub replicas: u32,
-    /// Copies that a write above the level `leader` must reach
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), value_name = "D")]
-    pub min_in_sync: Option<u32>,
+    /// Copies of each tablet, 1 to 7; 3 by default, or as many as there are servers up
+    #[arg(long, value_parser = parse::copies, value_name = "R")]
+    pub replicas: Option<u8>,
+    /// Copies that a write above the level `leader` must reach; 2 by default with three copies
+    /// or more, else 1
+    #[arg(long, value_parser = parse::copies, value_name = "D")]
+    pub min_in_sync: Option<u8>,
+    /// What to do when too few in-sync copies are left: stay unavailable, or go on and perhaps
+    /// lose writes
+    #[arg(long, value_enum, default_value_t = Policy::Strict, value_name = "POLICY")]
+    pub policy: Policy,
     #[command(flatten)]
     pub ack: Ack,
     /// How long old versions are kept, such as 1h
@@ -199,6 +207,15 @@ pub struct CreateTable {
     pub split_at: Vec<OsString>,
     #[command(flatten)]
     pub wait: Wait,
+}
+
+/// What a table does when too few in-sync copies are left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Policy {
+    /// Stay unavailable rather than lose an acknowledged write.
+    Strict,
+    /// Elect with fewer answers after ten seconds.
+    Degraded,
 }
 
 #[derive(Args, Debug)]
@@ -226,6 +243,47 @@ pub enum Tablet {
     List(ListTablets),
     /// Describe one tablet
     Describe(TabletId),
+    /// Let the copy on another server lead, and wait until it does
+    TransferLeader(TransferLeader),
+}
+
+#[derive(Args, Debug)]
+pub struct TransferLeader {
+    /// Id of the tablet
+    pub id: u64,
+    /// Server whose in-sync copy is to lead: its id, such as 3 or s3, or its HOST:PORT
+    #[arg(long, value_parser = parse::server, value_name = "SERVER")]
+    pub to: parse::ServerName,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Lost {
+    /// List the records of all servers, and the servers whose records are awaited
+    List(ListLost),
+    /// Show the rows of one record
+    Show(ShowLost),
+}
+
+#[derive(Args, Debug)]
+pub struct ListLost {
+    /// Only of this table
+    #[arg(long, value_name = "NAME")]
+    pub table: Option<String>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct ShowLost {
+    /// Server that holds the record: its id, such as 3 or s3, or its HOST:PORT
+    #[arg(value_parser = parse::server)]
+    pub server: parse::ServerName,
+    /// Id of the record on that server
+    pub id: u64,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]
@@ -266,6 +324,12 @@ pub struct Get {
     /// Read as of a timestamp: a version's ts, an RFC 3339 time, or a duration ago such as -5m
     #[arg(long, allow_hyphen_values = true, value_parser = parse::at, value_name = "TS")]
     pub at: Option<ebla_client::Hlc>,
+    /// Read any copy that is at most so old, such as 5s
+    #[arg(long, conflicts_with = "at", value_parser = parse::duration, value_name = "DURATION")]
+    pub bounded: Option<Duration>,
+    /// Read any copy that has the write whose `session` was printed with -o json
+    #[arg(long, conflicts_with_all = ["at", "bounded"], value_parser = parse::session, value_name = "TOKEN")]
+    pub session: Option<ebla_client::SessionToken>,
     #[command(flatten)]
     pub wait: Wait,
 }

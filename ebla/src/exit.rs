@@ -32,6 +32,11 @@ impl Failure {
         Self { code: USAGE, reason: "BAD_REQUEST", message: message.into() }
     }
 
+    /// There is no such server.
+    pub fn server_not_found(message: impl Into<String>) -> Self {
+        Self { code: NOT_FOUND, reason: "SERVER_NOT_FOUND", message: message.into() }
+    }
+
     /// There is no row at a key.
     pub fn key_not_found(message: impl Into<String>) -> Self {
         Self { code: NOT_FOUND, reason: "KEY_NOT_FOUND", message: message.into() }

@@ -22,7 +22,8 @@ pub fn start(cli: &Cli) {
         | Command::Add(_)
         | Command::Range(_)
         | Command::Load(_)
-        | Command::Outcome(_) => "warn",
+        | Command::Outcome(_)
+        | Command::Lost(_) => "warn",
     };
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

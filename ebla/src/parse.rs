@@ -1,6 +1,8 @@
 //! Arguments to values. Messages say what to give instead.
 
-use ebla_client::{AckLevel, Hlc};
+use ebla_client::{AckLevel, Hlc, SessionToken};
+use ebla_kernel::limits::REPLICAS_MAX;
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A duration above zero, in whole milliseconds at least.
@@ -39,6 +41,47 @@ pub fn ack(text: &str) -> Result<AckLevel, String> {
         (_, Some(Ok(copies @ 1..))) => Ok(AckLevel::Copies(copies)),
         _ => Err("give leader, copies=N with N from 1 to 255, or in-sync".to_owned()),
     }
+}
+
+/// A number of copies.
+pub fn copies(text: &str) -> Result<u8, String> {
+    match text.parse::<u8>() {
+        Ok(copies) if (1..=REPLICAS_MAX).contains(&copies) => Ok(copies),
+        Ok(_) | Err(_) => Err(format!("give a number of copies from 1 to {REPLICAS_MAX}")),
+    }
+}
+
+/// How people name a tablet server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ServerName {
+    /// By its id.
+    Id(u64),
+    /// By its HOST:PORT.
+    Address(String),
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+/// A tablet server: `3`, `s3` or HOST:PORT.
+pub fn server(text: &str) -> Result<ServerName, String> {
+    if let Ok(id) = text.strip_prefix('s').unwrap_or(text).parse::<u64>() {
+        return Ok(ServerName::Id(id));
+    }
+    address(text).map(ServerName::Address).map_err(|_| {
+        "no server: give its id, such as 3 or s3, or its HOST:PORT; `ebla server list` shows them".to_owned()
+    })
+}
+
+/// A session token.
+pub fn session(text: &str) -> Result<SessionToken, String> {
+    text.parse().map_err(|error: ebla_client::MalformedSession| error.to_string())
 }
 
 /// A timestamp to read at: a version's ts, an RFC 3339 time, or `-` and a duration.
@@ -138,6 +181,15 @@ mod tests {
     fn at_second(text: &str) -> Option<u64> {
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
         at_from(text, now).ok().map(|at| at.ms() / 1_000)
+    }
+
+    #[test]
+    fn servers_have_ids_and_addresses() {
+        assert_eq!((server("3"), server("s3")), (Ok(ServerName::Id(3)), Ok(ServerName::Id(3))));
+        assert_eq!(server("h:7401"), Ok(ServerName::Address("h:7401".to_owned())));
+        for bad in ["", "s", "x3", "-3", "h", "h:x"] {
+            assert!(server(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

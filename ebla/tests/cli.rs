@@ -30,7 +30,7 @@ fn dead_endpoint() -> String {
 
 #[test]
 fn wrong_arguments_exit_2_and_say_what_to_give() {
-    let cases: [(&[&str], &str); 15] = [
+    let cases: [(&[&str], &str); 28] = [
         (&["get", "t", "k", "--bogus"], "--bogus"),
         (&["nonsense"], "nonsense"),
         (&["get", "t"], "KEY"),
@@ -46,6 +46,19 @@ fn wrong_arguments_exit_2_and_say_what_to_give() {
         (&["master", "--id", "4", "--peers", "1=a:1", "--data-dir", "x"], "does not name master 4"),
         (&["load", "t", "-", "--format", "csv"], "tsv"),
         (&["outcome", "garbage"], "token"),
+        (&["get", "t", "k", "--bounded", "5"], "10s"),
+        (&["get", "t", "k", "--bounded", "5s", "--at", "-5m"], "--at"),
+        (&["get", "t", "k", "--session", "1.2.3"], "LINEAGE.EPOCH.SEQ.TS"),
+        (&["get", "t", "k", "--session", "1.2.3.4", "--bounded", "5s"], "--bounded"),
+        (&["table", "create", "t", "--replicas", "0"], "from 1 to 7"),
+        (&["table", "create", "t", "--replicas", "8"], "from 1 to 7"),
+        (&["table", "create", "t", "--replicas", "3", "--min-in-sync", "1"], "--policy degraded"),
+        (&["table", "create", "t", "--replicas", "3", "--min-in-sync", "4"], "--min-in-sync"),
+        (&["table", "create", "t", "--replicas", "3", "--ack", "copies=4"], "copies=4"),
+        (&["table", "create", "t", "--policy", "lax"], "degraded"),
+        (&["tablet", "transfer-leader", "1"], "--to"),
+        (&["tablet", "transfer-leader", "1", "--to", "first"], "s3"),
+        (&["lost", "show", "1"], "ID"),
     ];
     for (arguments, hint) in cases {
         let stderr = check(arguments, 2);
@@ -63,7 +76,7 @@ fn destructive_commands_want_yes() {
 #[test]
 fn an_unreachable_cluster_exits_4_and_names_the_endpoint() {
     let endpoint = dead_endpoint();
-    let cases: [&[&str]; 8] = [
+    let cases: [&[&str]; 13] = [
         &["get", "t", "k"],
         &["set", "t", "k", "-v"],
         &["add", "t", "k", "-5"],
@@ -72,6 +85,11 @@ fn an_unreachable_cluster_exits_4_and_names_the_endpoint() {
         &["table", "list"],
         &["load", "t", "-", "--format", "tsv"],
         &["outcome", "1-2-3.74.6b"],
+        &["get", "t", "k", "--bounded", "5s"],
+        &["get", "t", "k", "--session", "1.2.3.4"],
+        &["tablet", "transfer-leader", "1", "--to", "s3"],
+        &["lost", "list"],
+        &["lost", "show", "127.0.0.1:7401", "1"],
     ];
     for arguments in cases {
         let arguments = [arguments, &["--endpoints", &endpoint]].concat();

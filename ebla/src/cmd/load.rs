@@ -37,6 +37,9 @@ pub async fn run(global: &Global, args: Load) -> anyhow::Result<ExitCode> {
     let client = connect(global, args.wait).await?;
     // Asked first, so that a missing table is an error even of an empty file.
     client.route(&args.table, &Bytes::new()).await?;
+    if let Some(level) = args.ack.ack {
+        client.check_ack(&args.table, level).await?;
+    }
     let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
     let shape = Shape::new(&args);
     tokio::task::spawn_blocking(move || load_file::read_all(file, &shape, &sender));

@@ -8,6 +8,7 @@ mod dev_plan;
 mod get;
 mod load;
 mod load_file;
+mod lost;
 mod outcome;
 mod range;
 mod role;
@@ -44,6 +45,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Range(args) => range::run(&global, args).await,
         Command::Load(args) => load::run(&global, args).await,
         Command::Outcome(args) => outcome::run(&global, args).await,
+        Command::Lost(command) => lost::run(&global, command).await,
     }
 }
 
@@ -52,6 +54,12 @@ async fn connect(global: &Global, wait: Wait) -> anyhow::Result<Client> {
     let endpoints =
         global.endpoints.iter().map(|endpoint| endpoint.trim()).filter(|endpoint| !endpoint.is_empty());
     Ok(Client::builder().endpoints(endpoints).timeout(wait.timeout).connect().await?)
+}
+
+/// Tells people something that is no answer.
+fn note(text: &str) {
+    // Nothing to be done when stderr is closed.
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Stdout as the flags want it.

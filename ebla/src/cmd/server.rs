@@ -2,7 +2,9 @@
 
 use super::{connect, output};
 use crate::cli::{Global, Server};
-use ebla_client::v1;
+use crate::exit::Failure;
+use crate::parse::ServerName;
+use ebla_client::{Client, v1};
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
 
@@ -13,6 +15,19 @@ pub async fn run(global: &Global, command: Server) -> anyhow::Result<ExitCode> {
     let objects: Vec<_> = servers.iter().map(server_json).collect();
     output(global).list(&["id", "address", "zone", "state", "tablets", "leaders"], &objects)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The server of a name.
+pub async fn resolve(client: &Client, name: &ServerName) -> anyhow::Result<v1::Server> {
+    let servers = client.admin().list_servers().await?.into_iter().filter_map(|summary| summary.server);
+    let is_meant = |server: &v1::Server| match name {
+        ServerName::Id(id) => server.id == *id,
+        ServerName::Address(address) => server.address == *address,
+    };
+    let found = servers.into_iter().find(is_meant);
+    found.ok_or_else(|| {
+        Failure::server_not_found(format!("there is no server {name}: `ebla server list` shows them")).into()
+    })
 }
 
 /// A server as an object.

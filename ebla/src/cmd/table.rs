@@ -1,9 +1,11 @@
 //! `ebla table`: create, list, describe, drop.
 
-use super::{confirm, connect, output};
-use crate::cli::{CreateTable, DropTable, Global, Table};
+use super::{confirm, connect, note, output};
+use crate::cli::{CreateTable, DropTable, Global, Policy, Table};
+use crate::exit::Failure;
 use crate::output::{Output, argument_bytes};
 use ebla_client::v1;
+use ebla_kernel::meta::TableSpec;
 use ebla_proto::convert;
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
@@ -22,6 +24,7 @@ pub async fn run(global: &Global, command: Table) -> anyhow::Result<ExitCode> {
         }
         Table::Describe(args) => {
             let described = connect(global, args.wait).await?.admin().describe_table(&args.name).await?;
+            warn_of_two_copies(&described);
             out.describe(&described_json(&described))?;
         }
         Table::Drop(args) => drop_table(global, args, &mut out).await?,
@@ -33,11 +36,16 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
     let mut split_keys: Vec<_> = args.split_at.iter().map(|key| argument_bytes(key, global.hex)).collect();
     split_keys.sort_unstable();
     split_keys.dedup();
+    check(&args)?;
+    let policy = match args.policy {
+        Policy::Strict => v1::Policy::Strict,
+        Policy::Degraded => v1::Policy::Degraded,
+    };
     let spec = v1::TableSpec {
         kind: v1::TableKind::Durable as i32,
-        replicas: args.replicas,
-        min_in_sync: args.min_in_sync.unwrap_or(0),
-        policy: v1::Policy::Unspecified as i32,
+        replicas: args.replicas.map_or(0, u32::from),
+        min_in_sync: args.min_in_sync.map_or(0, u32::from),
+        policy: policy as i32,
         ack: args.ack.ack.map(convert::ack_to_wire),
         retention_ms: args
             .retention
@@ -48,8 +56,53 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
     let request = v1::CreateTableRequest { name: args.name.clone(), spec: Some(spec), split_keys };
     let table = admin.create_table(request).await?;
     let described = admin.describe_table(&table.name).await?;
-    let line = format!("created table {:?} (id {})", table.name, table.id);
+    if args.replicas.is_none() {
+        note(&chosen(table.spec.unwrap_or_default().replicas));
+    }
+    warn_of_two_copies(&described);
+    let tolerates = described.failures_tolerated;
+    let line = format!(
+        "created table {:?} (id {}): {} copies of each tablet, tolerates {tolerates} failed servers with failover",
+        table.name,
+        table.id,
+        table.spec.unwrap_or_default().replicas
+    );
     out.one(&described_json(&described), || line)
+}
+
+/// What no number of servers would allow needs no cluster to be refused.
+fn check(args: &CreateTable) -> anyhow::Result<()> {
+    let Some(replicas) = args.replicas else { return Ok(()) };
+    let default = TableSpec::default();
+    let spec = TableSpec {
+        replicas,
+        min_in_sync: args.min_in_sync.unwrap_or_else(|| TableSpec::default_min_in_sync(replicas)),
+        policy: match args.policy {
+            Policy::Strict => ebla_kernel::meta::Policy::Strict,
+            Policy::Degraded => ebla_kernel::meta::Policy::Degraded,
+        },
+        ack: args.ack.ack.unwrap_or(default.ack),
+        ..default
+    };
+    Ok(spec.check().map_err(|error| Failure::usage(error.to_string()))?)
+}
+
+/// What the masters chose when nobody said how many copies.
+fn chosen(replicas: u32) -> String {
+    match replicas {
+        1 => "1 server is up: the table gets 1 copy of each tablet and tolerates no failure".to_owned(),
+        2 => "2 servers are up: the table gets 2 copies of each tablet".to_owned(),
+        more => format!("{more} servers are up, or more: the table gets {more} copies of each tablet"),
+    }
+}
+
+fn warn_of_two_copies(described: &v1::DescribeTableResponse) {
+    let spec = described.table.as_ref().and_then(|summary| summary.table.as_ref()?.spec);
+    if spec.is_some_and(|spec| spec.replicas == 2) {
+        note(
+            "warning: with 2 copies no failed server is tolerated with failover: one of two cannot tell whether the other leads on; give --replicas 3",
+        );
+    }
 }
 
 async fn drop_table(global: &Global, args: DropTable, out: &mut Output) -> anyhow::Result<()> {

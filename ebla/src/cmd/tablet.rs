@@ -1,13 +1,15 @@
 //! `ebla tablet`: tablets, their leaders and copies.
 
+use super::server::resolve;
 use super::{connect, output};
-use crate::cli::{Global, Tablet};
+use crate::cli::{Global, Tablet, TransferLeader};
 use crate::output::Output;
+use crate::parse::ServerName;
 use ebla_client::v1;
 use serde_json::{Map, Value as Json, json};
 use std::process::ExitCode;
 
-/// Lists tablets or describes one.
+/// Lists tablets, describes one or lets another copy lead it.
 pub async fn run(global: &Global, command: Tablet) -> anyhow::Result<ExitCode> {
     let mut out = output(global);
     match command {
@@ -24,6 +26,8 @@ pub async fn run(global: &Global, command: Tablet) -> anyhow::Result<ExitCode> {
                 "epoch",
                 "replicas",
                 "in_sync",
+                "degraded",
+                "awaiting",
                 "rows_estimate",
                 "bytes",
             ];
@@ -33,8 +37,22 @@ pub async fn run(global: &Global, command: Tablet) -> anyhow::Result<ExitCode> {
             let tablet = connect(global, args.wait).await?.admin().describe_tablet(args.id).await?;
             out.describe(&tablet_json(&out, &tablet))?;
         }
+        Tablet::TransferLeader(args) => transfer_leader(global, args, &mut out).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn transfer_leader(global: &Global, args: TransferLeader, out: &mut Output) -> anyhow::Result<()> {
+    let client = connect(global, args.wait).await?;
+    let server = match args.to {
+        // The masters know whether there is such a server.
+        ServerName::Id(id) => id,
+        ServerName::Address(_) => resolve(&client, &args.to).await?.id,
+    };
+    let tablet = client.admin().transfer_leader(args.id, server).await?.tablet.unwrap_or_default();
+    let (leader, epoch) = (tablet.leader_server_id, tablet.epoch);
+    let object = json!({ "tablet": tablet.id, "leader": leader, "epoch": epoch });
+    out.one(&object, || format!("server {leader} leads tablet {} in epoch {epoch}", tablet.id))
 }
 
 fn tablet_json(out: &Output, summary: &v1::TabletSummary) -> Json {
@@ -58,6 +76,9 @@ fn tablet_json(out: &Output, summary: &v1::TabletSummary) -> Json {
     put("epoch", json!(tablet.epoch));
     put("replicas", json!(servers(|_| true)));
     put("in_sync", json!(servers(|replica| replica.in_sync)));
+    put("lost", json!(servers(|replica| replica.lost)));
+    put("degraded", json!(tablet.degraded));
+    put("awaiting", json!((tablet.awaited_server_id > 0).then_some(tablet.awaited_server_id)));
     put("rows_estimate", json!(summary.rows_estimate));
     put("bytes", json!(summary.bytes));
     if [&tablet.start, &tablet.end].iter().any(|key| std::str::from_utf8(key).is_err()) {

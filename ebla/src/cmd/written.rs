@@ -1,4 +1,4 @@
-//! How writes report: `{"ts","level","outcome"}`, the token when the outcome is unknown.
+//! How writes report: `{"ts","level","outcome","session"}`, the token when the outcome is unknown.
 
 use crate::exit::{FAILED, UNAVAILABLE};
 use crate::output::{Output, level_json};
@@ -27,6 +27,7 @@ fn to_json(outcome: &Outcome) -> Json {
             "ts": committed.ts.0.to_string(),
             "level": level_json(committed.level),
             "outcome": "committed",
+            "session": committed.session.map(|session| session.to_string()),
         }),
         Outcome::Reverted => json!({ "ts": null, "level": null, "outcome": "reverted" }),
         Outcome::Unknown(ticket) => {
