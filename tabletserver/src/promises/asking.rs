@@ -46,7 +46,8 @@ impl Asking {
         let mut tasks: HashMap<ServerId, JoinHandle<()>> = HashMap::new();
         let mut silence = Silence::default();
         while !self.stop.load(Ordering::Relaxed) {
-            tokio::time::sleep(limits::SILENCE_LOOK_EVERY).await;
+            let changed = self.node.peers.wanted_changed.notified();
+            let _ = tokio::time::timeout(limits::SILENCE_LOOK_EVERY, changed).await;
             let Some(own) = self.node.peers.identity() else { continue };
             let wanted = self.node.peers.wanted();
             tasks.retain(|server, task| {
