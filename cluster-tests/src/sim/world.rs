@@ -312,7 +312,9 @@ impl World {
         if stops {
             server.clock.sleep(us);
         }
-        self.env.say(|| format!("server {victim} sleeps for {us} us, its clock {}", if stops { "too" } else { "not" }));
+        self.env.say(|| {
+            format!("server {victim} sleeps for {us} us, its clock {}", if stops { "too" } else { "not" })
+        });
     }
 
     fn cut(&mut self) {
@@ -330,7 +332,9 @@ impl World {
         ];
         let (from, to) = links[self.env.rng.index(links.len())];
         let both = self.env.rng.chance(400);
-        self.env.say(|| format!("the link from {from:?} to {to:?} is cut{}", if both { ", and back" } else { "" }));
+        self.env.say(|| {
+            format!("the link from {from:?} to {to:?} is cut{}", if both { ", and back" } else { "" })
+        });
         self.env.network.cut(from, to);
         self.schedule(Some((50_000, 4 * SECOND_US)), Fault::Join(from, to));
         if both {
@@ -383,8 +387,9 @@ impl World {
     /// E2: in a healed cluster every tablet is written and every row read, in time.
     fn be_alive(&mut self) -> Result<(), Violation> {
         let until = self.env.now_us + LIVENESS_US;
-        let quiet =
-            |world: &Self| !world.env.directory.routes.is_empty() && world.clients.iter().all(Client::is_idle);
+        let quiet = |world: &Self| {
+            !world.env.directory.routes.is_empty() && world.clients.iter().all(Client::is_idle)
+        };
         if !self.run_until(until, quiet)? {
             return Err(self.not_alive("clients still wait"));
         }
