@@ -201,6 +201,8 @@ impl Server {
         let log = self.disk.log.tablet(id);
         let window = log.into_iter().flat_map(|log| log.after(from)).take_while(|entry| entry.seq() <= upto);
         let window: Vec<Rc<Entry>> = window.cloned().collect();
+        let index = self.index;
+        env.say(|| format!("server {index} {id} applies {from} to {upto}"));
         let taken: Vec<_> =
             window.iter().flat_map(|entry| entry.reverts()).map(|target| target.pos).collect();
         for entry in window {

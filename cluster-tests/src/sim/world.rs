@@ -88,6 +88,8 @@ impl World {
         self.start();
         self.run_until(self.env.profile.chaos_us, |_| false)?;
         self.heal();
+        let awake = self.servers.iter().map(|server| server.asleep_until_us).max().unwrap_or_default();
+        self.run_until(awake, |_| false)?;
         if self.is_beyond() {
             let until = self.env.now_us + REST_US;
             self.run_until(until, |_| false)?;
@@ -369,7 +371,6 @@ impl World {
         if !self.meta.is_up() {
             self.meta.start(env);
         }
-        self.servers.iter_mut().for_each(|server| server.asleep_until_us = 0);
         for server in self.servers.iter_mut().filter(|server| !server.is_up()) {
             server.start(env);
         }
