@@ -89,6 +89,8 @@ reasons! {
     TokenFenced = "TOKEN_FENCED", FailedPrecondition;
     /// The write was undone before anyone saw it.
     Reverted = "REVERTED", Aborted;
+    /// What the session has seen was lost in a failover; its rows may be older.
+    WriteLost = "WRITE_LOST", DataLoss;
     /// The deadline passed.
     TimedOut = "TIMED_OUT", DeadlineExceeded;
     /// Another run of this server, or another holder of its identity, is registered.
