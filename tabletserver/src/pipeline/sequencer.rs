@@ -414,8 +414,7 @@ impl Sequencer {
             let others = slot.in_sync.iter().filter(|replica| **replica != slot.handle.replica);
             others.copied().find(|replica| is_open(&replica)).map(|to| (epoch, to))
         };
-        let heirs: Vec<_> =
-            self.slots.iter().filter_map(|(id, slot)| Some((*id, heir(slot)?))).collect();
+        let heirs: Vec<_> = self.slots.iter().filter_map(|(id, slot)| Some((*id, heir(slot)?))).collect();
         let handed = heirs.iter().map(|(id, _)| *id).collect();
         self.each(heirs, |(epoch, to)| Input::Transfer { epoch, to, until });
         // Whoever waited is gone.
@@ -475,7 +474,12 @@ impl Sequencer {
         let id = self.next_request.next();
         self.next_request = id;
         let input = match ask {
-            Ask::Barrier => Input::Barrier { request: id, deadline },
+            Ask::Barrier => {
+                let Ok(ts) = self.clock.issue() else {
+                    return reply.send(Answer::Refused(Refusal::NotLeader));
+                };
+                Input::Barrier { request: id, ts, deadline }
+            }
             Ask::Write { ops, level, token, evidence } => {
                 let Ok(ts) = self.clock.issue() else {
                     return reply.send(Answer::Refused(Refusal::NotLeader));
