@@ -227,7 +227,8 @@ impl TabletServer {
         info!(tablets = handed.len(), "handing leaderships over");
         let own = self.node.peers.identity().map_or(0, |own| own.run.server.0);
         let is_ours = |id: &&TabletId| {
-            let serves = self.node.directory.load().tablet(**id).is_some_and(|tablet| tablet.serving().is_some());
+            let serves =
+                self.node.directory.load().tablet(**id).is_some_and(|tablet| tablet.serving().is_some());
             let routes = self.node.routes.now();
             serves || routes.tablet(**id).is_none_or(|tablet| [0, own].contains(&tablet.leader_server_id))
         };
@@ -437,7 +438,8 @@ impl Services {
         let replication = ReplicationServiceServer::new(replication)
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
-        let route = RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let route =
+            RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         // The builder's own option does not reach a listener that was bound before.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tonic::transport::Server::builder()

@@ -75,6 +75,8 @@ pub(super) struct Leader {
     pub terms: LeaseTerms,
     /// Somebody waits for nothing but the lease: when to look again.
     pub lease_look: Option<Tick>,
+    /// Nothing but the lease keeps the epoch from being served: when to look again.
+    pub serve_look: Option<Tick>,
     /// When some copy last acknowledged something new.
     pub progressed_at: Tick,
     /// Bytes appended in this epoch, for telling how far a copy is behind.
@@ -103,7 +105,8 @@ impl Leader {
         let proposal = self.proposal.map(|(_, again)| again);
         let transfer = self.transfer.map(|transfer| transfer.until);
         let pending = self.pending.next_deadline();
-        let own = [self.earliest, parked, peers, proposal, transfer, pending, self.lease_look];
+        let own =
+            [self.earliest, parked, peers, proposal, transfer, pending, self.lease_look, self.serve_look];
         own.into_iter().flatten().min()
     }
 
@@ -144,7 +147,7 @@ impl Leader {
             for (seq, waiters) in reached {
                 let (done, open): (Vec<_>, Vec<_>) =
                     waiters.into_iter().partition(|waiter| self.is_done(seq, &waiter.wait, applied));
-                ready.extend(done.into_iter().map(|waiter| (waiter.request, waiter.wait.into_answer())));
+                ready.extend(done.into_iter().map(|waiter| (waiter.request, self.answer(seq, waiter.wait))));
                 if !open.is_empty() {
                     self.slow.insert(seq, open);
                 }
@@ -187,6 +190,18 @@ impl Leader {
             Wait::Decided(_) => seq <= self.published.seq,
             Wait::Rows(_) => self.rows >= seq,
             Wait::Settled(_) => applied >= seq,
+        }
+    }
+
+    /// What to say to a waiter for `seq`. Q decides that a write stands, and says of its level
+    /// only that D copies have it.
+    fn answer(&self, seq: Seq, wait: Wait) -> Answer {
+        match wait {
+            Wait::Decided(Answer::Committed(committed)) if !self.progress.reached(committed.level, seq) => {
+                let copies = u8::try_from(self.progress.min_in_sync()).unwrap_or(u8::MAX);
+                Answer::Committed(Committed { level: AckLevel::Copies(copies), ..committed })
+            }
+            wait => wait.into_answer(),
         }
     }
 
@@ -255,7 +270,7 @@ impl Tablet {
         let is_promised =
             self.appointment.as_ref().is_some_and(|appointment| appointment.epoch <= self.promised);
         if !is_promised || self.cutting.is_some() || !self.log.is_durable() {
-            self.serve_when_started(effects);
+            self.serve_when_started(context, effects);
             return;
         }
         let end = self.log.durable().pos.seq;
@@ -304,6 +319,7 @@ impl Tablet {
             transfer: None,
             terms: LeaseTerms::default(),
             lease_look: None,
+            serve_look: None,
             progressed_at: context.now,
             bytes: 0,
         });
@@ -316,15 +332,22 @@ impl Tablet {
     }
 
     /// Default reads start when Q has reached EpochStart and it is applied. A leader whose
-    /// in-sync set is below D (a degraded table) has no Q and serves alone.
-    fn serve_when_started(&mut self, effects: &mut Vec<Effect>) {
+    /// in-sync set is below D (a degraded table) has no Q and serves alone. Whoever is told that
+    /// the tablet serves can write to it, so the lease is waited for as well.
+    fn serve_when_started(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
         let durable = self.log.durable().pos.seq;
         let Some(leader) = &mut self.leader else { return };
         let is_alone = leader.progress.in_sync().len() < leader.progress.min_in_sync();
         let is_safe = leader.published.seq >= leader.start || (is_alone && durable >= leader.start);
-        if !leader.serving && leader.rows >= leader.start && is_safe {
+        if leader.serving || leader.rows < leader.start || !is_safe {
+            return;
+        }
+        if leader.holds_lease(context) {
             leader.serving = true;
+            leader.serve_look = None;
             effects.push(Effect::Serve { epoch: leader.epoch });
+        } else {
+            leader.serve_look = Some(context.now.plus_ms(LEASE_LOOK_MS));
         }
     }
 
@@ -341,7 +364,7 @@ impl Tablet {
         if q > leader.published && (q.epoch == leader.epoch || mutated!(QCountsOlderEpochs)) {
             leader.note_published(q);
             self.safe = self.safe.max(q.seq);
-            self.serve_when_started(effects);
+            self.serve_when_started(context, effects);
             self.review_membership(context, effects);
         }
     }

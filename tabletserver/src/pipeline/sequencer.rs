@@ -100,6 +100,8 @@ pub struct Sequencer {
     /// Tablets that keep entries in memory for other copies.
     pub(super) with_tails: HashSet<TabletId>,
     tails_swept: Tick,
+    /// Tablets whose epoch has begun and whose first lease is on its way.
+    pub(super) opening: HashSet<TabletId>,
     /// Streams for which there was no way.
     pub(super) unsent: Vec<(TabletId, ReplicaId)>,
     pub(super) promises: Vec<(TabletId, Epoch)>,
@@ -148,6 +150,7 @@ impl Sequencer {
             touched: Vec::new(),
             with_tails: HashSet::new(),
             tails_swept: Tick(0),
+            opening: HashSet::new(),
             unsent: Vec::new(),
             promises: Vec::new(),
             fence_answers: Vec::new(),
@@ -219,7 +222,8 @@ impl Sequencer {
     }
 
     fn patience(&self) -> Duration {
-        if self.timed.is_empty() { limits::SEQUENCER_IDLE_WAIT } else { limits::SEQUENCER_TIMER }
+        let is_idle = self.timed.is_empty() && self.opening.is_empty();
+        if is_idle { limits::SEQUENCER_IDLE_WAIT } else { limits::SEQUENCER_TIMER }
     }
 
     fn hand_on(&mut self) {
@@ -410,8 +414,7 @@ impl Sequencer {
             let others = slot.in_sync.iter().filter(|replica| **replica != slot.handle.replica);
             others.copied().find(|replica| is_open(&replica)).map(|to| (epoch, to))
         };
-        let heirs: Vec<_> =
-            self.slots.iter().filter_map(|(id, slot)| Some((*id, heir(slot)?))).collect();
+        let heirs: Vec<_> = self.slots.iter().filter_map(|(id, slot)| Some((*id, heir(slot)?))).collect();
         let handed = heirs.iter().map(|(id, _)| *id).collect();
         self.each(heirs, |(epoch, to)| Input::Transfer { epoch, to, until });
         // Whoever waited is gone.
@@ -471,7 +474,12 @@ impl Sequencer {
         let id = self.next_request.next();
         self.next_request = id;
         let input = match ask {
-            Ask::Barrier => Input::Barrier { request: id, deadline },
+            Ask::Barrier => {
+                let Ok(ts) = self.clock.issue() else {
+                    return reply.send(Answer::Refused(Refusal::NotLeader));
+                };
+                Input::Barrier { request: id, ts, deadline }
+            }
             Ask::Write { ops, level, token, evidence } => {
                 let Ok(ts) = self.clock.issue() else {
                     return reply.send(Answer::Refused(Refusal::NotLeader));
@@ -535,6 +543,7 @@ impl Sequencer {
 
     fn tick(&mut self) {
         let now = self.clock.tick();
+        self.open_leased();
         let due: Vec<TabletId> = self.timed.iter().copied().filter(|id| self.is_due(*id, now)).collect();
         for id in due {
             self.step(id, Input::Tick);

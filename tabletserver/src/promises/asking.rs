@@ -46,7 +46,8 @@ impl Asking {
         let mut tasks: HashMap<ServerId, JoinHandle<()>> = HashMap::new();
         let mut silence = Silence::default();
         while !self.stop.load(Ordering::Relaxed) {
-            tokio::time::sleep(limits::SILENCE_LOOK_EVERY).await;
+            let changed = self.node.peers.wanted_changed.notified();
+            let _ = tokio::time::timeout(limits::SILENCE_LOOK_EVERY, changed).await;
             let Some(own) = self.node.peers.identity() else { continue };
             let wanted = self.node.peers.wanted();
             tasks.retain(|server, task| {
@@ -68,7 +69,9 @@ impl Asking {
                 });
             }
             let leases = &self.node.leases;
-            leases.retain(|run| wanted.get(&run.server).is_some_and(|peer| peer.incarnation() == run.incarnation));
+            leases.retain(|run| {
+                wanted.get(&run.server).is_some_and(|peer| peer.incarnation() == run.incarnation)
+            });
             silence.look(&self.node);
         }
     }
@@ -118,7 +121,11 @@ impl Asker {
         }
     }
 
-    fn ask(&self, questions: &mpsc::Sender<v1::PromiseRequest>, given_up: Vec<(TabletId, Epoch)>) -> Result<(), Status> {
+    fn ask(
+        &self,
+        questions: &mpsc::Sender<v1::PromiseRequest>,
+        given_up: Vec<(TabletId, Epoch)>,
+    ) -> Result<(), Status> {
         let number = self.node.leases.ask(self.run_asked());
         let given_up = given_up.into_iter().map(exception_to_wire).collect();
         let asked = Message::Asked(v1::PromiseAsked { number, given_up });
