@@ -40,6 +40,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tabletserver/src/server",
             "tabletserver/src/error",
             "tabletserver/src/master_link",
+            "tabletserver/src/promises/",
+            "tabletserver/src/replication/",
             "ebla/src/",
             "cluster-tests/",
             "bench/src/",
