@@ -188,12 +188,9 @@ impl TabletHandle {
     /// is read only when promises are needed.
     #[must_use]
     pub fn may_answer(&self, leases: &Leases) -> bool {
-        self.serving().is_some() && self.holds_lease(leases)
-    }
-
-    /// Whether enough copies have promised.
-    #[must_use]
-    pub fn holds_lease(&self, leases: &Leases) -> bool {
+        if self.serving().is_none() {
+            return false;
+        }
         let terms = self.lease.load();
         let needs_none = !terms.sets.is_empty() && terms.sets.iter().all(|set| set.needed == 0);
         needs_none || terms.hold(leases.holder_now(), leases)

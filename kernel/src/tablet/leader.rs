@@ -405,6 +405,8 @@ impl Tablet {
             let answer = Answer::Refused(Refusal::Transferring);
             effects.push(Effect::Reply { request: write.request, answer });
         }
+        // An idle tablet is handed over at once: nothing else would come by.
+        self.proceed_transfer(effects);
     }
 
     pub(super) fn proceed_transfer(&mut self, effects: &mut Vec<Effect>) {

@@ -47,13 +47,12 @@ impl Sequencer {
             }
             Effect::ProposeInSync(proposal) => self.proposals.push((id, proposal)),
             Effect::Lease(terms) => slot.handle.set_lease(terms),
-            // Requests are let in with the first lease: before that all would be turned away.
-            Effect::Serve { .. } => {
-                self.opening.insert(id);
-                self.open_leased();
+            Effect::Serve { epoch } => {
+                info!(tablet = %id, %epoch, "serving");
+                slot.handle.set_serving(Some(epoch));
+                self.serving_changed = true;
             }
             Effect::StopServing { epoch, successor } => {
-                self.opening.remove(&id);
                 info!(tablet = %id, %epoch, ?successor, "gave up an epoch");
                 metrics::counter!("ebla_tablet_epochs_given_up_total").increment(1);
                 slot.handle.give_up(epoch, successor);
@@ -64,23 +63,6 @@ impl Sequencer {
                 if let Some(reply) = self.waiting.remove(&request) {
                     reply.send(answer);
                 }
-            }
-        }
-    }
-
-    /// Opens tablets to requests whose epoch has begun, once their lease holds.
-    pub(super) fn open_leased(&mut self) {
-        for id in self.opening.iter().copied().collect::<Vec<_>>() {
-            let Some(slot) = self.slots.get(&id) else {
-                self.opening.remove(&id);
-                continue;
-            };
-            let Some(epoch) = slot.tablet.serving() else { continue };
-            if slot.handle.holds_lease(&self.leases) {
-                info!(tablet = %id, %epoch, "serving");
-                slot.handle.set_serving(Some(epoch));
-                self.serving_changed = true;
-                self.opening.remove(&id);
             }
         }
     }

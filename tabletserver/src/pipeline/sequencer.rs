@@ -100,8 +100,6 @@ pub struct Sequencer {
     /// Tablets that keep entries in memory for other copies.
     pub(super) with_tails: HashSet<TabletId>,
     tails_swept: Tick,
-    /// Tablets whose epoch has begun and whose first lease is on its way.
-    pub(super) opening: HashSet<TabletId>,
     /// Streams for which there was no way.
     pub(super) unsent: Vec<(TabletId, ReplicaId)>,
     pub(super) promises: Vec<(TabletId, Epoch)>,
@@ -150,7 +148,6 @@ impl Sequencer {
             touched: Vec::new(),
             with_tails: HashSet::new(),
             tails_swept: Tick(0),
-            opening: HashSet::new(),
             unsent: Vec::new(),
             promises: Vec::new(),
             fence_answers: Vec::new(),
@@ -222,8 +219,7 @@ impl Sequencer {
     }
 
     fn patience(&self) -> Duration {
-        let is_idle = self.timed.is_empty() && self.opening.is_empty();
-        if is_idle { limits::SEQUENCER_IDLE_WAIT } else { limits::SEQUENCER_TIMER }
+        if self.timed.is_empty() { limits::SEQUENCER_IDLE_WAIT } else { limits::SEQUENCER_TIMER }
     }
 
     fn hand_on(&mut self) {
@@ -543,7 +539,6 @@ impl Sequencer {
 
     fn tick(&mut self) {
         let now = self.clock.tick();
-        self.open_leased();
         let due: Vec<TabletId> = self.timed.iter().copied().filter(|id| self.is_due(*id, now)).collect();
         for id in due {
             self.step(id, Input::Tick);
