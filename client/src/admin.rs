@@ -38,6 +38,8 @@ enum Kind {
     Question,
     /// It changes something and may take this long.
     Change(Duration),
+    /// As before, and the master waits for the effect: that it did not come in time is an answer.
+    Order(Duration),
 }
 
 impl Admin {
@@ -141,7 +143,7 @@ impl Admin {
         let call = |mut admin: AdminClient| async move {
             admin.transfer_leader(v1::TransferLeaderRequest { tablet_id, server_id }).await
         };
-        let transferred = self.call(Kind::Change(TRANSFER_LEADER_TIMEOUT), &mut lost, call).await;
+        let transferred = self.call(Kind::Order(TRANSFER_LEADER_TIMEOUT), &mut lost, call).await;
         match transferred {
             Ok(response) => response.tablet.ok_or_else(|| incomplete("tablet")),
             // The first try may have been the one that did it.
@@ -205,7 +207,7 @@ impl Admin {
                 let admin = AdminServiceClient::new(admin).max_decoding_message_size(MESSAGE_BYTES_MAX);
                 let limit = match kind {
                     Kind::Question => ADMIN_READ_TIMEOUT.min(find.left()),
-                    Kind::Change(run) => run.max(find.left()),
+                    Kind::Change(run) | Kind::Order(run) => run.max(find.left()),
                 };
                 let status = match tokio::time::timeout(limit, call(admin)).await {
                     Ok(Ok(response)) => return Ok(response.into_inner()),
@@ -224,7 +226,8 @@ impl Admin {
                     round.failed.push(format!("{address} (is no master)"));
                     continue;
                 }
-                if !error.is_worth_a_retry() {
+                let is_answer = matches!(kind, Kind::Order(_)) && error.reason() == Reason::TimedOut;
+                if is_answer || !error.is_worth_a_retry() {
                     return Err(error);
                 }
                 *lost |= !error.is_definite();

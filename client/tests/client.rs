@@ -352,5 +352,7 @@ async fn leadership_is_handed_over() {
     let summary = admin.transfer_leader(1, 2).await.unwrap();
     assert_eq!(summary.tablet.unwrap().leader_server_id, 2);
     assert_eq!(admin.transfer_leader(1, 1).await.unwrap_err().reason(), Reason::NotTransferable);
+    let late = admin.transfer_leader(1, 3).await.unwrap_err();
+    assert_eq!((late.reason(), late.message()), (Reason::TimedOut, "it did not take over"));
     assert_eq!(admin.transfer_leader(9, 1).await.unwrap_err().reason(), Reason::TabletNotFound);
 }

@@ -558,6 +558,9 @@ impl AdminService for Server {
             let tablet = Some(v1::TabletSummary { tablet: Some(tablet), ..Default::default() });
             return Ok(Response::new(v1::TransferLeaderResponse { tablet }));
         }
+        if tablet_id == 1 && server_id == 3 {
+            return Err(ApiError::new(Reason::TimedOut, "it did not take over").into());
+        }
         if tablet_id == 1 {
             return Err(ApiError::new(Reason::NotTransferable, "that copy is not in sync").into());
         }

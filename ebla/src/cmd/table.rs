@@ -56,16 +56,23 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
     let request = v1::CreateTableRequest { name: args.name.clone(), spec: Some(spec), split_keys };
     let table = admin.create_table(request).await?;
     let described = admin.describe_table(&table.name).await?;
+    let replicas = table.spec.unwrap_or_default().replicas;
     if args.replicas.is_none() {
-        note(&chosen(table.spec.unwrap_or_default().replicas));
+        let servers = admin.list_servers().await?;
+        let is_up = |summary: &v1::ServerSummary| {
+            summary.server.as_ref().is_some_and(|server| server.state() == v1::ServerState::Up)
+        };
+        let up = servers.iter().filter(|summary| is_up(summary)).count();
+        let (are, copies) = (if up == 1 { "server is" } else { "servers are" }, copies(replicas));
+        note(&format!("{up} {are} up: the table gets {copies} of each tablet"));
     }
     warn_of_two_copies(&described);
-    let tolerates = described.failures_tolerated;
     let line = format!(
-        "created table {:?} (id {}): {} copies of each tablet, tolerates {tolerates} failed servers with failover",
+        "created table {:?} (id {}): {} of each tablet, {}",
         table.name,
         table.id,
-        table.spec.unwrap_or_default().replicas
+        copies(replicas),
+        tolerates(described.failures_tolerated)
     );
     out.one(&described_json(&described), || line)
 }
@@ -87,12 +94,15 @@ fn check(args: &CreateTable) -> anyhow::Result<()> {
     Ok(spec.check().map_err(|error| Failure::usage(error.to_string()))?)
 }
 
-/// What the masters chose when nobody said how many copies.
-fn chosen(replicas: u32) -> String {
-    match replicas {
-        1 => "1 server is up: the table gets 1 copy of each tablet and tolerates no failure".to_owned(),
-        2 => "2 servers are up: the table gets 2 copies of each tablet".to_owned(),
-        more => format!("{more} servers are up, or more: the table gets {more} copies of each tablet"),
+fn copies(replicas: u32) -> String {
+    if replicas == 1 { "1 copy".to_owned() } else { format!("{replicas} copies") }
+}
+
+fn tolerates(failures: u32) -> String {
+    match failures {
+        0 => "tolerates no failed server".to_owned(),
+        1 => "tolerates 1 failed server with failover".to_owned(),
+        more => format!("tolerates {more} failed servers with failover"),
     }
 }
 
