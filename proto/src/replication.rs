@@ -6,9 +6,7 @@ use crate::v1::replica_message::Message;
 use bytes::Bytes;
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{
-    DiskGeneration, Epoch, Generation, Pos, ReplicaId, Seq, ServerRun, TabletId,
-};
+use ebla_kernel::ids::{DiskGeneration, Epoch, Generation, Pos, ReplicaId, Seq, ServerRun, TabletId};
 use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun};
 
 /// Between whom a message goes.
@@ -57,7 +55,8 @@ pub fn message_to_wire(envelope: Envelope, message: &PeerMessage) -> v1::Replica
     match message {
         PeerMessage::Probe => envelope.close(Message::Probe(v1::ReplicaProbe {})),
         PeerMessage::Hello { end, epochs } => {
-            let start = |(epoch, first): &(Epoch, Seq)| v1::EpochStartAt { epoch: epoch.0, first_seq: first.0 };
+            let start =
+                |(epoch, first): &(Epoch, Seq)| v1::EpochStartAt { epoch: epoch.0, first_seq: first.0 };
             let epochs = epochs.iter().map(start).collect();
             envelope.close(Message::Hello(v1::ReplicaHello {
                 end_epoch: end.epoch.0,
@@ -147,8 +146,12 @@ mod tests {
         for message in messages {
             let wire = message_to_wire(envelope, &message);
             let generation = Generation::Disk(DiskGeneration(6));
-            let input =
-                PeerInput { from: ReplicaId(2), run: PeerRun { server: run, generation }, epoch: Epoch(7), message };
+            let input = PeerInput {
+                from: ReplicaId(2),
+                run: PeerRun { server: run, generation },
+                epoch: Epoch(7),
+                message,
+            };
             assert_eq!(peer_input(wire, run), Ok((TabletId(1), ReplicaId(3), input)));
         }
     }

@@ -80,8 +80,10 @@ impl Node {
     fn too_slow(&self, table: &TableInfo, key: &[u8]) -> ApiError {
         let waited_ms = limits::COPY_READ_PATIENCE.as_millis();
         let elsewhere = self.elsewhere(table, key);
-        let message =
-            format!("the copy here did not get what the read must see within {waited_ms} ms; {}", elsewhere.message);
+        let message = format!(
+            "the copy here did not get what the read must see within {waited_ms} ms; {}",
+            elsewhere.message
+        );
         ApiError { message, ..elsewhere }
     }
 }

@@ -34,9 +34,7 @@ pub enum Error {
     #[error("the loss ledger failed")]
     Ledger(#[from] LedgerError),
     /// What the stores hold does not fit together.
-    #[error(
-        "the data directory is damaged: {what}; restore the directory from a copy of it"
-    )]
+    #[error("the data directory is damaged: {what}; restore the directory from a copy of it")]
     Damaged {
         /// What does not fit.
         what: String,

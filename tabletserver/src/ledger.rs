@@ -114,7 +114,9 @@ impl Ledger {
             let path = file.map_err(io_error("list its directory"))?.path();
             let Some(id) = record_id(&path) else { continue };
             match Reading::open(&path, id) {
-                Ok(reading) => drop(records.insert(id, Kept { summary: reading.summary, bytes: file_bytes(&path) })),
+                Ok(reading) => {
+                    drop(records.insert(id, Kept { summary: reading.summary, bytes: file_bytes(&path) }))
+                }
                 Err(error) => warn!(%error, path = %path.display(), "a record of lost writes is left out"),
             }
         }
@@ -162,7 +164,10 @@ impl Ledger {
     ///
     /// # Errors
     /// `NoRecord`, `Damaged` or `Io`.
-    pub fn read(&self, id: u64) -> Result<impl Iterator<Item = Result<Entry, LedgerError>> + use<>, LedgerError> {
+    pub fn read(
+        &self,
+        id: u64,
+    ) -> Result<impl Iterator<Item = Result<Entry, LedgerError>> + use<>, LedgerError> {
         if !self.lock().contains_key(&id) {
             return Err(LedgerError::NoRecord { id });
         }
@@ -234,7 +239,10 @@ impl Writing {
             source: io::Error::from(io::ErrorKind::InvalidInput),
         })?;
         let head = [length.to_be_bytes(), crc32fast::hash(bytes).to_be_bytes()].concat();
-        self.file.write_all(&head).and_then(|()| self.file.write_all(bytes)).map_err(io_error("write a record"))
+        self.file
+            .write_all(&head)
+            .and_then(|()| self.file.write_all(bytes))
+            .map_err(io_error("write a record"))
     }
 
     fn finish(self, path: &Path) -> Result<u64, LedgerError> {

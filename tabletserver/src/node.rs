@@ -209,7 +209,12 @@ impl Node {
     /// # Errors
     /// `NOT_LEADER` with the new leader, or `UNAVAILABLE` while it has lost touch with the
     /// other copies.
-    pub fn check_serving(&self, table: &TableInfo, tablet: &TabletHandle, key: &[u8]) -> Result<(), ApiError> {
+    pub fn check_serving(
+        &self,
+        table: &TableInfo,
+        tablet: &TabletHandle,
+        key: &[u8],
+    ) -> Result<(), ApiError> {
         if tablet.may_answer(&self.leases) {
             return Ok(());
         }

@@ -264,7 +264,8 @@ impl Oplog {
             return self.remove(&[tablet]);
         }
         let last = self.read(tablet, keep, 1)?.into_iter().next().map(Logged::from);
-        let last = last.ok_or_else(|| OplogError::Damaged { what: format!("record {keep} of {tablet} is gone") })?;
+        let last =
+            last.ok_or_else(|| OplogError::Damaged { what: format!("record {keep} of {tablet} is gone") })?;
         self.append_group(&[Append { tablet, tail: Tail::Cut, entries: vec![&last] }], Fsync::Now).map(drop)
     }
 

@@ -46,7 +46,9 @@ pub enum RegistryError {
         format: u8,
     },
     /// A version from before the first release wrote a record.
-    #[error("a registry record has format {format}, from before the first release: begin with a new directory")]
+    #[error(
+        "a registry record has format {format}, from before the first release: begin with a new directory"
+    )]
     OlderFormat {
         /// Its format.
         format: u8,

@@ -25,8 +25,8 @@ use ebla_kernel::tablet::{Membership, Recovered, Tablet};
 use ebla_proto::convert;
 use ebla_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 

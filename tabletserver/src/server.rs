@@ -164,12 +164,22 @@ impl TabletServer {
         self.address
     }
 
-    /// Registered, and every tablet that it should lead serves.
+    /// Registered, and every tablet with a copy here serves, here or elsewhere.
     #[must_use]
     pub fn is_ready(&self) -> bool {
+        let routes = self.node.routes.now();
+        let own = self.node.peers.identity().map_or(0, |own| own.run.server.0);
+        let is_led_elsewhere = |id: TabletId| {
+            routes.tablet(id).is_some_and(|tablet| ![0, own].contains(&tablet.leader_server_id))
+        };
         self.registered.load(Ordering::Relaxed)
-            && self.node.routes.now().version > 0
-            && self.node.directory.load().tablets().all(|tablet| tablet.serving().is_some())
+            && routes.version > 0
+            && self
+                .node
+                .directory
+                .load()
+                .tablets()
+                .all(|tablet| tablet.serving().is_some() || is_led_elsewhere(tablet.id))
     }
 
     /// Resolves when the server must end, with the reason.
@@ -227,7 +237,8 @@ impl TabletServer {
         info!(tablets = handed.len(), "handing leaderships over");
         let own = self.node.peers.identity().map_or(0, |own| own.run.server.0);
         let is_ours = |id: &&TabletId| {
-            let serves = self.node.directory.load().tablet(**id).is_some_and(|tablet| tablet.serving().is_some());
+            let serves =
+                self.node.directory.load().tablet(**id).is_some_and(|tablet| tablet.serving().is_some());
             let routes = self.node.routes.now();
             serves || routes.tablet(**id).is_none_or(|tablet| [0, own].contains(&tablet.leader_server_id))
         };
@@ -437,7 +448,8 @@ impl Services {
         let replication = ReplicationServiceServer::new(replication)
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
-        let route = RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let route =
+            RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         // The builder's own option does not reach a listener that was bound before.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tonic::transport::Server::builder()

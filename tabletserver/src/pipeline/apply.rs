@@ -213,7 +213,8 @@ impl Apply {
             self.put(&[(handle, batch.iter().filter(stays).collect())])?;
             self.take_back(handle, batch.iter().map(|logged| &logged.entry))?;
             self.held(handle).settled(end);
-            batch = if end.pos.seq < upto { self.read(handle, end.pos.seq.next(), upto)? } else { Vec::new() };
+            batch =
+                if end.pos.seq < upto { self.read(handle, end.pos.seq.next(), upto)? } else { Vec::new() };
         }
         let applied = self.held(handle).applied();
         if applied.pos.seq < upto {

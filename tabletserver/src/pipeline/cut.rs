@@ -146,7 +146,8 @@ impl Cutter {
         let mut intents = Vec::new();
         for (job, tail) in jobs.iter().zip(&doomed) {
             let seen = self.stores.look(tail)?;
-            let flushed = self.stores.lower(tail.tablet, self.stores.replicas.flushed_end(tail.tablet), &seen)?;
+            let flushed =
+                self.stores.lower(tail.tablet, self.stores.replicas.flushed_end(tail.tablet), &seen)?;
             let applied = self.stores.lower(tail.tablet, job.handle.applied_end(), &seen)?;
             intents.push((tail.tablet, Truncation { keep: tail.keep, last: tail.last }, flushed));
             looked.push((seen, applied));
@@ -175,7 +176,8 @@ impl Cutter {
             done.push((tail.tablet, tail.keep, applied.pos.seq));
         }
         let listens = self.control.send(Control::Truncated(done)).is_ok();
-        let touched = doomed.iter().zip(looked).filter_map(|(tail, (seen, _))| Some((tail.table, seen.touched?)));
+        let touched =
+            doomed.iter().zip(looked).filter_map(|(tail, (seen, _))| Some((tail.table, seen.touched?)));
         self.compact(touched.collect(), pins);
         Ok(listens)
     }
@@ -251,8 +253,7 @@ impl CutStores {
 
     fn look(&self, doomed: &Doomed) -> Result<Looked, Error> {
         let keep = doomed.keep.pos.seq;
-        let mut looked =
-            Looked { first: doomed.last, writes: 0, rows: 0, applied_max: keep, touched: None };
+        let mut looked = Looked { first: doomed.last, writes: 0, rows: 0, applied_max: keep, touched: None };
         let mut tail = self.tail(doomed);
         let mut is_first = true;
         loop {

@@ -410,8 +410,7 @@ impl Sequencer {
             let others = slot.in_sync.iter().filter(|replica| **replica != slot.handle.replica);
             others.copied().find(|replica| is_open(&replica)).map(|to| (epoch, to))
         };
-        let heirs: Vec<_> =
-            self.slots.iter().filter_map(|(id, slot)| Some((*id, heir(slot)?))).collect();
+        let heirs: Vec<_> = self.slots.iter().filter_map(|(id, slot)| Some((*id, heir(slot)?))).collect();
         let handed = heirs.iter().map(|(id, _)| *id).collect();
         self.each(heirs, |(epoch, to)| Input::Transfer { epoch, to, until });
         // Whoever waited is gone.

@@ -65,9 +65,11 @@ impl Answering {
             return None;
         }
         let own = node.peers.identity()?.run.incarnation;
-        let given_up: Vec<_> = asked.given_up.iter().map(|e| (TabletId(e.tablet_id), Epoch(e.epoch))).collect();
+        let given_up: Vec<_> =
+            asked.given_up.iter().map(|e| (TabletId(e.tablet_id), Epoch(e.epoch))).collect();
         let promised = node.leases.promise(asker, &given_up)?;
-        let wire = |(tablet, epoch): (TabletId, Epoch)| v1::PromiseException { tablet_id: tablet.0, epoch: epoch.0 };
+        let wire =
+            |(tablet, epoch): (TabletId, Epoch)| v1::PromiseException { tablet_id: tablet.0, epoch: epoch.0 };
         Some(v1::PromiseResponse {
             number: asked.number,
             lease_ms: promised.lease_ms,

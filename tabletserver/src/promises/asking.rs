@@ -69,7 +69,9 @@ impl Asking {
                 });
             }
             let leases = &self.node.leases;
-            leases.retain(|run| wanted.get(&run.server).is_some_and(|peer| peer.incarnation() == run.incarnation));
+            leases.retain(|run| {
+                wanted.get(&run.server).is_some_and(|peer| peer.incarnation() == run.incarnation)
+            });
             silence.look(&self.node);
         }
     }
@@ -119,7 +121,11 @@ impl Asker {
         }
     }
 
-    fn ask(&self, questions: &mpsc::Sender<v1::PromiseRequest>, given_up: Vec<(TabletId, Epoch)>) -> Result<(), Status> {
+    fn ask(
+        &self,
+        questions: &mpsc::Sender<v1::PromiseRequest>,
+        given_up: Vec<(TabletId, Epoch)>,
+    ) -> Result<(), Status> {
         let number = self.node.leases.ask(self.run_asked());
         let given_up = given_up.into_iter().map(exception_to_wire).collect();
         let asked = Message::Asked(v1::PromiseAsked { number, given_up });

@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info, warn};
 
 /// What links work with.
@@ -42,7 +42,8 @@ pub async fn connect_peer(node: &Node, server: ServerId) -> Result<Channel, Stat
     let routes = node.routes.now();
     let known = routes.server(server.0).filter(|known| !known.address.is_empty());
     let address = known.map(|known| known.address.clone());
-    let address = address.ok_or_else(|| Status::unavailable(format!("no address of server {} yet", server.0)))?;
+    let address =
+        address.ok_or_else(|| Status::unavailable(format!("no address of server {} yet", server.0)))?;
     if let Some(peer) = node.peers.wanted().get(&server) {
         peer.met(Incarnation(known.map_or(0, |known| known.incarnation)));
     }
@@ -73,7 +74,9 @@ pub async fn keep_connected(links: Links) {
                 stays
             });
             for (server, peer) in wanted.iter().filter(|(server, _)| **server > own.run.server) {
-                dialling.entry(*server).or_insert_with(|| tokio::spawn(dial(links.clone(), own.clone(), Arc::clone(peer))));
+                dialling
+                    .entry(*server)
+                    .or_insert_with(|| tokio::spawn(dial(links.clone(), own.clone(), Arc::clone(peer))));
             }
         }
         let _ = tokio::time::timeout(limits::PEER_CONNECT_TIMEOUT, changed).await;
@@ -115,7 +118,11 @@ async fn open(links: &Links, own: &Identity, peer: &Arc<Peer>) -> Result<(), Sta
     };
     let run = links.node.peers.check_greeting(&greeting)?;
     if run.server != peer.server() {
-        return Err(Status::failed_precondition(format!("server {} answered for {}", run.server, peer.server())));
+        return Err(Status::failed_precondition(format!(
+            "server {} answered for {}",
+            run.server,
+            peer.server()
+        )));
     }
     let inbound = inbound.map(|response| match response?.message {
         Some(response::Message::Frame(frame)) => Ok(frame),
@@ -126,7 +133,9 @@ async fn open(links: &Links, own: &Identity, peer: &Arc<Peer>) -> Result<(), Sta
 
 /// What is said to a server that sends anything but frames after its greeting.
 pub(super) fn not_a_frame() -> Status {
-    Status::invalid_argument("after the greeting there are only frames: both servers must run versions that fit")
+    Status::invalid_argument(
+        "after the greeting there are only frames: both servers must run versions that fit",
+    )
 }
 
 /// Serves a connection until it breaks, from either side.
@@ -176,7 +185,9 @@ async fn take_frame(links: &Links, run: ServerRun, frame: v1::ReplicaFrame) -> R
 
 fn entry_bytes(message: &v1::ReplicaMessage) -> usize {
     match &message.message {
-        Some(v1::replica_message::Message::Append(append)) => append.entries.iter().map(|entry| entry.len()).sum(),
+        Some(v1::replica_message::Message::Append(append)) => {
+            append.entries.iter().map(|entry| entry.len()).sum()
+        }
         Some(_) | None => 0,
     }
 }
