@@ -83,6 +83,7 @@ impl Error {
             | Reason::ServerNotFound
             | Reason::RecordNotFound
             | Reason::NotTransferable
+            | Reason::TooFewServers
             | Reason::WriteLost
             | Reason::ConditionFailed
             | Reason::NotACounter

@@ -120,6 +120,7 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::Reverted
         | Reason::WriteLost
         | Reason::NotTransferable
+        | Reason::TooFewServers
         | Reason::Superseded
         | Reason::WrongCluster
         | Reason::Corrupt

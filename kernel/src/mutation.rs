@@ -126,11 +126,15 @@ pub enum Mutation {
     FollowerReadsUnsafe,
     /// A lease is looked at before the work only.
     LeaseCheckedBefore,
+    /// A clock does not rise above the timestamps of copied entries.
+    LogRaisesNoClock,
+    /// A write that waited comes before what was read meanwhile.
+    ReadFloorForgotten,
 }
 
 impl Mutation {
     /// Every seeded bug.
-    pub const ALL: [Self; 59] = [
+    pub const ALL: [Self; 61] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -190,6 +194,8 @@ impl Mutation {
         Self::SessionEpochIgnored,
         Self::FollowerReadsUnsafe,
         Self::LeaseCheckedBefore,
+        Self::LogRaisesNoClock,
+        Self::ReadFloorForgotten,
     ];
 
     /// The rule that it breaks.
@@ -252,6 +258,8 @@ impl Mutation {
             Self::SessionEpochIgnored => "sessions know their epoch",
             Self::FollowerReadsUnsafe => "follower reads are safe",
             Self::LeaseCheckedBefore => "lease after the work",
+            Self::LogRaisesNoClock => "clock above the log",
+            Self::ReadFloorForgotten => "reads close the past",
         }
     }
 }

@@ -53,6 +53,8 @@ reasons! {
     TabletNotFound = "TABLET_NOT_FOUND", NotFound;
     /// No server of this id.
     ServerNotFound = "SERVER_NOT_FOUND", NotFound;
+    /// A table wants more copies than there are servers up; nothing was created.
+    TooFewServers = "TOO_FEW_SERVERS", FailedPrecondition;
     /// Leadership cannot go where it was asked to go.
     NotTransferable = "NOT_TRANSFERABLE", FailedPrecondition;
     /// No such record in the loss ledger.

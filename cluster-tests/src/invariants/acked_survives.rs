@@ -63,10 +63,9 @@ fn is_as_told(entry: &Entry, operation: &Operation, committed: &Committed) -> bo
     let Asked::Write { token, .. } = &operation.asked else { return false };
     let same = match &entry.payload {
         Payload::Write(write) => write.results == committed.results && write.token == Some(*token),
-        Payload::EpochStart { .. }
-        | Payload::TokenFence { .. }
-        | Payload::Revert { .. }
-        | Payload::Close => false,
+        Payload::EpochStart { .. } | Payload::TokenFence { .. } | Payload::Revert { .. } | Payload::Close => {
+            false
+        }
     };
     entry.pos == committed.pos && entry.ts == committed.ts && same
 }

@@ -59,13 +59,7 @@ impl EpochHasAcks {
         Ok(())
     }
 
-    fn acked(
-        &mut self,
-        oracle: &Oracle,
-        tablet: TabletId,
-        pos: Pos,
-        level: AckLevel,
-    ) -> Result<(), String> {
+    fn acked(&mut self, oracle: &Oracle, tablet: TabletId, pos: Pos, level: AckLevel) -> Result<(), String> {
         self.acked.entry(tablet).or_default().insert(pos, level);
         if !is_owed(level, oracle.trust(tablet)) {
             return Ok(());
@@ -76,7 +70,9 @@ impl EpochHasAcks {
         };
         let story = oracle.story(tablet);
         match self.began.get(&tablet).into_iter().flatten().find(|epoch| lacks(story, **epoch)) {
-            Some(epoch) => Err(format!("{tablet} {pos} is acknowledged at {level}, and {epoch} began without it")),
+            Some(epoch) => {
+                Err(format!("{tablet} {pos} is acknowledged at {level}, and {epoch} began without it"))
+            }
             None => Ok(()),
         }
     }

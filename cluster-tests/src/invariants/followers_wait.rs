@@ -59,13 +59,7 @@ impl FollowersWait {
         }
     }
 
-    fn applied(
-        &self,
-        oracle: &Oracle,
-        tablet: TabletId,
-        server: usize,
-        entry: &Entry,
-    ) -> Result<(), String> {
+    fn applied(&self, oracle: &Oracle, tablet: TabletId, server: usize, entry: &Entry) -> Result<(), String> {
         let story = oracle.story(tablet);
         if !story.has(server, entry.pos) {
             return Err(format!("{tablet}: server {server} applies {}, which is not in its log", entry.pos));

@@ -19,7 +19,8 @@ impl Invariant for LostIsKept {
         let story = oracle.story(*tablet);
         let dropped = story.copies.get(server).into_iter().flatten().filter(|pos| pos.seq > keep.pos.seq);
         for pos in dropped {
-            let is_write = story.entries.get(pos).is_some_and(|entry| matches!(entry.payload, Payload::Write(_)));
+            let is_write =
+                story.entries.get(pos).is_some_and(|entry| matches!(entry.payload, Payload::Write(_)));
             if is_write && !kept.contains(pos) {
                 return Err(format!("{tablet} server {server} drops {pos}, the ledger has {kept:?}"));
             }

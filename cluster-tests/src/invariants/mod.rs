@@ -35,8 +35,8 @@ mod bad_steps;
 
 use crate::oracle::{Fate, History, Oracle, Trust, Truth};
 use crate::sim::disk::Rows;
-use ebla_kernel::entry::{Entry, LogEnd};
 use bytes::Bytes;
+use ebla_kernel::entry::{Entry, LogEnd};
 use ebla_kernel::ids::{Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId};
 use ebla_kernel::meta::{State, Tablet};
 use ebla_kernel::op::{Change, Committed, Token};

@@ -61,7 +61,8 @@ impl Monotone {
         if view.incarnation != last.incarnation {
             return Ok(());
         }
-        let same_epoch = |(q, last): (ebla_kernel::ids::Pos, ebla_kernel::ids::Pos)| q.epoch == last.epoch && q < last;
+        let same_epoch =
+            |(q, last): (ebla_kernel::ids::Pos, ebla_kernel::ids::Pos)| q.epoch == last.epoch && q < last;
         let q_back = view.q.zip(last.q).is_some_and(same_epoch);
         let back = view.durable < last.durable || view.applied < last.applied;
         if q_back || back || view.promised < last.promised {

@@ -1,9 +1,10 @@
 //! m2, m3, m13, m33: Q names an entry of the leader's own epoch that enough in-sync copies
-//! truly have; neither Q nor a core's own durable end is ahead of its disk.
+//! truly have, with the leader's own or without; no core's durable end is ahead of its disk.
 
 use super::{CoreView, Invariant, Observation};
 use crate::oracle::Oracle;
 use ebla_kernel::ids::{Epoch, Pos, TabletId};
+use ebla_kernel::meta::Policy;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Default)]
@@ -11,6 +12,7 @@ struct Rules {
     epoch: Epoch,
     in_sync: Vec<usize>,
     min_in_sync: usize,
+    policy: Option<Policy>,
 }
 
 /// Who is in sync, and the last Q of every leader.
@@ -28,9 +30,13 @@ impl Invariant for QIsDurable {
     fn observe(&mut self, oracle: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
         if let Observation::Metadata(state) = observation {
             for tablet in state.tablets() {
-                let min_in_sync = state.table(tablet.table).map_or(1, |table| table.spec.min_in_sync);
-                let in_sync = super::servers_in_sync(state, tablet);
-                let rules = Rules { epoch: tablet.epoch, in_sync, min_in_sync: usize::from(min_in_sync) };
+                let spec = state.table(tablet.table).map(|table| &table.spec);
+                let rules = Rules {
+                    epoch: tablet.epoch,
+                    in_sync: super::servers_in_sync(state, tablet),
+                    min_in_sync: spec.map_or(1, |spec| usize::from(spec.min_in_sync)),
+                    policy: spec.map(|spec| spec.policy),
+                };
                 self.rules.insert(tablet.id, rules);
             }
         }
@@ -45,15 +51,18 @@ impl Invariant for QIsDurable {
 impl QIsDurable {
     fn judge(&mut self, oracle: &Oracle, view: &CoreView) -> Result<(), String> {
         let Some(q) = view.q else {
+            // Alone in the in-sync set of a degraded table a leader has no Q and serves.
+            let is_strict =
+                self.rules.get(&view.tablet).is_some_and(|rules| rules.policy == Some(Policy::Strict));
             return match view.serving {
-                Some(_) => Err(format!("{} serves without Q: {view:?}", view.tablet)),
-                None => Ok(()),
+                Some(_) if is_strict => Err(format!("{} serves without Q: {view:?}", view.tablet)),
+                Some(_) | None => Ok(()),
             };
         };
         if self.seen.insert((view.tablet, view.server), q) == Some(q) {
             return Ok(());
         }
-        if q > view.on_disk || view.serving.is_some_and(|epoch| epoch != q.epoch) {
+        if view.serving.is_some_and(|epoch| epoch != q.epoch) {
             return Err(format!("{} counts what is not its own: {view:?}", view.tablet));
         }
         let story = oracle.story(view.tablet);

@@ -60,13 +60,19 @@ impl Reverts {
         let q = self.q.get(&term).copied().unwrap_or(Pos::ZERO);
         for target in entry.reverts() {
             if target.pos.epoch != entry.pos.epoch {
-                return Err(format!("m12: {tablet} {} takes back {} of an older epoch", entry.pos, target.pos));
+                return Err(format!(
+                    "m12: {tablet} {} takes back {} of an older epoch",
+                    entry.pos, target.pos
+                ));
             }
             if target.pos.seq <= q.seq {
                 return Err(format!("m31: {tablet} {} takes back {}, Q is {q}", entry.pos, target.pos));
             }
             if self.acked.get(&tablet).is_some_and(|acked| acked.contains(&target.pos)) {
-                return Err(format!("{tablet} {} takes back {}, which was acknowledged", entry.pos, target.pos));
+                return Err(format!(
+                    "{tablet} {} takes back {}, which was acknowledged",
+                    entry.pos, target.pos
+                ));
             }
             if let Some(token) = target.token {
                 self.denied.entry((tablet, token)).or_default().push(entry.pos);

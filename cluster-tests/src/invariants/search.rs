@@ -64,7 +64,11 @@ impl Invariant for Search {
             for (key, mut intervals) in sample {
                 let newest = truth.rows.get(&key).and_then(|versions| versions.values().next_back());
                 let last = newest.and_then(|version| live(&version.body));
-                intervals.push(Interval { begin_us: u64::MAX, end_us: Some(u64::MAX), deed: Deed::Saw(last) });
+                intervals.push(Interval {
+                    begin_us: u64::MAX,
+                    end_us: Some(u64::MAX),
+                    deed: Deed::Saw(last),
+                });
                 judge(&intervals).map_err(|why| format!("{}: {why}", key.escape_ascii()))?;
             }
         }
@@ -125,10 +129,7 @@ fn interval(operation: &Operation, key: &Bytes) -> Option<Interval> {
             let ran = ops.iter().filter(|op| touches(op, key)).map(|op| (op.clone(), None)).collect();
             (None, Deed::Ran(ran))
         }
-        (
-            Asked::Write { ops, .. },
-            Some(Outcome::Rejected(Reject::ConditionFailed { op: 0, .. })),
-        ) => {
+        (Asked::Write { ops, .. }, Some(Outcome::Rejected(Reject::ConditionFailed { op: 0, .. }))) => {
             let first = ops.first().filter(|op| op.action.key() == Some(key))?;
             (end_us, Deed::Refused(first.condition.clone()?))
         }
@@ -140,7 +141,9 @@ fn interval(operation: &Operation, key: &Bytes) -> Option<Interval> {
 
 fn touches(op: &Op, key: &Bytes) -> bool {
     match &op.action {
-        Action::Set { key: row, .. } | Action::Delete { key: row } | Action::Add { key: row, .. } => row == key,
+        Action::Set { key: row, .. } | Action::Delete { key: row } | Action::Add { key: row, .. } => {
+            row == key
+        }
         Action::DeleteRange { from, to } => from <= key && to.as_ref().is_none_or(|to| key < to),
     }
 }
@@ -151,7 +154,8 @@ fn run(deed: &Deed, row: &Option<Body>) -> Option<Option<Body>> {
         Deed::Saw(seen) => (seen == row).then(|| row.clone()),
         Deed::Refused(condition) => (!holds(condition, row)).then(|| row.clone()),
         Deed::Ran(ops) => ops.iter().try_fold(row.clone(), |row, (op, result)| {
-            let fits = op.condition.as_ref().is_none_or(|condition| holds(condition, &row) || is_ts(condition));
+            let fits =
+                op.condition.as_ref().is_none_or(|condition| holds(condition, &row) || is_ts(condition));
             if !fits {
                 return None;
             }
@@ -223,7 +227,10 @@ fn judge(intervals: &[Interval]) -> Result<(), String> {
         let Some(next) = search.end(&configs, slot) else { return Ok(()) };
         if next.is_empty() {
             let last: Vec<_> = configs.iter().map(|(row, _)| &search.rows[*row]).collect();
-            return Err(format!("nothing explains {:?}; before it the row was one of {last:?}", intervals[index]));
+            return Err(format!(
+                "nothing explains {:?}; before it the row was one of {last:?}",
+                intervals[index]
+            ));
         }
         configs = next;
         search.open[slot] = None;

@@ -44,10 +44,9 @@ fn by_token(operations: &[Operation]) -> BTreeMap<Token, &[Op]> {
         .iter()
         .filter_map(|operation| match &operation.asked {
             Asked::Write { ops, token, .. } => Some((*token, &ops[..])),
-            Asked::Get { .. }
-            | Asked::Snapshot { .. }
-            | Asked::Bounded { .. }
-            | Asked::InSession { .. } => None,
+            Asked::Get { .. } | Asked::Snapshot { .. } | Asked::Bounded { .. } | Asked::InSession { .. } => {
+                None
+            }
         })
         .collect()
 }

@@ -29,7 +29,8 @@ impl Invariant for TruthIsTold {
             let Some(truth) = end.truths.get(&operation.tablet) else { continue };
             let written = written.entry(operation.tablet).or_insert_with(|| writes(truth));
             let known = written.get(&(row(operation)?, version.ts.0)).into_iter().flatten();
-            let mut shown = known.filter(|(_, change)| is(change, version)).map(|(entry, _)| *entry).peekable();
+            let mut shown =
+                known.filter(|(_, change)| is(change, version)).map(|(entry, _)| *entry).peekable();
             if shown.peek().is_none() {
                 return Err(format!("{operation:?} shows what was never written"));
             }
@@ -68,9 +69,7 @@ fn writes<'a>(truth: &Truth<'a>) -> Written<'a> {
 
 fn is(change: &Change, version: &Version) -> bool {
     match change {
-        Change::Put { body, expires_ms, .. } => {
-            *body == version.body && *expires_ms == version.expires_ms
-        }
+        Change::Put { body, expires_ms, .. } => *body == version.body && *expires_ms == version.expires_ms,
         Change::RangeTombstone { .. } => false,
     }
 }

@@ -70,7 +70,7 @@ pub struct Route {
     pub copies: BTreeMap<ReplicaId, usize>,
     /// Which of them are in sync.
     pub in_sync: Vec<ReplicaId>,
-    /// How many disks the table can lose.
+    /// How many disks can be lost while the table goes on by itself.
     pub spare: u32,
 }
 
@@ -101,7 +101,10 @@ impl Directory {
                 .filter_map(|replica| Some((replica.id, *servers.get(&replica.server)?)))
                 .collect(),
             in_sync: tablet.in_sync.iter().copied().collect(),
-            spare: state.table(tablet.table).map_or(0, |table| u32::from(table.spec.min_in_sync) - 1),
+            spare: state.table(tablet.table).map_or(0, |table| {
+                let (r, d) = (u32::from(table.spec.replicas), u32::from(table.spec.min_in_sync));
+                (d - 1).min(r - d)
+            }),
         };
         Self { routes: state.tablets().map(route).collect(), servers }
     }

@@ -127,11 +127,16 @@ impl Profile {
         let maybe = |rng: &mut Rng, span: SpanUs| rng.chance(600).then_some(span);
         let servers = [1, 2, 3, 3, 3, 3, 4, 5][rng.index(8)];
         let spec = draw_spec(rng, servers);
-        let failover = (spec.replicas >= 3 && rng.chance(300)).then_some(((1 * SECOND_US, 4 * SECOND_US), WipeBudget::Within));
+        let failover = (spec.replicas >= 3 && rng.chance(300))
+            .then_some(((1 * SECOND_US, 4 * SECOND_US), WipeBudget::Within));
         Self {
             servers,
             tablets: 1 + rng.index(3),
-            wipe: if rng.chance(30) { failover.map(|(span, _)| (span, WipeBudget::Beyond)) } else { failover },
+            wipe: if rng.chance(30) {
+                failover.map(|(span, _)| (span, WipeBudget::Beyond))
+            } else {
+                failover
+            },
             spec,
             clients: 2 + rng.index(5),
             frame_entries_max: [1, 3, 100][rng.index(3)],
@@ -191,7 +196,11 @@ impl Profile {
 /// A table that can be created: R copies on as many servers, D of them for every wait.
 fn draw_spec(rng: &mut Rng, servers: usize) -> TableSpec {
     let most = u8::try_from(servers).expect("a handful of servers");
-    let replicas = if rng.chance(700) { most.min(3) } else { 1 + u8::try_from(rng.below(u64::from(most))).expect("few") };
+    let replicas = if rng.chance(700) {
+        most.min(3)
+    } else {
+        1 + u8::try_from(rng.below(u64::from(most))).expect("few")
+    };
     let min_in_sync = match replicas {
         3 if rng.chance(700) => 2,
         _ => 1 + u8::try_from(rng.below(u64::from(replicas))).expect("few"),

@@ -64,6 +64,10 @@ impl Server {
 
     fn enqueue(&mut self, id: TabletId, by: Epoch, entry: Rc<Entry>, when: When) {
         let Some(run) = &mut self.run else { return };
+        // Whoever reads or writes here later is above everything in the log.
+        if !mutated!(LogRaisesNoClock) {
+            run.clock.raise(entry.ts);
+        }
         if let Some(copy) = run.copies.get_mut(&id) {
             copy.tail.push_back(Rc::clone(&entry));
         }
@@ -88,10 +92,10 @@ impl Server {
             }
         }
         let refusing = &run.log.refusing;
-        let is_refused = |record: &Record| {
-            refusing.get(&record.tablet).is_some_and(|refused| record.by <= *refused)
-        };
-        let (refused, group): (Vec<_>, Vec<_>) = group.into_iter().partition(|(record, _)| is_refused(record));
+        let is_refused =
+            |record: &Record| refusing.get(&record.tablet).is_some_and(|refused| record.by <= *refused);
+        let (refused, group): (Vec<_>, Vec<_>) =
+            group.into_iter().partition(|(record, _)| is_refused(record));
         run.log.writing = !group.is_empty();
         run.log.since_us = run.log.writing.then_some(env.now_us);
         for (record, _) in refused {
@@ -197,6 +201,8 @@ impl Server {
         let log = self.disk.log.tablet(id);
         let window = log.into_iter().flat_map(|log| log.after(from)).take_while(|entry| entry.seq() <= upto);
         let window: Vec<Rc<Entry>> = window.cloned().collect();
+        let index = self.index;
+        env.say(|| format!("server {index} {id} applies {from} to {upto}"));
         let taken: Vec<_> =
             window.iter().flat_map(|entry| entry.reverts()).map(|target| target.pos).collect();
         for entry in window {
@@ -213,8 +219,11 @@ impl Server {
     /// Notes what is applied before the flush begins; that much is durable when it returns.
     pub(super) fn flush_begins(&mut self, env: &mut Env) {
         let Some(run) = &self.run else { return };
+        // Rows of a log that is being cut are going away again.
+        let is_whole = |copy: &&Copy| !run.cutting.contains_key(&copy.core.id()) || mutated!(FlushedOverCut);
         let position = |copy: &Copy| (copy.core.id(), copy.core.applied_seq(), copy.cuts);
-        let positions: Vec<(TabletId, Seq, u64)> = run.copies.values().map(position).collect();
+        let positions: Vec<(TabletId, Seq, u64)> =
+            run.copies.values().filter(is_whole).map(position).collect();
         let mark = self.disk.store.mark();
         if mutated!(FlushedBeforeFlush) {
             let positions = positions.iter().map(|(id, seq, _)| (*id, *seq)).collect();
@@ -224,12 +233,7 @@ impl Server {
         self.after(env, delay, Internal::FlushReturns { mark, positions });
     }
 
-    pub(super) fn flush_returns(
-        &mut self,
-        env: &mut Env,
-        mark: u64,
-        positions: Vec<(TabletId, Seq, u64)>,
-    ) {
+    pub(super) fn flush_returns(&mut self, env: &mut Env, mark: u64, positions: Vec<(TabletId, Seq, u64)>) {
         self.disk.store.flushed(mark);
         let Some(run) = &self.run else { return };
         // A cut since then has taken rows away that this flush may have kept.

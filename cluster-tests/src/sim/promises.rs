@@ -65,12 +65,19 @@ impl Pledges {
         }
     }
 
-    /// A run was heard.
-    pub fn heard(&mut self, now_us: u64, run: ServerRun) {
-        let known = self.peers.entry(run.server).or_insert((run.incarnation, now_us));
-        if run.incarnation >= known.0 {
-            *known = (run.incarnation, now_us);
-            self.silent.remove(&run.server);
+    /// A run was heard. Whether it is a new one.
+    pub fn heard(&mut self, now_us: u64, run: ServerRun) -> bool {
+        let known = self.peers.insert(run.server, (run.incarnation, now_us));
+        match known {
+            Some(known) if known.0 > run.incarnation => {
+                self.peers.insert(run.server, known);
+                false
+            }
+            Some(known) => {
+                self.silent.remove(&run.server);
+                known.0 != run.incarnation
+            }
+            None => true,
         }
     }
 
@@ -87,6 +94,16 @@ impl Pledges {
 }
 
 impl Server {
+    /// A message of a run came. The way to a new run is a new stream.
+    pub(super) fn hear(&mut self, env: &mut Env, from: ServerRun) {
+        let Some(run) = &mut self.run else { return };
+        if run.pledges.heard(env.now_us, from)
+            && let Some(place) = env.directory.servers.get(&from.server).copied()
+        {
+            self.after(env, 1_000, Internal::Connected(place));
+        }
+    }
+
     /// Asks everybody for a promise, and says who is silent.
     pub(super) fn heartbeat(&mut self, env: &mut Env) {
         self.after(env, LEASE_HEARTBEAT_MS * 1_000, Internal::Heartbeat);
@@ -143,8 +160,8 @@ impl Server {
         let Some(name) = self.server_run() else { return };
         let now = self.clock.promiser(env.now_us);
         let is_noted = self.disk.registry.longest_lease_ms >= LEASE_MS;
+        self.hear(env, from);
         let Some(run) = &mut self.run else { return };
-        run.pledges.heard(env.now_us, from);
         if !is_noted && !std::mem::replace(&mut run.pledges.longest_is_writing, true) {
             self.write_registry(env, RegistryChange::LongestLease(LEASE_MS));
         }
@@ -159,8 +176,7 @@ impl Server {
 
     /// An answer: what it lists is given up before it counts (m20).
     pub(super) fn promised(&mut self, env: &mut Env, from: ServerRun, promised: Option<(u64, Promised)>) {
-        let Some(run) = &mut self.run else { return };
-        run.pledges.heard(env.now_us, from);
+        self.hear(env, from);
         let Some((number, Promised { lease_ms, exceptions })) = promised else { return };
         for (tablet, epoch) in &exceptions {
             self.step(env, *tablet, Input::Superseded { epoch: *epoch });

@@ -11,8 +11,8 @@ use ebla_kernel::tablet::{Input, PeerInput, PeerMessage, PeerRun, Stream};
 impl Server {
     /// Another copy says something to one that is here.
     pub(super) fn peer(&mut self, env: &mut Env, id: TabletId, to: ReplicaId, input: PeerInput) {
+        self.hear(env, input.run.server);
         let Some(run) = &mut self.run else { return };
-        run.pledges.heard(env.now_us, input.run.server);
         let Some(copy) = run.copies.get_mut(&id).filter(|copy| copy.core.replica() == to) else { return };
         match &input.message {
             PeerMessage::CloseWanted { ts } => self.timed(env, Timed::Close(id, *ts)),
@@ -20,7 +20,10 @@ impl Server {
                 copy.by = input.epoch;
                 self.step(env, id, Input::Peer(input));
             }
-            PeerMessage::Probe | PeerMessage::Hello { .. } | PeerMessage::Ack { .. } | PeerMessage::Refuse => {
+            PeerMessage::Probe
+            | PeerMessage::Hello { .. }
+            | PeerMessage::Ack { .. }
+            | PeerMessage::Refuse => {
                 self.step(env, id, Input::Peer(input));
             }
         }

@@ -294,7 +294,7 @@ impl Server {
                 self.step(env, tablet, question);
             }
             RequestBody::Snapshot { .. } | RequestBody::Bounded { .. } | RequestBody::InSession { .. } => {
-                self.step(env, tablet, Input::Barrier { request: id, deadline });
+                self.step(env, tablet, Input::Barrier { request: id, ts, deadline });
             }
             RequestBody::Write { .. } | RequestBody::Get { .. } => unreachable!("they need no question"),
         }

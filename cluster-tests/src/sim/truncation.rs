@@ -32,6 +32,8 @@ impl Server {
         let tail: Vec<Entry> = self.tail(id, keep).iter().map(|entry| Entry::clone(entry)).collect();
         let applied = if mutated!(CutRevertForgotten) { keep.pos.seq } else { Cut::of(&tail).applied_max };
         let intent = Intent { keep, applied };
+        // A flush that began before this says nothing of the copy any more.
+        self.cut_began(id);
         if let Some(run) = &mut self.run {
             run.cutting.insert(id, intent);
         }
@@ -66,7 +68,6 @@ impl Server {
     }
 
     pub(super) fn truncation_intended(&mut self, env: &mut Env, id: TabletId) {
-        self.cut_began(id);
         if let Some(intent) = self.intent(id) {
             self.note_loss(env, id, intent.keep);
         }
@@ -74,9 +75,8 @@ impl Server {
 
     fn note_loss(&mut self, env: &mut Env, id: TabletId, keep: LogEnd) {
         let named = self.disk.registry.lost_of(id);
-        let is_new = |entry: &Rc<Entry>| {
-            matches!(entry.payload, Payload::Write(_)) && !named.contains(&entry.pos)
-        };
+        let is_new =
+            |entry: &Rc<Entry>| matches!(entry.payload, Payload::Write(_)) && !named.contains(&entry.pos);
         let lost = match mutated!(LossLedgerSkipped) {
             true => Vec::new(),
             false => self.tail(id, keep).into_iter().filter(is_new).collect(),

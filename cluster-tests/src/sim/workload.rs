@@ -160,7 +160,8 @@ impl Client {
         current.attempt += 1;
         let (client, op, attempt) = (self.index, current.op, current.attempt);
         let request = Request { client, op, tablet: current.tablet, body: current.body.clone() };
-        let any_copy = lost || matches!(current.body, RequestBody::Bounded { .. } | RequestBody::InSession { .. });
+        let any_copy =
+            lost || matches!(current.body, RequestBody::Bounded { .. } | RequestBody::InSession { .. });
         let route = env.directory.route(current.tablet);
         let copies: Vec<usize> = route.into_iter().flat_map(|route| route.copies.values().copied()).collect();
         let leader = route.and_then(|route| route.leader).filter(|_| !any_copy);

@@ -88,6 +88,8 @@ impl World {
         self.start();
         self.run_until(self.env.profile.chaos_us, |_| false)?;
         self.heal();
+        let awake = self.servers.iter().map(|server| server.asleep_until_us).max().unwrap_or_default();
+        self.run_until(awake, |_| false)?;
         if self.is_beyond() {
             let until = self.env.now_us + REST_US;
             self.run_until(until, |_| false)?;
@@ -312,7 +314,9 @@ impl World {
         if stops {
             server.clock.sleep(us);
         }
-        self.env.say(|| format!("server {victim} sleeps for {us} us, its clock {}", if stops { "too" } else { "not" }));
+        self.env.say(|| {
+            format!("server {victim} sleeps for {us} us, its clock {}", if stops { "too" } else { "not" })
+        });
     }
 
     fn cut(&mut self) {
@@ -330,7 +334,9 @@ impl World {
         ];
         let (from, to) = links[self.env.rng.index(links.len())];
         let both = self.env.rng.chance(400);
-        self.env.say(|| format!("the link from {from:?} to {to:?} is cut{}", if both { ", and back" } else { "" }));
+        self.env.say(|| {
+            format!("the link from {from:?} to {to:?} is cut{}", if both { ", and back" } else { "" })
+        });
         self.env.network.cut(from, to);
         self.schedule(Some((50_000, 4 * SECOND_US)), Fault::Join(from, to));
         if both {
@@ -365,7 +371,6 @@ impl World {
         if !self.meta.is_up() {
             self.meta.start(env);
         }
-        self.servers.iter_mut().for_each(|server| server.asleep_until_us = 0);
         for server in self.servers.iter_mut().filter(|server| !server.is_up()) {
             server.start(env);
         }
@@ -383,8 +388,9 @@ impl World {
     /// E2: in a healed cluster every tablet is written and every row read, in time.
     fn be_alive(&mut self) -> Result<(), Violation> {
         let until = self.env.now_us + LIVENESS_US;
-        let quiet =
-            |world: &Self| !world.env.directory.routes.is_empty() && world.clients.iter().all(Client::is_idle);
+        let quiet = |world: &Self| {
+            !world.env.directory.routes.is_empty() && world.clients.iter().all(Client::is_idle)
+        };
         if !self.run_until(until, quiet)? {
             return Err(self.not_alive("clients still wait"));
         }

@@ -79,6 +79,8 @@ pub enum Input {
     Barrier {
         /// Who asks.
         request: RequestId,
+        /// The reader's timestamp, or a later one: no write that comes later is at or below it.
+        ts: Hlc,
         /// When to give up.
         deadline: Tick,
     },

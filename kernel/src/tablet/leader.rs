@@ -147,7 +147,7 @@ impl Leader {
             for (seq, waiters) in reached {
                 let (done, open): (Vec<_>, Vec<_>) =
                     waiters.into_iter().partition(|waiter| self.is_done(seq, &waiter.wait, applied));
-                ready.extend(done.into_iter().map(|waiter| (waiter.request, waiter.wait.into_answer())));
+                ready.extend(done.into_iter().map(|waiter| (waiter.request, self.answer(seq, waiter.wait))));
                 if !open.is_empty() {
                     self.slow.insert(seq, open);
                 }
@@ -190,6 +190,18 @@ impl Leader {
             Wait::Decided(_) => seq <= self.published.seq,
             Wait::Rows(_) => self.rows >= seq,
             Wait::Settled(_) => applied >= seq,
+        }
+    }
+
+    /// What to say to a waiter for `seq`. Q decides that a write stands, and says of its level
+    /// only that D copies have it.
+    fn answer(&self, seq: Seq, wait: Wait) -> Answer {
+        match wait {
+            Wait::Decided(Answer::Committed(committed)) if !self.progress.reached(committed.level, seq) => {
+                let copies = u8::try_from(self.progress.min_in_sync()).unwrap_or(u8::MAX);
+                Answer::Committed(Committed { level: AckLevel::Copies(copies), ..committed })
+            }
+            wait => wait.into_answer(),
         }
     }
 

@@ -46,6 +46,7 @@ pub use effect::{Answer, ApplyWhen, Effect, FenceAnswer, Proposal, Refusal, Stre
 pub use input::{Appointment, Input, Membership, PeerInput, PeerMessage, PeerRun, WriteRequest};
 
 use crate::entry::{Entry, LogEnd};
+use crate::hlc::Hlc;
 use crate::ids::{Epoch, Incarnation, Pos, ReplicaId, Seq, TabletId, Tick};
 use crate::lease::Promises;
 use crate::mutated;
@@ -80,6 +81,8 @@ pub struct Tablet {
     /// Everything up to here is known to be at or below a Q: it is never cut.
     safe: Seq,
     tokens: TokenTable,
+    /// Somebody has read, or is about to read, everything up to here.
+    read_floor: Hlc,
     recent: Recent,
     /// A fence that waits for the promise, for queued appends, and for what was promised to
     /// the leader that it ends.
@@ -148,6 +151,7 @@ impl Tablet {
             immediate: VecDeque::new(),
             safe: Seq(0),
             tokens: if mutated!(TokensNotRebuilt) { TokenTable::default() } else { tokens },
+            read_floor: Hlc::MIN,
             recent: Recent::new(applied),
             fence: None,
             appointment: None,
@@ -179,7 +183,7 @@ impl Tablet {
             Input::Sent { to, upto } => self.sent(to, upto),
             Input::StreamFailed { to } => self.stream_failed(context, to),
             Input::Write(request) => self.write(context, request, effects),
-            Input::Barrier { request, deadline } => self.barrier(request, deadline, effects),
+            Input::Barrier { request, ts, deadline } => self.barrier(request, ts, deadline, effects),
             Input::CloseWanted { ts, fresh } => self.close_wanted(ts, fresh, effects),
             Input::GetOutcome { request, token, wall_ms, ts, deadline } => {
                 self.get_outcome(context, Question { request, token, wall_ms, ts, deadline }, effects);

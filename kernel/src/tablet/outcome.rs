@@ -31,7 +31,8 @@ impl Tablet {
         }
     }
 
-    pub(super) fn barrier(&mut self, request: RequestId, deadline: Tick, effects: &mut Vec<Effect>) {
+    pub(super) fn barrier(&mut self, request: RequestId, ts: Hlc, deadline: Tick, effects: &mut Vec<Effect>) {
+        self.read_floor = self.read_floor.max(ts);
         if self.serving_leader().is_none() {
             let answer = Answer::Refused(Refusal::NotLeader);
             effects.push(Effect::Reply { request, answer });

@@ -3,6 +3,7 @@
 use super::leader::{Leader, Wait, Waiter};
 use super::{Answer, ApplyWhen, Context, Effect, Refusal, Tablet, WriteRequest};
 use crate::entry::{Entry, Payload, RevertTarget, RevertedRow, WriteRecord};
+use crate::hlc::Hlc;
 use crate::ids::{Epoch, Seq, Tick};
 use crate::limits::{PARKED_WRITES_MAX, PENDING_WRITES_MAX, REVERT_MARGIN_MS_MAX};
 use crate::mutated;
@@ -65,7 +66,9 @@ impl Tablet {
             self.answer_waiting(context, effects);
             return Ok(());
         }
-        let ts = write.ts.max(self.log.end().ts.next());
+        // A write that waited for another has an old timestamp, and somebody may have read since.
+        let floor = if mutated!(ReadFloorForgotten) { Hlc::MIN } else { self.read_floor.next() };
+        let ts = write.ts.max(self.log.end().ts.next()).max(floor);
         let when = self.visible_when(write.level);
         let chain_from = group.filter(|_| when == ApplyWhen::Safe);
         let sequenced = sequence(&write.ops, ts, &self.range, &self.recent, &write.evidence, chain_from);

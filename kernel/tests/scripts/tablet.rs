@@ -325,6 +325,7 @@ impl Copy {
             "tick" => Input::Tick,
             "barrier" => Input::Barrier {
                 request: RequestId(value.expect("a request")),
+                ts,
                 deadline: self.now.plus_ms(1_000),
             },
             _ => panic!("unknown command {verb}"),

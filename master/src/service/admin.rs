@@ -103,7 +103,9 @@ impl Admin {
                 "{up} tablet servers are up and {needed} are needed, one for each copy, so nothing was created: start more with `ebla tabletserver` or give --replicas {}, see `ebla server list`",
                 up.max(1)
             );
-            ApiError::new(Reason::Unavailable, hint)
+            // The first servers may be starting; of more nobody knows whether they ever come.
+            let reason = if up == 0 { Reason::Unavailable } else { Reason::TooFewServers };
+            ApiError::new(reason, hint)
         })
     }
 

@@ -61,7 +61,7 @@ async fn copies_go_to_distinct_servers_and_no_more_than_are_up() {
     let refused =
         async |spec: v1::TableSpec| ApiError::from_status(&group.create("no", spec).await.unwrap_err());
     let error = refused(v1::TableSpec { replicas: 4, ..Default::default() }).await;
-    assert_eq!(error.reason, Reason::Unavailable);
+    assert_eq!(error.reason, Reason::TooFewServers);
     assert!(error.message.starts_with("3 tablet servers are up and 4 are needed"), "{error}");
     let error = refused(v1::TableSpec { replicas: 3, min_in_sync: 1, ..Default::default() }).await;
     assert!(error.reason == Reason::BadRequest && error.message.contains("--policy degraded"), "{error}");

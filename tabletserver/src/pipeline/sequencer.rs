@@ -470,7 +470,12 @@ impl Sequencer {
         let id = self.next_request.next();
         self.next_request = id;
         let input = match ask {
-            Ask::Barrier => Input::Barrier { request: id, deadline },
+            Ask::Barrier => {
+                let Ok(ts) = self.clock.issue() else {
+                    return reply.send(Answer::Refused(Refusal::NotLeader));
+                };
+                Input::Barrier { request: id, ts, deadline }
+            }
             Ask::Write { ops, level, token, evidence } => {
                 let Ok(ts) = self.clock.issue() else {
                     return reply.send(Answer::Refused(Refusal::NotLeader));
