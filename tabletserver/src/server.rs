@@ -164,12 +164,22 @@ impl TabletServer {
         self.address
     }
 
-    /// Registered, and every tablet that it should lead serves.
+    /// Registered, and every tablet with a copy here serves, here or elsewhere.
     #[must_use]
     pub fn is_ready(&self) -> bool {
+        let routes = self.node.routes.now();
+        let own = self.node.peers.identity().map_or(0, |own| own.run.server.0);
+        let is_led_elsewhere = |id: TabletId| {
+            routes.tablet(id).is_some_and(|tablet| ![0, own].contains(&tablet.leader_server_id))
+        };
         self.registered.load(Ordering::Relaxed)
-            && self.node.routes.now().version > 0
-            && self.node.directory.load().tablets().all(|tablet| tablet.serving().is_some())
+            && routes.version > 0
+            && self
+                .node
+                .directory
+                .load()
+                .tablets()
+                .all(|tablet| tablet.serving().is_some() || is_led_elsewhere(tablet.id))
     }
 
     /// Resolves when the server must end, with the reason.

@@ -26,6 +26,8 @@ mod held;
 mod log;
 mod messages;
 mod sequencer;
+#[cfg(test)]
+mod tests;
 
 pub use apply::Apply;
 pub use cut::{CutStores, Cutter, finish as finish_cuts};
