@@ -130,11 +130,13 @@ pub enum Mutation {
     LogRaisesNoClock,
     /// A write that waited comes before what was read meanwhile.
     ReadFloorForgotten,
+    /// Rows are applied up to whatever part of a Q is durable.
+    SafeSplitByDisk,
 }
 
 impl Mutation {
     /// Every seeded bug.
-    pub const ALL: [Self; 61] = [
+    pub const ALL: [Self; 62] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -196,6 +198,7 @@ impl Mutation {
         Self::LeaseCheckedBefore,
         Self::LogRaisesNoClock,
         Self::ReadFloorForgotten,
+        Self::SafeSplitByDisk,
     ];
 
     /// The rule that it breaks.
@@ -260,6 +263,7 @@ impl Mutation {
             Self::LeaseCheckedBefore => "lease after the work",
             Self::LogRaisesNoClock => "clock above the log",
             Self::ReadFloorForgotten => "reads close the past",
+            Self::SafeSplitByDisk => "rows stop at a Q",
         }
     }
 }

@@ -24,8 +24,8 @@ impl Invariant for EpochHasAcks {
     fn observe(&mut self, oracle: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
         match observation {
             Observation::Appended { tablet, entry, .. } => self.begins(oracle, *tablet, entry),
-            Observation::Acked { tablet, committed, .. } => {
-                self.acked(oracle, *tablet, committed.pos, committed.level)
+            Observation::Acked { tablet, epoch, committed, .. } => {
+                self.acked(oracle, (*tablet, *epoch), committed.pos, committed.level)
             }
             Observation::Durable { .. }
             | Observation::Cut { .. }
@@ -59,14 +59,21 @@ impl EpochHasAcks {
         Ok(())
     }
 
-    fn acked(&mut self, oracle: &Oracle, tablet: TabletId, pos: Pos, level: AckLevel) -> Result<(), String> {
+    /// An epoch that began before the one that acknowledges may have lacked it, and was lost.
+    fn acked(
+        &mut self,
+        oracle: &Oracle,
+        (tablet, by): (TabletId, Epoch),
+        pos: Pos,
+        level: AckLevel,
+    ) -> Result<(), String> {
         self.acked.entry(tablet).or_default().insert(pos, level);
         if !is_owed(level, oracle.trust(tablet)) {
             return Ok(());
         }
         let lacks = |story: &Story, epoch: Epoch| {
             let before = story.starts.get(&epoch).copied().unwrap_or(Pos::ZERO);
-            epoch > pos.epoch && !story.contains(before, pos)
+            epoch > by && !story.contains(before, pos)
         };
         let story = oracle.story(tablet);
         match self.began.get(&tablet).into_iter().flatten().find(|epoch| lacks(story, **epoch)) {

@@ -146,6 +146,7 @@ impl MetaNode {
             }
             Message::Registered(_)
             | Message::Superseded { .. }
+            | Message::SessionOver(_)
             | Message::Fences(_)
             | Message::Assignments(_)
             | Message::ProposalRefused { .. }
@@ -163,7 +164,11 @@ impl MetaNode {
         let Some(run) = &mut self.run else { return };
         let current = run.state.server(name.server).map(|server| server.incarnation);
         let Some(place) = env.directory.servers.get(&name.server).copied() else { return };
-        if current != Some(name.incarnation) || run.sessions.contains_key(&name.server) {
+        if current != Some(name.incarnation) {
+            env.send(Address::Meta, Address::Server(place), Message::SessionOver(name));
+            return;
+        }
+        if run.sessions.contains_key(&name.server) {
             return;
         }
         let session = Session { place, incarnation: name.incarnation, heard_us: env.now_us };
@@ -285,6 +290,7 @@ impl MetaNode {
         for (command, waits) in std::mem::take(&mut run.writing) {
             self.log.push(command.encode());
             let (reply, changes) = apply(&mut run.state, self.log.len() as u64, command);
+            env.observe(&Observation::Metadata(&run.state));
             all.push(changes);
             answered.push((reply, waits));
         }
@@ -292,7 +298,6 @@ impl MetaNode {
         if !run.waiting.is_empty() {
             run.write(env);
         }
-        env.observe(&Observation::Metadata(&run.state));
         env.directory = Directory::of(&run.state);
         env.metadata_changed = true;
         all.into_iter().for_each(|changes: Changes| self.step(env, Input::Applied(changes)));

@@ -88,6 +88,8 @@ pub enum Message {
         /// The run that is over.
         boot_id: u64,
     },
+    /// The metadata knows another run of the server than the one that speaks.
+    SessionOver(ServerRun),
     /// The metadata asks for promises.
     Fences(Vec<meta::Fence>),
     /// The metadata tells which copies a server holds, and who leads them.

@@ -269,8 +269,14 @@ impl Server {
     /// rebuilds the others, which this version cannot yet; so the simulator looks.
     fn lacked(&self, env: &Env, id: TabletId) -> Seq {
         let Some(route) = env.directory.route(id) else { return Seq(0) };
-        let ends = route.copies.values().map(|server| env.watch.oracle.story(id).end_of(*server).seq);
-        ends.min().unwrap_or(Seq(0))
+        let story = env.watch.oracle.story(id);
+        let own = story.end_of(self.index);
+        let common = |server: &usize| {
+            let log = story.copies.get(server);
+            log.and_then(|log| log.iter().rev().find(|pos| story.contains(own, **pos)))
+                .map_or(Seq(0), |pos| pos.seq)
+        };
+        route.copies.values().map(common).min().unwrap_or(Seq(0))
     }
 
     pub(super) fn purge(&mut self, env: &mut Env, id: TabletId, floor_ms: u64) {

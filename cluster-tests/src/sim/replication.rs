@@ -79,6 +79,8 @@ impl Server {
         }
         let run = PeerRun { server, generation: copy.generation };
         let input = PeerInput { from: copy.core.replica(), run, epoch, message };
+        let index = self.index;
+        env.say(|| format!("server {index} {id} to {to} of {epoch}: {}", brief(&input.message)));
         let message = Message::Peer { tablet: id, to, input };
         if !env.send(self.address(), Address::Server(place), message) {
             let delay = env.rng.between((20_000, 400_000));
@@ -99,5 +101,19 @@ impl Server {
         let Some(run) = &self.run else { return };
         let ids: Vec<TabletId> = run.copies.keys().copied().collect();
         ids.into_iter().for_each(|id| self.step(env, id, Input::Connected { server }));
+    }
+}
+
+/// A message in a few words.
+fn brief(message: &PeerMessage) -> String {
+    match message {
+        PeerMessage::Append { prev, entries, q } => {
+            format!("{} entries after {prev}, q {q}", entries.len())
+        }
+        PeerMessage::Probe
+        | PeerMessage::Hello { .. }
+        | PeerMessage::Ack { .. }
+        | PeerMessage::Refuse
+        | PeerMessage::CloseWanted { .. } => format!("{message:?}"),
     }
 }

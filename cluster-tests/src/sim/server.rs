@@ -365,6 +365,8 @@ impl Server {
         match message {
             Message::Registered(welcome) => self.registered(env, welcome),
             Message::Superseded { boot_id } => self.superseded(boot_id),
+            Message::SessionOver(run) if Some(run) == self.server_run() => self.present(env),
+            Message::SessionOver(_) => {}
             Message::Fences(fences) => self.fences(env, &fences),
             Message::Assignments(assignments) => {
                 assignments.into_iter().for_each(|assignment| self.assigned(env, assignment));
@@ -402,18 +404,22 @@ impl Server {
     /// Presents the process unless it has everything that it should.
     fn register(&mut self, env: &mut Env) {
         let Some(run) = &self.run else { return };
-        let complete = run.identity.is_some() && self.is_content(env);
-        if !complete {
-            let registration = Registration {
-                server: self.index,
-                identity: self.disk.registry.identity,
-                disk_generation: self.disk.generation,
-                boot_id: run.boot_id,
-            };
-            env.send(self.address(), Address::Meta, Message::Register(registration));
+        if run.identity.is_none() || !self.is_content(env) {
+            self.present(env);
         }
         self.report_given_up(env);
         self.after(env, REGISTER_EVERY_US, Internal::Register);
+    }
+
+    fn present(&self, env: &mut Env) {
+        let Some(run) = &self.run else { return };
+        let registration = Registration {
+            server: self.index,
+            identity: self.disk.registry.identity,
+            disk_generation: self.disk.generation,
+            boot_id: run.boot_id,
+        };
+        env.send(self.address(), Address::Meta, Message::Register(registration));
     }
 
     /// Whether every copy here leads or follows a leader.

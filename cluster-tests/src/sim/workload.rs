@@ -212,6 +212,7 @@ impl Client {
                 self.end(env, Outcome::Committed(committed), epoch);
             }
             Reply::Answer(Answer::Reverted | Answer::Refused(Refusal::TokenFenced)) => {
+                self.probe_again();
                 self.end(env, Outcome::Reverted, epoch);
             }
             Reply::Answer(Answer::Refused(Refusal::TokenTooOld)) => self.too_old(env),
@@ -238,12 +239,17 @@ impl Client {
     /// A client whose clock is behind another's, after a log was purged. A probe goes on
     /// with a fresh token.
     fn too_old(&mut self, env: &mut Env) {
+        self.probe_again();
+        self.end(env, Outcome::TokenTooOld, None);
+    }
+
+    /// A probe that came to nothing goes on with a fresh token.
+    fn probe_again(&mut self) {
         if let Some(Current { is_probe: true, body: RequestBody::Write { ops, token, level }, .. }) =
             &self.current
         {
             self.probes.push(Asked::Write { ops: ops.clone(), token: *token, level: *level });
         }
-        self.end(env, Outcome::TokenTooOld, None);
     }
 
     fn end(&mut self, env: &mut Env, outcome: Outcome, epoch: Option<Epoch>) {

@@ -18,6 +18,9 @@ use std::collections::BTreeMap;
 /// How long a healed cluster may take until every tablet is written and read again.
 const LIVENESS_US: u64 = 30 * SECOND_US;
 
+/// After how long no message of the time of faults is under way any more.
+const LATE_US: u64 = 3_200_000;
+
 /// How long nothing is asked before the end is judged.
 const REST_US: u64 = 2 * SECOND_US;
 
@@ -88,8 +91,10 @@ impl World {
         self.start();
         self.run_until(self.env.profile.chaos_us, |_| false)?;
         self.heal();
+        // Sleepers wake, and the last late messages arrive.
         let awake = self.servers.iter().map(|server| server.asleep_until_us).max().unwrap_or_default();
-        self.run_until(awake, |_| false)?;
+        let late = self.env.now_us + LATE_US;
+        self.run_until(awake.max(late), |_| false)?;
         if self.is_beyond() {
             let until = self.env.now_us + REST_US;
             self.run_until(until, |_| false)?;
@@ -379,10 +384,14 @@ impl World {
         self.clients.iter_mut().for_each(|client| client.is_active = false);
     }
 
-    /// Whether more disks were lost than some tablet bears: then nobody need serve again.
+    /// Whether more disks were lost than the table bears: then nobody need serve again.
     fn is_beyond(&self) -> bool {
-        let fates = self.fates();
-        fates.values().any(|fate| fate.trust == Trust::Nothing)
+        let oracle = &self.env.watch.oracle;
+        self.env.directory.routes.iter().any(|route| {
+            let placed = oracle.placed.get(&route.tablet).map(|(copies, _)| copies);
+            let lost: u32 = placed.into_iter().flatten().filter_map(|server| oracle.wiped.get(server)).sum();
+            lost > route.spare
+        })
     }
 
     /// E2: in a healed cluster every tablet is written and every row read, in time.
@@ -403,7 +412,7 @@ impl World {
         let failed = probes.iter().find(|probe| {
             !matches!(
                 probe.outcome(),
-                Some(Outcome::Committed(_) | Outcome::Row { .. } | Outcome::TokenTooOld)
+                Some(Outcome::Committed(_) | Outcome::Row { .. } | Outcome::TokenTooOld | Outcome::Reverted)
             )
         });
         failed.map_or(Ok(()), |probe| Err(self.not_alive(&format!("{probe:?}"))))
@@ -477,9 +486,10 @@ impl World {
     /// How every tablet came out of it.
     fn fates(&self) -> BTreeMap<TabletId, Fate> {
         let oracle = &self.env.watch.oracle;
+        let is_beyond = self.is_beyond();
         let fate = |route: &Route| {
             let end = route.leader.map(|leader| oracle.story(route.tablet).end_of(leader));
-            let trust = oracle.trust(route.tablet);
+            let trust = if is_beyond { Trust::Nothing } else { oracle.trust(route.tablet) };
             let copies = route.copies.values().copied().collect();
             (route.tablet, Fate { range: route.range.clone(), end: end.unwrap_or_default(), copies, trust })
         };

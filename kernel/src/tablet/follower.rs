@@ -186,9 +186,14 @@ impl Tablet {
         }
     }
 
-    /// What the leader called safe is, as far as this log is its log.
+    /// What the leader called safe is, once this log is its log up to there: below it a write
+    /// may be taken back.
     fn note_safe(&mut self) {
-        if let Some(following) = &self.following {
+        let Some(following) = &self.following else { return };
+        if following.q <= following.matched && following.q > Seq(0) {
+            self.safe = self.safe.max(following.q);
+            self.safe_points.note(following.q);
+        } else if mutated!(SafeSplitByDisk) {
             self.safe = self.safe.max(following.q.min(following.matched));
         }
     }
@@ -252,6 +257,7 @@ impl Tablet {
         self.tokens.cut(end.pos.seq.next());
         self.applied = self.applied.min(applied).min(end.pos.seq);
         self.safe = self.safe.min(end.pos.seq);
+        self.safe_points.cut(end.pos.seq);
         self.recent = Recent::new(self.applied);
         if let Some(following) = &mut self.following {
             following.matched = following.matched.min(end.pos.seq);

@@ -364,6 +364,7 @@ impl Tablet {
         if q > leader.published && (q.epoch == leader.epoch || mutated!(QCountsOlderEpochs)) {
             leader.note_published(q);
             self.safe = self.safe.max(q.seq);
+            self.safe_points.note(q.seq);
             self.serve_when_started(context, effects);
             self.review_membership(context, effects);
         }

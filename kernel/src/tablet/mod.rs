@@ -38,6 +38,7 @@ mod outcome;
 mod pending;
 mod progress;
 mod replicate;
+mod safe;
 pub mod token;
 pub mod truncate;
 mod write;
@@ -57,6 +58,7 @@ use leader::Leader;
 use log_view::LogView;
 use outcome::Question;
 use pending::PendingWrites;
+use safe::SafePoints;
 use std::collections::VecDeque;
 use token::TokenTable;
 
@@ -80,6 +82,7 @@ pub struct Tablet {
     immediate: VecDeque<Seq>,
     /// Everything up to here is known to be at or below a Q: it is never cut.
     safe: Seq,
+    safe_points: SafePoints,
     tokens: TokenTable,
     /// Somebody has read, or is about to read, everything up to here.
     read_floor: Hlc,
@@ -150,6 +153,7 @@ impl Tablet {
             settling: None,
             immediate: VecDeque::new(),
             safe: Seq(0),
+            safe_points: SafePoints::default(),
             tokens: if mutated!(TokensNotRebuilt) { TokenTable::default() } else { tokens },
             read_floor: Hlc::MIN,
             recent: Recent::new(applied),
@@ -388,10 +392,18 @@ impl Tablet {
 
     /// Lets rows be applied: of a follower what is safe, of a leader the pending ones that are.
     fn apply_safe(&mut self, effects: &mut Vec<Effect>) {
-        let limit = match &self.leader {
-            Some(leader) if leader.pending.first().is_none_or(|first| first > self.safe) => return,
-            Some(_) | None if mutated!(FollowerAppliesEarly) => self.log.durable().pos.seq,
-            Some(_) | None => self.safe.min(self.log.durable().pos.seq),
+        let durable = self.log.durable().pos.seq;
+        let reached = match mutated!(SafeSplitByDisk) {
+            true => Some(self.safe.min(durable)),
+            false => self.safe_points.reached(durable),
+        };
+        let limit = match (&self.leader, reached) {
+            (None, _) if mutated!(FollowerAppliesEarly) => durable,
+            (_, None) => return,
+            (Some(leader), Some(reached)) if leader.pending.first().is_none_or(|first| first > reached) => {
+                return;
+            }
+            (Some(_) | None, Some(reached)) => reached,
         };
         if self.leader.is_none() && self.appointment.is_some() {
             return; // the whole tail is applied, safe or not
