@@ -3,7 +3,7 @@
 use crate::closed_loop::{Measured, run_tasks};
 use crate::rows::Rows;
 use anyhow::{Context as _, Result, ensure};
-use ebla_client::{Batch, Client, Scan, WriteOptions};
+use ebla_client::{AckLevel, Batch, Client, Scan, WriteOptions, v1};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rand::rngs::SmallRng;
 use std::fs::File;
@@ -33,7 +33,7 @@ pub struct Ebla {
 
 impl Ebla {
     /// Starts `ebla dev` on an empty directory and creates the table.
-    pub async fn start(binary: &Path, data_dir: &Path, rows: Rows) -> Result<Self> {
+    pub async fn start(binary: &Path, data_dir: &Path, rows: Rows, copies: u32) -> Result<Self> {
         let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let log = File::create(data_dir.with_extension("log"))?;
         let mut process = Command::new(binary)
@@ -50,7 +50,8 @@ impl Ebla {
 
         let client = Client::builder().endpoints([listen]).timeout(Duration::from_secs(60)).connect().await?;
         let split_keys = rows.split_keys(TABLETS);
-        let request = ebla_client::v1::CreateTableRequest { name: TABLE.to_owned(), spec: None, split_keys };
+        let spec = Some(v1::TableSpec { replicas: copies, ..v1::TableSpec::default() });
+        let request = v1::CreateTableRequest { name: TABLE.to_owned(), spec, split_keys };
         client.admin().create_table(request).await?;
         Ok(Self { process, client, rows })
     }
@@ -106,12 +107,13 @@ impl Ebla {
     }
 
     /// Sets of any rows; each is on disk when it returns.
-    pub async fn set(&self, callers: usize, time: Duration) -> Result<Measured> {
+    pub async fn set(&self, callers: usize, level: AckLevel, time: Duration) -> Result<Measured> {
         let (client, rows) = (self.client.clone(), self.rows);
         run_tasks(callers, time, move |rng: &mut SmallRng| {
             let (client, number) = (client.clone(), rows.any(rng));
             async move {
-                client.set(TABLE, Rows::key(number), rows.value(number)).await?.committed()?;
+                let batch = Batch::new().set(Rows::key(number), rows.value(number));
+                client.write(TABLE, batch, WriteOptions { ack: Some(level) }).await?.committed()?;
                 Ok(())
             }
         })

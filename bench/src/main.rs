@@ -19,6 +19,7 @@ use crate::report::Report;
 use crate::rows::Rows;
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use ebla_client::AckLevel;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,6 +42,10 @@ struct Args {
     /// Seconds for each measurement of point operations
     #[arg(long, default_value_t = 8)]
     seconds: u64,
+    /// Copies of each tablet; sets are measured at the level `leader`, and with more than one
+    /// copy at `copies=2` too
+    #[arg(long, default_value_t = 1)]
+    copies: u32,
     /// Where to put the temporary directories; its disk is what is measured
     #[arg(long, default_value = "target")]
     dir: PathBuf,
@@ -55,14 +60,19 @@ async fn main() -> Result<()> {
     let time = Duration::from_secs(args.seconds);
     let mut report = Report::new(&rows, &args.dir)?;
 
-    let ebla = Ebla::start(&args.ebla, &place.path().join("cluster"), rows).await.context("the cluster")?;
+    let ebla = Ebla::start(&args.ebla, &place.path().join("cluster"), rows, args.copies).await;
+    let ebla = ebla.context("the cluster")?;
     let raw = Raw::open(&place.path().join("rocksdb"), rows).context("raw RocksDB")?;
     load(&mut report, &ebla, &raw).await?;
     for callers in CALLERS {
         get(&mut report, &ebla, &raw, callers, time).await?;
     }
-    for callers in CALLERS {
-        set(&mut report, &ebla, &raw, callers, time).await?;
+    let levels: &[AckLevel] =
+        if args.copies > 1 { &[AckLevel::Leader, AckLevel::Copies(2)] } else { &[AckLevel::Leader] };
+    for level in levels {
+        for callers in CALLERS {
+            set(&mut report, &ebla, &raw, (callers, *level), time).await?;
+        }
     }
     scan(&mut report, &ebla, &raw).await?;
     print!("{report}");
@@ -89,10 +99,16 @@ async fn get(report: &mut Report, ebla: &Ebla, raw: &Raw, callers: usize, time: 
     Ok(())
 }
 
-async fn set(report: &mut Report, ebla: &Ebla, raw: &Raw, callers: usize, time: Duration) -> Result<()> {
-    let measured = ebla.set(callers, time).await?;
+async fn set(
+    report: &mut Report,
+    ebla: &Ebla,
+    raw: &Raw,
+    (callers, level): (usize, AckLevel),
+    time: Duration,
+) -> Result<()> {
+    let measured = ebla.set(callers, level, time).await?;
     let beside = raw.clone().blocking(move |raw| raw.set(callers, time)).await?;
-    report.compare(&format!("set, {callers} callers"), &measured, &beside);
+    report.compare(&format!("set at {level}, {callers} callers"), &measured, &beside);
     Ok(())
 }
 
