@@ -284,6 +284,44 @@ fn lists_have_their_fields() -> Result<()> {
 }
 
 #[test]
+fn copies_are_read_and_led() -> Result<()> {
+    let (_dev, cli) = start()?;
+    let written = cli.json(&["set", "t", "a", "1", "--ack", "copies=2"]);
+    assert_eq!((&written["outcome"], &written["level"]), (&json!("committed"), &json!("copies=2")));
+    let session = written["session"].as_str().expect("a session is a text").to_owned();
+    assert_eq!(session.split('.').count(), 4);
+    for _ in 0..10 {
+        // Any of the three copies answers, or the leader for it.
+        assert_eq!(cli.json(&["get", "t", "a", "--session", &session])["value"], "1");
+        assert_eq!(cli.json(&["get", "t", "a", "--bounded", "30s"])["ts"], written["ts"]);
+    }
+    for wrong in ["copies=1", "copies=4"] {
+        let _ = cli.run(&["set", "t", "a", "1", "--ack", wrong]).expect(exit::USAGE).saying(&["2 to 3"]);
+        let load = ["load", "t", "-", "--format", "tsv", "--ack", wrong];
+        let _ = cli.run_with_input(&load, b"a\t1\n").expect(exit::USAGE).saying(&["2 to 3"]);
+    }
+
+    let tablet = cli.json(&["tablet", "list", "t"])[0].clone();
+    let (id, leads) = (tablet["id"].to_string(), tablet["leader"].to_string());
+    let transfer = |to: &str| cli.run(&["tablet", "transfer-leader", &id, "--to", to, "-o", "json"]);
+    let _ = transfer(&leads).expect(exit::FAILED).saying(&["leads tablet"]);
+    let _ = transfer("99").expect(exit::NOT_FOUND).saying(&["server list"]);
+    let other =
+        tablet["replicas"].as_array().and_then(|copies| copies.iter().find(|id| **id != tablet["leader"]));
+    let other = other.expect("three copies").as_u64();
+    let moved = cli.json(&["tablet", "transfer-leader", &id, "--to", &format!("s{}", other.unwrap_or(0))]);
+    assert_eq!((moved["tablet"].as_u64(), moved["leader"].as_u64()), (tablet["id"].as_u64(), other));
+    assert!(moved["epoch"].as_u64() > tablet["epoch"].as_u64());
+    assert_eq!(cli.json(&["get", "t", "a"])["value"], "1");
+
+    assert_eq!(cli.json(&["lost", "list"]), json!([]), "nothing was dropped");
+    let _ = cli.run(&["lost", "list", "--table", "none"]).expect(exit::NOT_FOUND);
+    let _ = cli.run(&["lost", "show", "99", "1"]).expect(exit::NOT_FOUND);
+    let _ = cli.run(&["lost", "show", "s1", "99"]).expect(exit::NOT_FOUND).saying(&["lost list"]);
+    Ok(())
+}
+
+#[test]
 fn tables_come_and_go() -> Result<()> {
     let (_dev, cli) = start()?;
     let _ = cli.run(&["table", "create", "t"]).expect(exit::FAILED).saying(&["exists"]);

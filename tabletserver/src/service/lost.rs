@@ -122,7 +122,7 @@ fn row_to_wire(change: &Change) -> v1::LostRow {
 
 fn ledger_error(error: LedgerError) -> ApiError {
     let reason = match &error {
-        LedgerError::NoRecord { .. } => Reason::BadRequest,
+        LedgerError::NoRecord { .. } => Reason::RecordNotFound,
         LedgerError::Damaged { .. } => Reason::Corrupt,
         LedgerError::Io { .. } => Reason::Internal,
     };
