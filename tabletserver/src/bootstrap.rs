@@ -93,19 +93,7 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
     let ledger = Arc::new(Ledger::open(&config.data_dir.join("lost"))?);
     let registry = Arc::new(registry);
     let replicas = Arc::new(Replicas::new(Arc::clone(&registry), content.replicas));
-    finish_cuts(&CutStores {
-        oplog: Arc::clone(&oplog),
-        store: Arc::clone(&store) as Arc<dyn Store>,
-        replicas: Arc::clone(&replicas),
-        ledger: Arc::clone(&ledger),
-    })?;
-    let mut recovered = Vec::new();
-    for record in replicas.all().iter().filter(|record| record.state == ReplicaState::Active) {
-        recovered.push(recover(record, &oplog, &*store)?);
-    }
-    Clock::catch_up(content.hlc_bound);
-    info!(replicas = recovered.len(), "the data directory is open");
-    Ok(Opened {
+    let mut opened = Opened {
         dir,
         registry,
         replicas,
@@ -115,8 +103,28 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
         floors,
         oplog,
         ledger,
-        recovered,
-    })
+        recovered: Vec::new(),
+    };
+    finish_cuts(&opened.cut_stores())?;
+    for record in opened.replicas.all().iter().filter(|record| record.state == ReplicaState::Active) {
+        opened.recovered.push(recover(record, &opened.oplog, &*opened.store)?);
+    }
+    Clock::catch_up(opened.hlc_bound);
+    info!(replicas = opened.recovered.len(), "the data directory is open");
+    Ok(opened)
+}
+
+impl Opened {
+    /// The stores that the end of a log is cut through.
+    #[must_use]
+    pub fn cut_stores(&self) -> CutStores {
+        CutStores {
+            oplog: Arc::clone(&self.oplog),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            replicas: Arc::clone(&self.replicas),
+            ledger: Arc::clone(&self.ledger),
+        }
+    }
 }
 
 /// A store of a server that has registered once is there, or was lost: to start without it

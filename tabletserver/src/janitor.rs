@@ -9,7 +9,7 @@ use crate::node::Node;
 use crate::store::StoreError;
 use crate::store::gc::{GcPass, GcProgress, TableGarbage};
 use crate::store::scan::{Order, PageLimits, Projection, ScanSpec, Scanner};
-use crate::tablets::TabletHandle;
+use crate::tablets::{Directory, TabletHandle};
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
@@ -86,6 +86,7 @@ impl Janitor {
     fn publish_metrics(&self) {
         let directory = self.node.directory.load();
         let serving = directory.tablets().filter(|tablet| tablet.serving().is_some()).count();
+        self.publish_copies(&directory);
         let health = self.node.reader.store.health();
         metrics::gauge!("ebla_tablet_replicas_count").set(directory.count() as f64);
         metrics::gauge!("ebla_tablet_leaders_count").set(serving as f64);
@@ -95,6 +96,21 @@ impl Janitor {
         let (bytes, free) = self.node.disk.get();
         metrics::gauge!("ebla_disk_size_bytes").set(bytes as f64);
         metrics::gauge!("ebla_disk_free_bytes").set(free as f64);
+    }
+
+    /// How the copies of what is led here fare.
+    fn publish_copies(&self, directory: &Directory) {
+        let routes = self.node.routes.now();
+        let (mut lag, mut behind) = (0, 0);
+        for tablet in directory.tablets() {
+            let Some(everywhere) = tablet.everywhere() else { continue };
+            lag = lag.max(tablet.applied_seq().0.saturating_sub(everywhere.0));
+            let replicas = routes.tablet(tablet.id).map_or(&[][..], |tablet| &tablet.replicas);
+            behind += u64::from(replicas.iter().any(|replica| !replica.in_sync));
+        }
+        metrics::gauge!("ebla_replication_lag_entries").set(lag as f64);
+        metrics::gauge!("ebla_tablet_copies_missing_count").set(behind as f64);
+        metrics::gauge!("ebla_peers_count").set(self.node.peers.wanted().len() as f64);
     }
 
     /// Counts the tablets that were written since their last count, up to a budget.

@@ -115,7 +115,7 @@ impl Ledger {
             let Some(id) = record_id(&path) else { continue };
             match Reading::open(&path, id) {
                 Ok(reading) => {
-                    drop(records.insert(id, Kept { summary: reading.summary, bytes: file_bytes(&path) }))
+                    records.insert(id, Kept { summary: reading.summary, bytes: file_bytes(&path) });
                 }
                 Err(error) => warn!(%error, path = %path.display(), "a record of lost writes is left out"),
             }

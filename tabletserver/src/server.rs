@@ -14,21 +14,21 @@ use crate::master_link::{self, Link, Masters, Registration, forward_outward, ope
 use crate::meters::Meters;
 use crate::node::{Node, TokenMaker};
 use crate::pipeline::{
-    Apply, Control, CutStores, Cutter, Log, Outward, Sequencer, SequencerHandle, SequencerParts,
+    Apply, Control, Cutter, Log, Outward, Request, Sequencer, SequencerHandle, SequencerParts,
 };
 use crate::promises::Leases;
 use crate::promises::answering::Answering;
 use crate::promises::asking::Asking;
 use crate::read::Reader;
 use crate::replica_set::ReplicaSet;
-use crate::replication::{Identity, Links, Peers, Replication, keep_connected};
+use crate::replication::{Identity, Links, Replication, keep_connected};
 use crate::routes::RouteCache;
 use crate::service::{Kv, Lost, Route};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
 use arc_swap::ArcSwap;
-use crossbeam::channel;
+use crossbeam::channel::{self, Receiver};
 use ebla_kernel::ids::{Incarnation, ServerId, ServerRun, TabletId};
 use ebla_proto::v1;
 use ebla_proto::v1::kv_service_server::KvServiceServer;
@@ -253,7 +253,7 @@ impl TabletServer {
     }
 }
 
-/// The threads of the commit pipeline, and what is around them.
+/// The server as request tasks see it, and the threads of the commit pipeline behind it.
 fn start_pipeline(
     config: &Config,
     opened: &Opened,
@@ -263,37 +263,68 @@ fn start_pipeline(
 ) -> (Arc<Node>, mpsc::UnboundedReceiver<Outward>, Vec<JoinHandle<()>>) {
     let (clock, bound_wanted) = Clock::new(Arc::clone(&opened.registry), opened.hlc_bound);
     let clock = Arc::new(clock);
-    let cache = Arc::new(RowCache::new(config.row_cache_bytes));
-    let store: Arc<dyn Store> = Arc::clone(&opened.store) as Arc<dyn Store>;
     let (requests, asked) = channel::bounded(limits::REQUESTS_WAITING_MAX);
     let (control, told) = channel::unbounded();
+    let node = Arc::new(Node {
+        reader: Reader {
+            store: Arc::clone(&opened.store) as Arc<dyn Store>,
+            cache: Arc::new(RowCache::new(config.row_cache_bytes)),
+            clock: Arc::clone(&clock),
+        },
+        leases: Arc::new(Leases::new(clock.elapsed(), opened.lease_ms_max)),
+        clock: Arc::clone(&clock),
+        directory: ArcSwap::default(),
+        routes: RouteCache::default(),
+        floors: Arc::clone(&opened.floors),
+        pins: ReadPins::new(),
+        sequencer: SequencerHandle { requests, control },
+        peers: Arc::default(),
+        disk: Arc::new(DiskGauge::new(&config.data_dir)),
+        draining: AtomicBool::new(false),
+        tokens: TokenMaker::default(),
+        meters: Meters::default(),
+    });
+    let (outward, messages) = mpsc::unbounded_channel();
+    let mut threads = start_stages(&node, opened, (asked, told, outward), syncs, failed);
+    let stop = Arc::clone(stop);
+    threads.push(spawn_thread("clock", failed, move || {
+        clock.keep_bound_ahead(&bound_wanted, &stop).map_err(Error::from)
+    }));
+    (node, messages, threads)
+}
+
+/// The threads through which a group goes, and that of cuts.
+fn start_stages(
+    node: &Arc<Node>,
+    opened: &Opened,
+    (requests, told, outward): (Receiver<Request>, Receiver<Control>, mpsc::UnboundedSender<Outward>),
+    syncs: &Arc<SyncWatch>,
+    failed: &Arc<Failure>,
+) -> Vec<JoinHandle<()>> {
     // No queue before the log: a group grows in the sequencer until the log takes it.
     let (groups, to_log) = channel::bounded(0);
     let (durable, to_apply) = channel::bounded(1);
-    let (outward, outward_messages) = mpsc::unbounded_channel();
     let (orders, ordered) = channel::unbounded();
     let (cuts, to_cut) = channel::unbounded();
-    let leases = Arc::new(Leases::new(clock.elapsed(), opened.lease_ms_max));
-    let peers = Arc::new(Peers::default());
-    let pins = ReadPins::new();
+    let control = &node.sequencer.control;
+    let (store, cache, oplog) = (&node.reader.store, &node.reader.cache, &opened.oplog);
     let sequencer = Sequencer::new(SequencerParts {
-        requests: asked,
+        requests,
         control: told,
         log: groups,
         orders: orders.clone(),
         cuts: cuts.clone(),
         outward,
-        clock: Arc::clone(&clock),
-        leases: Arc::clone(&leases),
-        peers: Arc::clone(&peers),
+        clock: Arc::clone(&node.clock),
+        leases: Arc::clone(&node.leases),
+        peers: Arc::clone(&node.peers),
     });
-    let disk = Arc::new(DiskGauge::new(&config.data_dir));
     let log = Log {
         groups: to_log,
         durable,
         control: control.clone(),
-        oplog: Arc::clone(&opened.oplog),
-        disk: Arc::clone(&disk),
+        oplog: Arc::clone(oplog),
+        disk: Arc::clone(&node.disk),
         syncs: Arc::clone(syncs),
     };
     let apply = Apply {
@@ -301,31 +332,16 @@ fn start_pipeline(
         orders: ordered,
         control: control.clone(),
         cuts,
-        store: Arc::clone(&store),
-        cache: Arc::clone(&cache),
-        oplog: Arc::clone(&opened.oplog),
+        store: Arc::clone(store),
+        cache: Arc::clone(cache),
+        oplog: Arc::clone(oplog),
         tablets: HashMap::new(),
         waiting: Vec::new(),
         unsummed: 0,
     };
-    let cutter = Cutter {
-        work: to_cut,
-        control: control.clone(),
-        orders,
-        pins: Arc::clone(&pins),
-        cache: Arc::clone(&cache),
-        stores: CutStores {
-            oplog: Arc::clone(&opened.oplog),
-            store: Arc::clone(&store),
-            replicas: Arc::clone(&opened.replicas),
-            ledger: Arc::clone(&opened.ledger),
-        },
-    };
-    let (bound_clock, bound_stop) = (Arc::clone(&clock), Arc::clone(stop));
-    let threads = vec![
-        spawn_thread("clock", failed, move || {
-            bound_clock.keep_bound_ahead(&bound_wanted, &bound_stop).map_err(Error::from)
-        }),
+    let (pins, cache, stores) = (Arc::clone(&node.pins), Arc::clone(cache), opened.cut_stores());
+    let cutter = Cutter { work: to_cut, control: control.clone(), orders, pins, cache, stores };
+    vec![
         spawn_thread("sequencer", failed, move || {
             sequencer.run();
             Ok(())
@@ -333,23 +349,7 @@ fn start_pipeline(
         spawn_thread("log", failed, move || log.run().map_err(Error::from)),
         spawn_thread("apply", failed, move || apply.run()),
         spawn_thread("cut", failed, move || cutter.run()),
-    ];
-    let node = Arc::new(Node {
-        reader: Reader { store, cache, clock: Arc::clone(&clock) },
-        clock,
-        directory: ArcSwap::default(),
-        routes: RouteCache::default(),
-        floors: Arc::clone(&opened.floors),
-        pins,
-        sequencer: SequencerHandle { requests, control },
-        leases,
-        peers,
-        disk,
-        draining: AtomicBool::new(false),
-        tokens: TokenMaker::default(),
-        meters: Meters::default(),
-    });
-    (node, outward_messages, threads)
+    ]
 }
 
 /// The threads that look after the stores.

@@ -9,6 +9,7 @@ use super::{
 use crate::entry::Payload;
 use crate::ids::{Epoch, Pos, ReplicaId, RequestId, Seq, Tick};
 use crate::lease::LeaseTerms;
+use crate::limits::LEASE_HEARTBEAT_MS;
 use crate::mutated;
 use crate::op::{AckLevel, Committed};
 use crate::sequence::Recent;
@@ -77,11 +78,17 @@ pub(super) struct Leader {
     pub lease_look: Option<Tick>,
     /// Nothing but the lease keeps the epoch from being served: when to look again.
     pub serve_look: Option<Tick>,
+    /// When the epoch began here.
+    pub began: Tick,
     /// When some copy last acknowledged something new.
     pub progressed_at: Tick,
     /// Bytes appended in this epoch, for telling how far a copy is behind.
     pub bytes: u64,
 }
+
+/// How long after the start of an epoch a copy counts as live without having promised: two
+/// rounds of promises.
+const UNHEARD_MS: u64 = 2 * LEASE_HEARTBEAT_MS;
 
 /// How soon to look whether the lease is back.
 const LEASE_LOOK_MS: u64 = 20;
@@ -115,9 +122,11 @@ impl Leader {
         self.progress.can_reach(level, |replica| self.is_live(context, replica))
     }
 
+    /// A copy that has had no time yet to be heard from in this epoch counts as live.
     fn is_live(&self, context: Context<'_>, replica: ReplicaId) -> bool {
+        let is_new = context.now.ms_since(self.began) < UNHEARD_MS;
         let run = self.peers.get(&replica).and_then(|peer| peer.attached);
-        run.is_some_and(|run| context.promises.counted_until(run) > context.now)
+        is_new || run.is_some_and(|run| context.promises.counted_until(run) > context.now)
     }
 
     pub(super) fn holds_lease(&self, context: Context<'_>) -> bool {
@@ -320,6 +329,7 @@ impl Tablet {
             terms: LeaseTerms::default(),
             lease_look: None,
             serve_look: None,
+            began: context.now,
             progressed_at: context.now,
             bytes: 0,
         });

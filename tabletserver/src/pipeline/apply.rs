@@ -61,6 +61,9 @@ pub struct Apply {
     pub unsummed: usize,
 }
 
+/// A tablet, up to where it is to be applied, and the held entries on the way.
+type InMemory = (Arc<TabletHandle>, Seq, Vec<Arc<Logged>>);
+
 /// What is done together.
 #[derive(Default)]
 struct Round {
@@ -172,7 +175,7 @@ impl Apply {
     }
 
     /// Applies windows that are in memory, all in one batch.
-    fn settle(&mut self, windows: &[(Arc<TabletHandle>, Seq, Vec<Arc<Logged>>)]) -> Result<(), Error> {
+    fn settle(&mut self, windows: &[InMemory]) -> Result<(), Error> {
         let reverted: Vec<BTreeSet<Seq>> =
             windows.iter().map(|(_, _, entries)| reverted_by(entries.iter().map(|l| &l.entry))).collect();
         let mut puts = Vec::with_capacity(windows.len());

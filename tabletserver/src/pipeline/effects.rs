@@ -49,6 +49,9 @@ impl Sequencer {
             Effect::Lease(terms) => slot.handle.set_lease(terms),
             Effect::Serve { epoch } => {
                 info!(tablet = %id, %epoch, "serving");
+                // A former leader's clock may have been ahead of this one: no read from now on
+                // may be at a timestamp below what it wrote.
+                self.clock.raise(slot.tablet.end().ts);
                 slot.handle.set_serving(Some(epoch));
                 self.serving_changed = true;
             }

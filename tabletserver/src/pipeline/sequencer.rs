@@ -74,7 +74,7 @@ pub struct Sequencer {
     pub(super) orders: Sender<Order>,
     pub(super) cuts: Sender<Work>,
     outward: mpsc::UnboundedSender<Outward>,
-    clock: Arc<Clock>,
+    pub(super) clock: Arc<Clock>,
     pub(super) leases: Arc<Leases>,
     pub(super) peers: Arc<Peers>,
     pub(super) slots: HashMap<TabletId, Slot>,

@@ -168,7 +168,7 @@ impl Bench {
                 Body::Tombstone | Body::Counter(_) => None,
             }
         };
-        ["a", "b", "c"].iter().filter_map(|key| seen(key)).collect()
+        ["a", "b", "c"].iter().filter_map(seen).collect()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::limits;
 use crate::node::Node;
 use crate::pipeline::Control;
 use crate::replication::{Peer, connect_peer};
-use ebla_kernel::ids::{Epoch, Incarnation, ServerId, ServerRun, TabletId};
+use ebla_kernel::ids::{Epoch, Incarnation, ServerId, ServerRun, TabletId, Tick};
 use ebla_kernel::limits::{IN_SYNC_LAG_MS, LEADER_SILENCE_MS, LEASE_HEARTBEAT_MS};
 use ebla_proto::v1;
 use ebla_proto::v1::promise_request::Message;
@@ -178,12 +178,19 @@ struct Silence {
     /// What the runs that lead tablets of ours were read from: the map and the replicas.
     seen: (u64, usize),
     leaders: BTreeSet<ServerRun>,
+    /// When silence was last looked for.
+    looked: Tick,
 }
 
 impl Silence {
     fn look(&mut self, node: &Node) {
         let silent_ms = |peer: &Peer| peer.silent_ms(&node.leases);
         let wanted = node.peers.wanted();
+        let now = node.leases.holder_now();
+        if now.ms_since(std::mem::replace(&mut self.looked, now)) >= LEADER_SILENCE_MS {
+            // It was this process that stood still: what the others said is yet to be heard.
+            wanted.values().for_each(|peer| peer.heard(&node.leases));
+        }
         for (server, peer) in wanted.iter() {
             if silent_ms(peer) < IN_SYNC_LAG_MS {
                 self.told.remove(server);
