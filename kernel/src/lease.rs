@@ -65,7 +65,7 @@ impl Promises for NoPromises {
 #[must_use]
 pub fn counted_ms(lease_ms: u64) -> u64 {
     if mutated!(FollowerLapsesFirst) {
-        return given_ms(lease_ms) + LEASE_GUARD_MS;
+        return given_ms(lease_ms) + 5 * LEASE_GUARD_MS;
     }
     (lease_ms - lease_ms * LEASE_DRIFT_PER_MILLE / 1_000).saturating_sub(LEASE_GUARD_MS)
 }

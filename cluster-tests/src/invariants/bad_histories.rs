@@ -2,25 +2,29 @@
 //! invariant in question must reject.
 
 use super::{CoreView, Observation, Violation, Watch};
-use crate::oracle::{Asked, History, Outcome};
+use crate::oracle::{Asked, Fate, History, Outcome, Session, Trust};
 use crate::sim::disk::Rows;
-use crate::sim::env::Route;
 use bytes::Bytes;
-use ebla_kernel::entry::{Entry, LogEnd, Payload, WriteRecord};
+use ebla_kernel::entry::{Entry, LogEnd, Payload, RevertTarget, RevertedRow, WriteRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Incarnation, Pos, ReplicaId, Seq, TabletId};
 use ebla_kernel::op::{AckLevel, Action, Body, Change, Committed, Condition, Op, OpResult, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Reject;
 use ebla_kernel::tablet::FenceAnswer;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 
 const TABLET: TabletId = TabletId(1);
 
-/// A log and a history that are written together.
+/// A log and a history that are written together, by the leader of one epoch after another.
 struct Story {
     watch: Watch,
     history: History,
     end: LogEnd,
+    epoch: Epoch,
+    trust: Trust,
+    level: AckLevel,
 }
 
 fn key(name: &str) -> Bytes {
@@ -54,15 +58,34 @@ fn version(ts: u64, body: Body) -> Option<Version> {
 
 impl Story {
     fn new() -> Self {
-        Self { watch: Watch::new(), history: History::default(), end: LogEnd::default() }
+        let end = LogEnd::default();
+        let (watch, history) = (Watch::new(), History::default());
+        let level = AckLevel::Leader;
+        Self { watch, history, end, epoch: Epoch(1), trust: Trust::Copies, level }
     }
 
     /// An entry becomes durable.
     fn log(&mut self, ts: u64, payload: Payload) -> Entry {
-        let entry = self.end.follow(Epoch(1), Hlc(ts), payload);
+        let entry = self.end.follow(self.epoch, Hlc(ts), payload);
         self.end = entry.end();
-        self.watch.observe(&Observation::Durable { tablet: TABLET, entry: &entry });
+        self.durable(0, &entry);
         entry
+    }
+
+    /// An entry is durable on a server.
+    fn durable(&mut self, server: usize, entry: &Entry) {
+        let (by, entry) = (self.epoch, Rc::new(entry.clone()));
+        self.watch.observe(&Observation::Durable { tablet: TABLET, server, by, entry: &entry });
+    }
+
+    /// The next epoch begins on a log that ends at `end`; what stood behind it is dropped.
+    fn fail_over(&mut self, end: LogEnd, ts: u64) {
+        self.epoch = self.epoch.next();
+        let kept: Vec<Pos> = self.watch.oracle.story(TABLET).entries.keys().copied().collect();
+        self.watch.observe(&Observation::Cut { tablet: TABLET, server: 0, keep: end, kept: &kept });
+        self.end = end;
+        let start = Payload::EpochStart { replica: ReplicaId(1), incarnation: Incarnation(1) };
+        self.log(ts, start);
     }
 
     /// A write becomes durable that was asked for `ops` between two moments.
@@ -80,34 +103,49 @@ impl Story {
         results: Vec<OpResult>,
     ) -> Committed {
         let token = token(self.history.operations.len() as u64);
-        let level = AckLevel::Leader;
+        let level = self.level;
         let record = WriteRecord { token: Some(token), level, changes, results: results.clone() };
         let entry = self.log(ts, Payload::Write(record));
         let committed = Committed { pos: entry.pos, ts: entry.ts, level, results };
-        self.told((from, to), Asked::Write { ops, token }, Outcome::Committed(committed.clone()));
+        let asked = Asked::Write { ops, token, level };
+        self.told((from, to), asked, Outcome::Committed(committed.clone()));
         committed
+    }
+
+    /// A write is taken back.
+    fn revert(&mut self, ts: u64, committed: &Committed, name: &str) -> Entry {
+        let rows = vec![RevertedRow::Row { key: key(name) }];
+        let target = RevertTarget { pos: committed.pos, ts: committed.ts, token: None, rows };
+        self.log(ts, Payload::Revert { targets: vec![target] })
     }
 
     fn told(&mut self, (from, to): (u64, u64), asked: Asked, outcome: Outcome) {
         let op = self.history.invoke(0, from, TABLET, asked);
         self.history.sent(op, 1);
-        self.history.end(op, to, outcome);
+        self.history.end(op, to, outcome, Some(self.epoch));
     }
 
     fn read(&mut self, from_to: (u64, u64), name: &str, version: Option<Version>) {
         self.told(from_to, Asked::Get { key: key(name) }, Outcome::Row { version, at: None });
     }
 
+    /// A read at a timestamp, on a copy that does not lead.
+    fn read_elsewhere(&mut self, from_to: (u64, u64), asked: Asked, version: Option<Version>, at: u64) {
+        self.told(from_to, asked, Outcome::Row { version, at: Some(Hlc(at)) });
+        self.history.operations.last_mut().expect("it was just told").epoch = None;
+    }
+
     /// What the invariants say, with rows as the log gives them.
     fn judge(self) -> Option<Violation> {
-        let rows = self.watch.oracle.rows();
+        let rows = crate::oracle::rows(&self.watch.oracle.story(TABLET).lineage(self.end.pos));
         self.judge_rows(&rows)
     }
 
     fn judge_rows(self, rows: &Rows) -> Option<Violation> {
-        let routes = [Route { tablet: TABLET, range: KeyRange::all(), server: 0 }];
+        let fate = Fate { range: KeyRange::all(), end: self.end.pos, copies: vec![0], trust: self.trust };
         let Self { mut watch, history, .. } = self;
-        watch.failure.take().or_else(|| watch.finish(&history, vec![rows], &routes))
+        let fates = BTreeMap::from([(TABLET, fate)]);
+        watch.failure.take().or_else(|| watch.finish(&history, vec![rows], &fates))
     }
 }
 
@@ -167,7 +205,7 @@ fn a_version_that_never_was() {
     let mut story = Story::new();
     put_a(&mut story, (1, 5), 10, "x");
     story.read((6, 7), "a", version(11, value("ghost")));
-    rejected(story, "linearizable");
+    rejected(story, "I6, I7");
 }
 
 #[test]
@@ -175,15 +213,17 @@ fn a_value_that_differs_from_what_was_written() {
     let mut story = Story::new();
     put_a(&mut story, (1, 5), 10, "x");
     story.read((6, 7), "a", version(10, value("z")));
-    rejected(story, "linearizable");
+    rejected(story, "I6, I7");
 }
 
 #[test]
 fn a_refusal_because_of_a_row_that_never_was() {
     let mut story = Story::new();
     let ops = vec![Op { condition: Some(Condition::Absent), ..set("a", "x") }];
+    put_a(&mut story, (1, 2), 20, "y");
     let reject = Reject::ConditionFailed { op: 0, actual: Some(Hlc(10)) };
-    story.told((1, 2), Asked::Write { ops, token: token(7) }, Outcome::Rejected(reject));
+    let asked = Asked::Write { ops, token: token(7), level: AckLevel::Leader };
+    story.told((3, 4), asked, Outcome::Rejected(reject));
     rejected(story, "linearizable");
 }
 
@@ -202,7 +242,7 @@ fn an_acknowledged_write_that_is_lost() {
     let results = vec![OpResult::Done];
     let pos = Pos::new(Epoch(1), Seq(1));
     let committed = Committed { pos, ts: Hlc(10), level: AckLevel::Leader, results };
-    let asked = Asked::Write { ops: vec![set("a", "x")], token: token(7) };
+    let asked = Asked::Write { ops: vec![set("a", "x")], token: token(7), level: AckLevel::Leader };
     story.told((1, 2), asked, Outcome::Committed(committed));
     rejected(story, "acknowledged");
 }
@@ -220,7 +260,7 @@ fn an_acknowledged_write_that_stands_elsewhere() {
 fn a_reverted_write_that_stands() {
     let mut story = Story::new();
     put_a(&mut story, (1, 5), 10, "x");
-    story.history.end(0, 5, Outcome::Reverted);
+    story.history.end(0, 5, Outcome::Reverted, Some(Epoch(1)));
     rejected(story, "I6, I13");
 }
 
@@ -228,7 +268,7 @@ fn a_reverted_write_that_stands() {
 fn a_refused_write_that_stands() {
     let mut story = Story::new();
     put_a(&mut story, (1, 5), 10, "x");
-    story.history.end(0, 5, Outcome::Rejected(Reject::NotACounter { op: 0 }));
+    story.history.end(0, 5, Outcome::Rejected(Reject::NotACounter { op: 0 }), Some(Epoch(1)));
     rejected(story, "I6, I13");
 }
 
@@ -312,82 +352,178 @@ fn a_position_that_is_written_again() {
     rejected(story, "I2");
 }
 
-#[test]
-fn an_epoch_that_begins_unappointed_or_twice() {
-    let mut story = Story::new();
-    let payload = Payload::EpochStart { replica: ReplicaId(1), incarnation: Incarnation(1) };
-    let entry = story.end.follow(Epoch(1), Hlc(1), payload);
-    story.watch.observe(&Observation::Appended { tablet: TABLET, entry: &entry });
-    rejected(story, "I1");
-}
-
-fn view() -> CoreView {
-    CoreView {
-        tablet: TABLET,
-        incarnation: Incarnation(1),
-        promised: Epoch(2),
-        durable: Pos::new(Epoch(2), Seq(5)),
-        applied: Seq(5),
-        q: Some(Pos::new(Epoch(2), Seq(5))),
-        serving: Some(Epoch(2)),
-        on_disk: Pos::new(Epoch(2), Seq(5)),
-    }
-}
-
-/// Steps that a core showed must be rejected.
-fn steps_rejected(views: &[CoreView], by: &str) {
-    let mut story = Story::new();
-    for view in views {
-        story.watch.observe(&Observation::Stepped(*view));
-    }
-    rejected(story, by);
+/// Clauses that only copies have: what may be lost, what was taken back, who reads where.
+fn put_safely(story: &mut Story, from_to: (u64, u64), ts: u64, text: &str) -> Committed {
+    story.level = AckLevel::Copies(2);
+    put_a(story, from_to, ts, text)
 }
 
 #[test]
-fn cores_that_go_back() {
-    let back = [
-        CoreView { promised: Epoch(1), ..view() },
-        CoreView { durable: Pos::new(Epoch(2), Seq(4)), ..view() },
-        CoreView { applied: Seq(4), ..view() },
-        CoreView { q: Some(Pos::new(Epoch(2), Seq(4))), ..view() },
-    ];
-    for later in back {
-        steps_rejected(&[view(), later], "I3");
-    }
-    // Over a restart the durable end must not go back either.
-    let restarted = CoreView { incarnation: Incarnation(2), on_disk: Pos::new(Epoch(2), Seq(4)), ..view() };
-    steps_rejected(&[view(), CoreView { durable: restarted.on_disk, ..restarted }], "I3");
-}
-
-#[test]
-fn cores_that_count_what_is_not_durable_or_not_theirs() {
-    steps_rejected(&[CoreView { q: Some(Pos::new(Epoch(2), Seq(6))), ..view() }], "m33");
-    steps_rejected(&[CoreView { applied: Seq(6), ..view() }], "m38");
-    steps_rejected(&[CoreView { q: Some(Pos::new(Epoch(1), Seq(5))), ..view() }], "m13");
-    steps_rejected(&[CoreView { q: None, ..view() }], "m13");
-}
-
-#[test]
-fn an_entry_after_the_fence_of_a_higher_epoch() {
-    let mut story = Story::new();
-    let answer = FenceAnswer { epoch: Epoch(2), end: LogEnd::default() };
-    story.watch.observe(&Observation::FenceAnswered { tablet: TABLET, answer });
-    put_a(&mut story, (1, 2), 10, "x");
-    rejected(story, "m32");
-}
-
-#[test]
-fn timestamps_that_fall() {
+fn a_write_of_level_leader_may_be_dropped_by_a_failover() {
     let mut story = Story::new();
     put_a(&mut story, (1, 2), 10, "x");
-    // The log itself refuses to build such an entry.
-    let mut entry = story.end.follow(Epoch(1), Hlc(11), Payload::TokenFence { token: token(9) });
-    entry.ts = Hlc(9);
-    let mut rises = super::ts_rises::TsRises::default();
-    let first = Entry { ts: Hlc(10), ..entry.clone() };
-    let observe = |rises: &mut super::ts_rises::TsRises, entry: &Entry| {
-        super::Invariant::observe(rises, &Observation::Durable { tablet: TABLET, entry })
+    let end = story.end;
+    put_a(&mut story, (3, 4), 20, "y");
+    story.read((5, 6), "a", version(20, value("y")));
+    story.fail_over(end, 30);
+    story.read((7, 8), "a", version(10, value("x")));
+    assert_eq!(story.judge(), None);
+}
+
+#[test]
+fn a_write_of_two_copies_may_not() {
+    let mut story = Story::new();
+    put_a(&mut story, (1, 2), 10, "x");
+    let end = story.end;
+    put_safely(&mut story, (3, 4), 20, "y");
+    story.fail_over(end, 30);
+    rejected(story, "I4");
+}
+
+#[test]
+fn after_a_degraded_election_only_what_all_had_is_owed() {
+    for (level, owed) in [(AckLevel::Copies(2), false), (AckLevel::InSync, true)] {
+        let mut story = Story::new();
+        story.trust = Trust::InSync;
+        let end = story.end;
+        story.level = level;
+        put_a(&mut story, (3, 4), 20, "y");
+        story.fail_over(end, 30);
+        assert_eq!(story.judge().is_some(), owed, "{level}");
+    }
+}
+
+#[test]
+fn an_acknowledged_write_that_is_taken_back() {
+    let mut story = Story::new();
+    let committed = put_safely(&mut story, (1, 2), 10, "x");
+    story.revert(20, &committed, "a");
+    rejected(story, "I4");
+}
+
+/// A write whose client was told nothing, and that is taken back.
+fn taken_back(story: &mut Story) -> Committed {
+    let committed = put_safely(story, (1, 2), 10, "x");
+    story.history.operations[0].ended = None;
+    story.revert(20, &committed, "a");
+    committed
+}
+
+#[test]
+fn a_read_of_what_was_taken_back() {
+    let mut story = Story::new();
+    taken_back(&mut story);
+    story.read((3, 4), "a", version(10, value("x")));
+    rejected(story, "I6, I7");
+}
+
+#[test]
+fn a_follower_that_shows_what_was_taken_back() {
+    let mut story = Story::new();
+    taken_back(&mut story);
+    let asked = Asked::Bounded { key: key("a"), stale_ms: 1 };
+    story.read_elsewhere((3, 4), asked, version(10, value("x")), 15);
+    rejected(story, "I6, I7");
+}
+
+#[test]
+fn a_row_that_stays_although_it_was_taken_back() {
+    let mut story = Story::new();
+    taken_back(&mut story);
+    let mut rows = Rows::new();
+    rows.entry(key("a")).or_default().insert(Hlc(10), version(10, value("x")).expect("a version"));
+    let violation = story.judge_rows(&rows).expect("the row should be gone");
+    assert!(violation.invariant.contains("I12"), "{violation}");
+}
+
+#[test]
+fn a_token_that_runs_after_its_write_was_taken_back() {
+    let mut story = Story::new();
+    taken_back(&mut story);
+    let level = AckLevel::Leader;
+    let (changes, results) = (vec![put("a", value("x"))], vec![OpResult::Done]);
+    story.log(30, Payload::Write(WriteRecord { token: Some(token(0)), level, changes, results }));
+    rejected(story, "I6, I13");
+}
+
+#[test]
+fn a_token_may_run_again_when_a_failover_dropped_it() {
+    let mut story = Story::new();
+    let end = story.end;
+    put_a(&mut story, (1, 2), 10, "x");
+    story.history.operations[0].ended = None;
+    story.fail_over(end, 20);
+    let level = AckLevel::Leader;
+    let (changes, results) = (vec![put("a", value("x"))], vec![OpResult::Done]);
+    story.log(30, Payload::Write(WriteRecord { token: Some(token(0)), level, changes, results }));
+    assert_eq!(story.judge(), None);
+}
+
+#[test]
+fn a_replaced_leader_that_still_answers() {
+    let mut story = Story::new();
+    put_a(&mut story, (1, 2), 10, "x");
+    let end = story.end;
+    story.fail_over(end, 20);
+    put_a(&mut story, (3, 4), 30, "y");
+    story.read((5, 6), "a", version(10, value("x")));
+    story.history.operations.last_mut().expect("a read").epoch = Some(Epoch(1));
+    rejected(story, "linearizable");
+}
+
+#[test]
+fn a_follower_that_misses_a_row_at_its_timestamp() {
+    let mut story = Story::new();
+    put_a(&mut story, (1, 2), 10, "x");
+    let asked = Asked::Bounded { key: key("a"), stale_ms: 1 };
+    story.read_elsewhere((3, 4), asked, None, 15);
+    rejected(story, "timestamp are repeatable");
+}
+
+#[test]
+fn a_follower_may_be_behind_within_its_timestamp() {
+    let mut story = Story::new();
+    put_a(&mut story, (1, 2), 10, "x");
+    let asked = Asked::Bounded { key: key("a"), stale_ms: 1 };
+    story.read_elsewhere((3, 4), asked, None, 5);
+    assert_eq!(story.judge(), None);
+}
+
+#[test]
+fn a_session_that_misses_its_own_write() {
+    let mut story = Story::new();
+    let committed = put_a(&mut story, (1, 2), 10, "x");
+    let session = Session { pos: committed.pos, ts: committed.ts };
+    story.read_elsewhere((3, 4), Asked::InSession { key: key("a"), session }, None, 5);
+    rejected(story, "session");
+}
+
+#[test]
+fn a_session_that_is_told_of_a_loss_that_was_none() {
+    let mut story = Story::new();
+    let committed = put_a(&mut story, (1, 2), 10, "x");
+    let session = Session { pos: committed.pos, ts: committed.ts };
+    story.told((3, 4), Asked::InSession { key: key("a"), session }, Outcome::WriteLost);
+    rejected(story, "session");
+}
+
+#[test]
+fn a_lost_row_that_the_search_finds_too() {
+    let mut story = Story::new();
+    put_a(&mut story, (1, 2), 10, "x");
+    story.read((3, 4), "a", version(10, value("x")));
+    story.read((5, 6), "a", None);
+    let rows = crate::oracle::rows(&story.watch.oracle.story(TABLET).lineage(story.end.pos));
+    let fate = Fate { range: KeyRange::all(), end: story.end.pos, copies: vec![0], trust: Trust::Copies };
+    let fates = BTreeMap::from([(TABLET, fate)]);
+    let end = super::End {
+        oracle: &story.watch.oracle,
+        history: &story.history,
+        stores: vec![&rows],
+        truths: fates
+            .iter()
+            .map(|(id, fate)| (*id, crate::oracle::Truth::new(story.watch.oracle.story(*id), fate)))
+            .collect(),
     };
-    assert!(observe(&mut rises, &first).is_ok());
-    assert!(observe(&mut rises, &entry).is_err());
+    assert!(super::Invariant::finish(&super::search::Search, &end).is_err());
 }

@@ -3,6 +3,7 @@
 use super::{End, Invariant};
 use crate::oracle::{Asked, Operation, Outcome, Trust, Truth};
 use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::Pos;
 
 /// Nothing to remember.
 #[derive(Debug)]
@@ -28,6 +29,9 @@ fn judge(truth: &Truth<'_>, all: &[Operation], operation: &Operation) -> Result<
         Some(Outcome::WriteLost) if truth.story.contains(truth.fate.end, session.pos) => {
             Err(format!("{operation:?}, but the write stands"))
         }
+        Some(Outcome::Row { .. }) if operation.epoch.is_none() && is_lost(truth, session.pos) => {
+            Err(format!("{operation:?}, although the write was dropped"))
+        }
         Some(Outcome::Row { version, .. }) => {
             let seen = version.as_ref().map_or(Hlc::MIN, |version| version.ts);
             let missed = all.iter().find_map(|write| own_write(truth, operation, write, key, seen));
@@ -35,6 +39,10 @@ fn judge(truth: &Truth<'_>, all: &[Operation], operation: &Operation) -> Result<
         }
         Some(_) | None => Ok(()),
     }
+}
+
+fn is_lost(truth: &Truth<'_>, pos: Pos) -> bool {
+    truth.fate.trust == Trust::Copies && !truth.story.contains(truth.fate.end, pos)
 }
 
 /// A write of the same client that the read should have seen and did not.

@@ -25,6 +25,8 @@ pub mod replication;
 pub mod requests;
 pub mod rng;
 pub mod server;
+#[cfg(feature = "mutations")]
+mod suit;
 pub mod truncation;
 pub mod workload;
 pub mod world;
@@ -65,7 +67,7 @@ pub enum Narration {
 #[must_use]
 pub fn run(seed: u64, narration: Narration) -> Report {
     let mut rng = Rng::new(seed);
-    let profile = Profile::draw(&mut rng);
+    let profile = profile(&mut rng);
     let mut world = World::new(rng, profile);
     if narration == Narration::Told {
         world.env.log = Some(Vec::new());
@@ -82,6 +84,22 @@ pub fn run(seed: u64, narration: Narration) -> Report {
         violation,
         log: world.env.log.take().unwrap_or_default(),
     }
+}
+
+#[cfg(not(feature = "mutations"))]
+fn profile(rng: &mut Rng) -> Profile {
+    Profile::draw(rng)
+}
+
+/// With a seeded bug the world is one in which it shows itself.
+#[cfg(feature = "mutations")]
+fn profile(rng: &mut Rng) -> Profile {
+    use ebla_kernel::mutation::{Mutation, is_seeded};
+    let mut profile = Profile::draw(rng);
+    for mutation in Mutation::ALL.into_iter().filter(|mutation| is_seeded(*mutation)) {
+        profile.suit(mutation);
+    }
+    profile
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -325,6 +325,10 @@ impl World {
     }
 
     fn cut(&mut self) {
+        if self.env.rng.chance(250) {
+            self.isolate();
+            return;
+        }
         let server = Address::Server(self.env.rng.index(self.servers.len()));
         let other = Address::Server(self.env.rng.index(self.servers.len()));
         let client = Address::Client(self.env.rng.index(self.clients.len()));
@@ -347,6 +351,20 @@ impl World {
         if both {
             self.env.network.cut(to, from);
             self.schedule(Some((50_000, 4 * SECOND_US)), Fault::Join(to, from));
+        }
+    }
+
+    /// A server of chance hears and reaches nobody but clients.
+    fn isolate(&mut self) {
+        let victim = Address::Server(self.env.rng.index(self.servers.len()));
+        let until = self.env.rng.between((50_000, 4 * SECOND_US));
+        self.env.say(|| format!("{victim:?} is cut off"));
+        let others = (0..self.servers.len()).map(Address::Server).chain([Address::Meta]);
+        for other in others.filter(|other| *other != victim) {
+            for (from, to) in [(victim, other), (other, victim)] {
+                self.env.network.cut(from, to);
+                self.env.after(until, Event::Fault(Fault::Join(from, to)));
+            }
         }
     }
 

@@ -1,0 +1,141 @@
+//! The mixture in which each seeded bug shows itself: a world in which what it breaks happens
+//! often. Everything else stays as the seed drew it.
+
+use super::fault::{Profile, SECOND_US, WipeBudget};
+use ebla_kernel::meta::Policy;
+use ebla_kernel::mutation::Mutation;
+
+impl Profile {
+    /// Makes the world suit a seeded bug.
+    pub fn suit(&mut self, mutation: Mutation) {
+        match mutation {
+            Mutation::ClockBoundIgnored => {
+                self.copies(1, 1);
+                self.crashes();
+                self.wall_jump_us = Some((50_000, 400_000));
+                self.wall_jump_ms_max = 600;
+            }
+            Mutation::RemovedMemberCounts | Mutation::ShrinkUnchecked | Mutation::LeaseOwnViewOnly => {
+                self.copies(3, 2);
+                self.cuts();
+                self.waits();
+            }
+            Mutation::AddedMemberIgnored | Mutation::ExpandUnchecked => {
+                self.copies(3, 2);
+                self.spec.policy = Policy::Degraded;
+                self.cuts();
+                self.waits();
+            }
+            Mutation::NoBootWait => {
+                self.copies(2, 2);
+                self.crashes();
+                self.storms();
+            }
+            Mutation::FollowerLapsesFirst => {
+                self.copies(2, 2);
+                self.cuts();
+                self.disk.hang_pm = 0;
+                self.disk.sync_us = (100, 1_000);
+                self.network.delay_us = (50, 500);
+            }
+            Mutation::PromiseInMemoryOnly => {
+                self.copies(3, 2);
+                self.crashes();
+                self.storms();
+                self.disk.sync_us = (1_000, 60_000);
+            }
+            Mutation::RevertedTokensForgotten | Mutation::PendingShown | Mutation::RevertedSaidEarly => {
+                self.copies(3, 2);
+                self.cuts();
+                self.waits();
+                self.patience_us = (20_000, 200_000);
+                self.deadline_ms = (20, 400);
+            }
+            Mutation::LeaseUncheckedAtAck => {
+                self.copies(2, 2);
+                self.cuts();
+                self.wait_pm = 0;
+                self.disk.hang_pm = 60;
+                self.disk.hang_us = (500_000, 2 * SECOND_US);
+                self.deadline_ms = (1_000, 4_000);
+            }
+            Mutation::LongestLogWins => {
+                self.copies(3, 2);
+                self.storms();
+                self.crashes();
+                self.wait_pm = 300;
+            }
+            Mutation::LostLeavesQuota | Mutation::AnyGenerationCounts | Mutation::ProgressSurvivesRun => {
+                self.copies(3, 2);
+                self.crashes();
+                self.cuts();
+                self.waits();
+                self.wipe = Some(((100_000, SECOND_US), WipeBudget::Within));
+            }
+            Mutation::CutBeforeFlush | Mutation::CutRevertForgotten | Mutation::FlushedOverCut => {
+                self.copies(3, 2);
+                self.crashes();
+                self.storms();
+                self.cuts();
+                self.wait_pm = 400;
+                self.deadline_ms = (20, 200);
+                self.disk.flush_every_us = (5_000, 60_000);
+            }
+            Mutation::SessionEpochIgnored | Mutation::FollowerReadsUnsafe => {
+                self.copies(3, 2);
+                self.cuts();
+                self.storms();
+                self.wait_pm = 100;
+                self.follower_read_pm = 600;
+            }
+            Mutation::LeaseCheckedBefore => {
+                self.copies(3, 2);
+                self.sleep_us = Some((50_000, 400_000));
+                self.asleep_us = (900_000, 2_500_000);
+                self.think_us = (0, 2_000);
+            }
+            Mutation::ReadFloorForgotten | Mutation::SafeSplitByDisk => {
+                self.copies(3, 2);
+                self.waits();
+                self.cuts();
+                self.deadline_ms = (20, 400);
+                self.disk.sync_us = (500, 40_000);
+                self.keys = 2;
+            }
+            _ => {}
+        }
+    }
+
+    fn copies(&mut self, replicas: u8, min_in_sync: u8) {
+        self.servers = usize::from(replicas);
+        self.tablets = 1;
+        self.spec.replicas = replicas;
+        self.spec.min_in_sync = min_in_sync;
+        self.spec.policy = Policy::Strict;
+        self.wipe = None;
+        self.log_entries_max = 100_000;
+        self.think_us = (0, 20_000);
+    }
+
+    /// Links are cut and joined all the time.
+    fn cuts(&mut self) {
+        self.network.cut_us = Some((50_000, 700_000));
+        self.network.drop_pm = self.network.drop_pm.min(5);
+    }
+
+    /// Servers come and go.
+    fn crashes(&mut self) {
+        self.server_crash_us = Some((60_000, 700_000));
+        self.down_us = (1_000, 150_000);
+    }
+
+    /// Epochs are raised all the time.
+    fn storms(&mut self) {
+        self.depose_us = Some((30_000, 500_000));
+    }
+
+    /// Most writes wait for copies.
+    fn waits(&mut self) {
+        self.wait_pm = 900;
+    }
+}
