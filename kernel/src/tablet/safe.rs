@@ -50,7 +50,9 @@ mod tests {
     fn rows_go_from_watermark_to_watermark() {
         let mut points = SafePoints::default();
         assert_eq!(points.reached(Seq(9)), None);
-        [3, 5, 5, 9].map(|q| points.note(Seq(q)));
+        for q in [3, 5, 5, 9] {
+            points.note(Seq(q));
+        }
         assert_eq!(points.reached(Seq(2)), None);
         assert_eq!(points.reached(Seq(8)), Some(Seq(5)));
         assert_eq!(points.reached(Seq(8)), Some(Seq(5)));
