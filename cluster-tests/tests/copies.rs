@@ -395,5 +395,6 @@ fn the_last_copy_answers_what_it_may() -> Result<()> {
     let refused = cli.run(&["get", "t", "k", "--timeout", "1s"]);
     assert_eq!(refused.code, exit::UNAVAILABLE, "{refused}");
     assert_eq!(cli.json(&["get", "t", "k", "--bounded", "1h", "--timeout", "3s"])["value"], "v");
-    Ok(())
+    let is_told = || cli.json(&["table", "describe", "t"])["tablets_serving"] == 0;
+    eventually("the masters say that it does not serve", HEAL_MAX, is_told).map(drop)
 }
