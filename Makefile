@@ -25,7 +25,7 @@ SEEDS_IN_CHECK ?= 2000
 ROUNDS ?= 20
 ROWS ?= 100000
 
-.PHONY: help deps run test build check fix bench sim sim-mutants chaos doc
+.PHONY: help deps run test build check fix bench bench-meta sim sim-mutants chaos doc
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ fix: ## format and apply the lints' suggestions
 bench: deps ## measure the cluster beside raw RocksDB, as a markdown table; ARGS="--rows 100000"
 	cargo build --locked --release --bin ebla --bin ebla-bench
 	"$(TARGET_DIR)/release/ebla-bench" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
+
+bench-meta: deps ## measure the metadata core with 1,000 servers and 1,000,000 tablets
+	cargo build --locked --release --bin ebla-bench-meta
+	"$(TARGET_DIR)/release/ebla-bench-meta" $(ARGS)
 
 sim: deps ## many seeds of the simulator; SEEDS=20000, or one in words with SEED=n
 	cargo run --locked --release --bin sim -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

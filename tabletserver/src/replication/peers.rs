@@ -153,6 +153,9 @@ impl Peer {
 pub struct Peers {
     identity: OnceLock<Identity>,
     wanted: ArcSwap<BTreeMap<ServerId, Arc<Peer>>>,
+    /// Every server that was ever wanted: one that is wanted again is the same, so that
+    /// connections and tasks that did not notice go on serving it.
+    known: Mutex<BTreeMap<ServerId, Arc<Peer>>>,
     silent_leaders: Mutex<Vec<ServerRun>>,
     /// Told when the list of silent leaders changes.
     pub silence_changed: Notify,
@@ -180,13 +183,18 @@ impl Peers {
 
     /// Sets the servers that share tablets with this one.
     pub fn want(&self, servers: &BTreeSet<ServerId>, leases: &Leases) {
-        let known = self.wanted.load();
-        if known.len() == servers.len() && known.keys().all(|server| servers.contains(server)) {
+        let wanted = self.wanted.load();
+        if wanted.len() == servers.len() && wanted.keys().all(|server| servers.contains(server)) {
             return;
         }
         let now = leases.holder_now().0;
-        let peer = |server: &ServerId| {
-            known.get(server).map_or_else(|| Arc::new(Peer::new(*server, now)), Arc::clone)
+        let mut known = self.known.lock().expect("no holder of this lock panics");
+        let mut peer = |server: &ServerId| {
+            let peer = known.entry(*server).or_insert_with(|| Arc::new(Peer::new(*server, now)));
+            if !wanted.contains_key(server) {
+                peer.heard(leases);
+            }
+            Arc::clone(peer)
         };
         self.wanted.store(Arc::new(servers.iter().map(|server| (*server, peer(server))).collect()));
         self.wanted_changed.notify_waiters();
@@ -282,6 +290,18 @@ mod tests {
         assert!(reason(greeting("c", 1, 4, 2)).is_ok());
         assert!(reason(greeting("c", 1, 4, 2)).is_ok());
         assert_eq!(reason(greeting("c", 1, 3, 2)), Err(Reason::Superseded));
+    }
+
+    #[test]
+    fn a_server_that_is_wanted_again_is_the_same() {
+        let (peers, leases) = peers();
+        let before = Arc::clone(&peers.wanted()[&ServerId(1)]);
+        let mut opened = before.open();
+        peers.want(&BTreeSet::from([ServerId(3)]), &leases);
+        assert!(!peers.send(ServerId(1), Outgoing::Message(v1::ReplicaMessage::default())));
+        peers.want(&BTreeSet::from([ServerId(1)]), &leases);
+        assert!(peers.send(ServerId(1), Outgoing::Message(v1::ReplicaMessage::default())));
+        assert!(opened.orders.try_recv().is_ok(), "the connection that stayed open serves it");
     }
 
     #[test]
