@@ -29,6 +29,9 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one copy may take over a read that the leader can answer as well.
 pub const COPY_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a server may take to answer after it has watched its requests.
+pub const HEAT_SLACK: Duration = Duration::from_secs(2);
+
 /// How long one server may take to list its loss ledger before it counts as unreachable.
 pub const LEDGER_TIMEOUT: Duration = Duration::from_secs(5);
 

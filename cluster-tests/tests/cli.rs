@@ -322,6 +322,27 @@ fn copies_are_read_and_led() -> Result<()> {
 }
 
 #[test]
+fn what_is_busy_is_shown() -> Result<()> {
+    let (_dev, cli) = start()?;
+    let writer = cli.clone();
+    let writing = std::thread::spawn(move || {
+        for number in 0..60 {
+            let _ = writer.run(&["set", "t", "hot", &number.to_string()]).expect(exit::OK);
+            let _ = writer.run(&["set", "t", &format!("cold{number}"), "v"]).expect(exit::OK);
+        }
+    });
+    let seen = cli.json(&["top", "--interval", "600ms", "--limit", "3"]);
+    writing.join().expect("the writer goes on to its end");
+    assert_eq!(seen["servers"], 3, "{seen}");
+    assert!(seen["writes_per_s"].as_u64() > Some(0), "{seen}");
+    assert_eq!(seen["tablets"][0]["table"], "t", "{seen}");
+    assert_eq!(seen["keys"][0]["key"], "hot", "{seen}");
+    assert!(seen["keys"].as_array().is_some_and(|keys| keys.len() <= 3), "{seen}");
+    let _ = cli.run(&["top", "--interval", "1ms"]).expect(exit::USAGE).saying(&["100ms"]);
+    Ok(())
+}
+
+#[test]
 fn tables_come_and_go() -> Result<()> {
     let (_dev, cli) = start()?;
     let _ = cli.run(&["table", "create", "t"]).expect(exit::FAILED).saying(&["exists"]);

@@ -90,6 +90,8 @@ pub enum Command {
     /// List and show what failovers took away
     #[command(subcommand)]
     Lost(Lost),
+    /// The busiest tablets and keys, live
+    Top(Top),
 }
 
 impl Command {
@@ -264,6 +266,18 @@ pub enum Lost {
     List(ListLost),
     /// Show the rows of one record
     Show(ShowLost),
+}
+
+#[derive(Args, Debug)]
+pub struct Top {
+    /// How long to watch before each picture: 100ms to 60s
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse::window)]
+    pub interval: std::time::Duration,
+    /// Most tablets and most keys to show
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub limit: u32,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]

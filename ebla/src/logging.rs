@@ -24,7 +24,8 @@ pub fn start(cli: &Cli) {
         | Command::Range(_)
         | Command::Load(_)
         | Command::Outcome(_)
-        | Command::Lost(_) => "warn",
+        | Command::Lost(_)
+        | Command::Top(_) => "warn",
     };
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
     let is_terminal = std::io::stderr().is_terminal();

@@ -30,6 +30,13 @@ pub fn interval(text: &str) -> Result<Interval, String> {
     duration(text).map(|every| Interval(Some(every))).map_err(|error| format!("{error}, or `off`"))
 }
 
+/// How long servers watch their requests: what they take.
+pub fn window(text: &str) -> Result<Duration, String> {
+    let window = duration(text)?;
+    let is_taken = (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&window);
+    if is_taken { Ok(window) } else { Err("give 100ms to 60s".to_owned()) }
+}
+
 /// Longest duration that is taken: sums with the present time stay within every clock.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 

@@ -73,6 +73,7 @@ impl Node {
     ) -> Result<v1::GetResponse, ApiError> {
         let _pin = self.pin(table, at)?;
         let version = self.reader.at(tablet, &request.key, at).map_err(store_error)?;
+        self.note_read(tablet, &request.key, version.as_ref());
         self.check_floor(table, at)?;
         Ok(v1::GetResponse { at_ts: at.0, ..get_response(version, at) })
     }

@@ -15,6 +15,7 @@ mod elapsed;
 mod error;
 mod flusher;
 mod front_door;
+mod heat;
 pub mod identity;
 mod janitor;
 mod ledger;

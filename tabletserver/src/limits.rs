@@ -189,6 +189,18 @@ pub const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(500);
 /// Messages to a master that wait for a slow stream.
 pub const SESSION_MESSAGES_WAITING: usize = 64;
 
+/// Callers of `GetHeat` at the same time: each costs every request a look into its sketch.
+pub const HEAT_WATCHES_MAX: usize = 8;
+
+/// Keys that a watcher of heat remembers: one that gets a 512th of all requests is among them.
+pub const HEAT_KEYS_MAX: usize = 512;
+
+/// Requests that a watcher looks at one by one before it begins to take samples.
+pub const HEAT_EXACT_REQUESTS: u64 = 4_096;
+
+/// Of how many requests a watcher of a busy server looks at one.
+pub const HEAT_SAMPLE_EVERY: u64 = 16;
+
 /// Connections that have been accepted and have not said yet what they are; the next one waits.
 pub const CONNECTIONS_AT_THE_DOOR_MAX: usize = 1_024;
 

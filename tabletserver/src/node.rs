@@ -4,6 +4,7 @@
 
 use crate::clock::Clock;
 use crate::disk::DiskGauge;
+use crate::heat::{Counts, Heat};
 use crate::limits;
 use crate::meters::Meters;
 use crate::pipeline::{Ask, Reply, Request, SequencerHandle, SubmitError};
@@ -59,6 +60,8 @@ pub struct Node {
     pub tokens: TokenMaker,
     /// Counts requests.
     pub meters: Meters,
+    /// Tells which tablets and keys are busy.
+    pub heat: Arc<Heat>,
 }
 
 /// Names writes that came without a name, so that their outcome can be asked for.
@@ -165,6 +168,7 @@ impl Node {
         let _pin = self.pin(&table, at)?;
         self.reach(&tablet, at).await?;
         let version = self.reader.at(&tablet, &request.key, at).map_err(store_error)?;
+        self.note_read(&tablet, &request.key, version.as_ref());
         self.check_floor(&table, at)?;
         self.check_serving(&table, &tablet, &request.key)?;
         Ok(get_response(version, at))
@@ -177,8 +181,27 @@ impl Node {
     pub fn get_newest(&self, request: &v1::GetRequest) -> Result<v1::GetResponse, ApiError> {
         let (table, tablet) = self.find_for_read(request)?;
         let version = self.reader.newest(&tablet, &request.key).map_err(store_error)?;
+        self.note_read(&tablet, &request.key, version.as_ref());
         self.check_serving(&table, &tablet, &request.key)?;
         Ok(get_response(version, self.clock.now()))
+    }
+
+    /// Counts a read of `version` for whoever asks what is busy.
+    pub(crate) fn note_read(&self, tablet: &TabletHandle, key: &[u8], version: Option<&Version>) {
+        let bytes = key.len() + version.map_or(0, |version| version.body.bytes());
+        self.heat.note(tablet, key, Counts::read(bytes));
+    }
+
+    fn note_writes(&self, tablet: &TabletHandle, ops: &[Op]) {
+        for op in ops {
+            let (key, bytes) = match &op.action {
+                Action::Set { key, value, .. } => (key, key.len() + value.len()),
+                Action::Delete { key } => (key, key.len()),
+                Action::Add { key, .. } => (key, key.len() + size_of::<i64>()),
+                Action::DeleteRange { from, .. } => (from, from.len()),
+            };
+            self.heat.note(tablet, key, Counts::write(bytes));
+        }
     }
 
     fn find_for_read(
@@ -301,6 +324,7 @@ impl Node {
         };
         let tablet = self.locate(&table, first_key(&ops))?;
         self.check_room(&ops, &tablet)?;
+        self.note_writes(&tablet, &ops);
         Ok(Write { tablet, ops, level, token, deadline: self.deadline(request.timeout_ms) })
     }
 

@@ -24,7 +24,7 @@ use crate::read::Reader;
 use crate::replica_set::ReplicaSet;
 use crate::replication::{Identity, Links, Replication, keep_connected};
 use crate::routes::RouteCache;
-use crate::service::{Kv, Lost, Route};
+use crate::service::{HeatReport, Kv, Lost, Route};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
@@ -32,6 +32,7 @@ use arc_swap::ArcSwap;
 use crossbeam::channel::{self, Receiver};
 use ebla_kernel::ids::{Incarnation, ServerId, ServerRun, TabletId};
 use ebla_proto::v1;
+use ebla_proto::v1::heat_service_server::HeatServiceServer;
 use ebla_proto::v1::kv_service_server::KvServiceServer;
 use ebla_proto::v1::lost_service_server::LostServiceServer;
 use ebla_proto::v1::replication_service_server::ReplicationServiceServer;
@@ -295,6 +296,7 @@ fn start_pipeline(
         draining: AtomicBool::new(false),
         tokens: TokenMaker::default(),
         meters: Meters::default(),
+        heat: Arc::default(),
     });
     let (outward, messages) = mpsc::unbounded_channel();
     let mut threads = start_stages(&node, opened, (asked, told, outward), syncs, failed);
@@ -453,6 +455,7 @@ impl Services {
         let kv = KvServiceServer::new(Kv { node: Arc::clone(&node) })
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let heat = HeatServiceServer::new(HeatReport { node: Arc::clone(&node) });
         let lost = LostServiceServer::new(Lost { node: Arc::clone(&node), ledger });
         let replication = ReplicationServiceServer::new(replication)
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
@@ -464,6 +467,7 @@ impl Services {
             .add_service(kv)
             .add_service(route)
             .add_service(lost)
+            .add_service(heat)
             .add_service(replication)
             .add_service(health_service)
             .add_service(reflection().build_v1().map_err(bad_descriptors)?)

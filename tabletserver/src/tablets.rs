@@ -5,6 +5,7 @@
 //! shell writes it, readers only look. The [`Directory`] finds the handle of a key; it is
 //! replaced as a whole when the set of replicas changes.
 
+use crate::heat::TabletLoad;
 use crate::promises::Leases;
 use crate::replication::Tail;
 use arc_swap::ArcSwap;
@@ -39,6 +40,8 @@ pub struct TabletHandle {
     pub tombstones: ArcSwap<RangeTombstones>,
     /// What the last count and the writes since say of its size.
     pub size: Size,
+    /// The requests it had.
+    pub load: TabletLoad,
     /// Its ancestry.
     pub lineage: Lineage,
     /// The latest entries, for other copies.
@@ -139,6 +142,7 @@ impl TabletHandle {
             generation: spec.generation,
             tombstones: ArcSwap::from_pointee(spec.tombstones),
             size: Size::default(),
+            load: TabletLoad::default(),
             lineage: spec.lineage,
             tail: Tail::default(),
             recovered: spec.end,

@@ -17,6 +17,7 @@ mod set;
 mod status;
 mod table;
 mod tablet;
+mod top;
 mod written;
 
 use crate::cli::{Cli, Command, Global, Wait};
@@ -46,6 +47,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Load(args) => load::run(&global, args).await,
         Command::Outcome(args) => outcome::run(&global, args).await,
         Command::Lost(command) => lost::run(&global, command).await,
+        Command::Top(args) => top::run(&global, args).await,
     }
 }
 

@@ -1,11 +1,13 @@
 //! The gRPC face of a tablet server.
 
+mod heat;
 mod kv;
 mod lost;
 mod pipe;
 mod route;
 mod scan;
 
+pub use heat::Heat as HeatReport;
 pub use kv::Kv;
 pub use lost::Lost;
 pub use route::Route;

@@ -3,6 +3,7 @@
 //! A scan goes on into the next tablet as long as this server serves it. Where it does not,
 //! the last page says so and carries a resume token that is good at the server that does.
 
+use crate::heat::Counts;
 use crate::limits;
 use crate::node::{Node, body_to_wire, store_error};
 use crate::read::SCAN_PAGE;
@@ -14,7 +15,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::limits::KEY_BYTES_MAX;
-use ebla_kernel::op::BadRequest;
+use ebla_kernel::op::{BadRequest, Body};
 use ebla_kernel::range::KeyRange;
 use ebla_proto::convert;
 use ebla_proto::error::{ApiError, Reason};
@@ -215,6 +216,9 @@ impl Scan {
         let mut scanner = Scanner::open(&*self.node.reader.store, &tombstones, &spec).map_err(store_error)?;
         loop {
             let page = scanner.next_page(&self.page_limits()).map_err(store_error)?;
+            let bytes =
+                page.rows.iter().map(|row| row.key.len() + row.body.as_ref().map_or(0, Body::bytes)).sum();
+            self.node.heat.note_page(tablet, Counts::read(bytes));
             // What was read counts only if it was all still there and the tablet still serves.
             self.node.check_floor(&self.table, self.at)?;
             self.node.check_serving(&self.table, tablet, spec.range.start())?;
