@@ -135,6 +135,9 @@ pub enum Mutation {
 }
 
 impl Mutation {
+    /// Rules of which the lack does no harm that a search could find, and why.
+    pub const REDUNDANT: [(Self, &'static str); 0] = [];
+
     /// Every seeded bug.
     pub const ALL: [Self; 62] = [
         Self::LowerEpochAccepted,
@@ -200,6 +203,13 @@ impl Mutation {
         Self::ReadFloorForgotten,
         Self::SafeSplitByDisk,
     ];
+
+    /// Why an honest search finds nothing when this rule is left out, if so: another rule holds
+    /// the line behind it. Such a rule stays as an assertion or a guard (decision 0010).
+    #[must_use]
+    pub fn redundant(self) -> Option<&'static str> {
+        Self::REDUNDANT.iter().find(|(mutation, _)| *mutation == self).map(|(_, reason)| *reason)
+    }
 
     /// The rule that it breaks.
     #[must_use]

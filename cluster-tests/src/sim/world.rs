@@ -299,7 +299,10 @@ impl World {
             route.copies.values().all(|server| *server != victim) || lost < route.spare
         });
         let may = budget == Some(WipeBudget::Beyond) || bears;
-        if may && !self.env.directory.routes.is_empty() {
+        // Whoever loses a disk that does not know its server yet comes back as another server,
+        // and nobody ever hears of the first again.
+        let is_known = self.servers[victim].disk.registry.identity.is_some();
+        if may && is_known && !self.env.directory.routes.is_empty() {
             self.servers[victim].wipe(&mut self.env);
             let down = self.env.profile.down_us;
             self.schedule(Some(down), Fault::StartServer(victim));
