@@ -132,6 +132,12 @@ pub enum Mutation {
     ReadFloorForgotten,
     /// Rows are applied up to whatever part of a Q is durable.
     SafeSplitByDisk,
+    /// Logs are purged whatever other copies lack, and whether it is safe.
+    PurgeUnchecked,
+    /// A condition is decided by a write that may still be taken back.
+    ConditionsRestOnPending,
+    /// What a delete range read is believed however old it is.
+    StaleRangeAccepted,
 }
 
 impl Mutation {
@@ -139,7 +145,7 @@ impl Mutation {
     pub const REDUNDANT: [(Self, &'static str); 0] = [];
 
     /// Every seeded bug.
-    pub const ALL: [Self; 62] = [
+    pub const ALL: [Self; 65] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -202,6 +208,9 @@ impl Mutation {
         Self::LogRaisesNoClock,
         Self::ReadFloorForgotten,
         Self::SafeSplitByDisk,
+        Self::PurgeUnchecked,
+        Self::ConditionsRestOnPending,
+        Self::StaleRangeAccepted,
     ];
 
     /// Why an honest search finds nothing when this rule is left out, if so: another rule holds
@@ -260,7 +269,7 @@ impl Mutation {
             Self::AnyGenerationCounts => "m15",
             Self::LostCopyAnswers => "m16",
             Self::StrictShrinksBelowD => "strict in-sync set keeps D",
-            Self::GoneIsGuessed => "m18, a leader is gone when it says so or its process is over",
+            Self::GoneIsGuessed => "m18, gone is not guessed",
             Self::NewCopyPromisesNothing => "m23",
             Self::RevertIgnored => "reverts are applied",
             Self::FlushedOverCut => "flushed after a cut",
@@ -274,6 +283,9 @@ impl Mutation {
             Self::LogRaisesNoClock => "clock above the log",
             Self::ReadFloorForgotten => "reads close the past",
             Self::SafeSplitByDisk => "rows stop at a Q",
+            Self::PurgeUnchecked => "purged when nobody lacks it",
+            Self::ConditionsRestOnPending => "conditions wait for pending",
+            Self::StaleRangeAccepted => "ranges see every write",
         }
     }
 }

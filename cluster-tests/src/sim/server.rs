@@ -525,9 +525,6 @@ impl Server {
     fn assigned(&mut self, env: &mut Env, assignment: Assignment) {
         let name = self.server_run();
         let Some(run) = &mut self.run else { return };
-        let index = self.index;
-        let dg = self.disk.generation;
-        env.say(|| format!("DBG server {index} {dg:?} assigned {assignment:?}"));
         // What was said of an earlier disk is over (m15, m16).
         let is_ours = assignment.generation == Generation::Disk(self.disk.generation);
         if name.is_none() || !(is_ours || mutated!(LostCopyAnswers)) {

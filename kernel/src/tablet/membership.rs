@@ -122,7 +122,8 @@ impl Leader {
         let must_have = self.must_have();
         let rest = || self.progress.in_sync().iter().filter(|id| **id != leaving);
         let has_all = |id: &ReplicaId| self.progress.of(*id).seq >= must_have;
-        let is_large = rest().count() >= self.shrink_floor;
+        let floor = if mutated!(StrictShrinksBelowD) { 1 } else { self.shrink_floor };
+        let is_large = rest().count() >= floor;
         is_large && (rest().all(has_all) || mutated!(ShrinkUnchecked))
     }
 }
