@@ -18,10 +18,12 @@ ifneq ($(filter default undefined,$(origin CXX)),)
 export CXX = $(ccache)g++
 endif
 
-# Seeds of the simulator and rounds of the tests with real processes, in `make sim` and `make chaos`.
+# Seeds of the simulator, rounds of the tests with real processes, and rows at each level in those
+# of copies: in `make sim` and `make chaos`.
 SEEDS ?= 20000
 SEEDS_IN_CHECK ?= 2000
 ROUNDS ?= 20
+ROWS ?= 100000
 
 .PHONY: help deps run test build check fix bench sim sim-mutants chaos doc
 
@@ -73,7 +75,8 @@ sim-mutants: deps ## seed known bugs, one per rule; the simulator must find each
 chaos: build ## kill real processes again and again; ROUNDS=20
 	@for round in $$(seq $(ROUNDS)); do \
 		echo "== round $$round of $(ROUNDS)"; \
-		cargo test --locked --workspace --test restarts --test faults -- --test-threads=1 || exit 1; \
+		ROWS=$(ROWS) cargo test --locked --workspace --test copies --test restarts --test faults -- \
+			--test-threads=1 || exit 1; \
 	done
 
 doc: ## the documentation of all crates

@@ -41,6 +41,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tabletserver/src/error",
             "tabletserver/src/master_link",
             "tabletserver/src/promises/",
+            "tabletserver/src/front_door.rs",
             "tabletserver/src/replication/",
             "ebla/src/",
             "cluster-tests/",

@@ -1,6 +1,7 @@
 //! Logs to stderr: warnings by default, more for servers, as EBLA_LOG says if it is set.
 
 use crate::cli::{Cli, Command, LogFormat};
+use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
 
 /// Name of the variable that says what is logged.
@@ -26,7 +27,9 @@ pub fn start(cli: &Cli) {
         | Command::Lost(_) => "warn",
     };
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let is_terminal = std::io::stderr().is_terminal();
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_terminal);
     match cli.global.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

@@ -33,11 +33,14 @@ pub fn interval(text: &str) -> Result<Interval, String> {
 /// Longest duration that is taken: sums with the present time stay within every clock.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
-/// An acknowledgement level.
+/// An acknowledgement level; `in_sync` and `copies(N)`, as the gRPC contract and papers spell
+/// them, are taken too.
 pub fn ack(text: &str) -> Result<AckLevel, String> {
-    match (text, text.strip_prefix("copies=").map(str::parse::<u8>)) {
+    let in_brackets = || text.strip_prefix("copies(")?.strip_suffix(')');
+    let copies = text.strip_prefix("copies=").or_else(in_brackets);
+    match (text, copies.map(str::parse::<u8>)) {
         ("leader", _) => Ok(AckLevel::Leader),
-        ("in-sync", _) => Ok(AckLevel::InSync),
+        ("in-sync" | "in_sync", _) => Ok(AckLevel::InSync),
         (_, Some(Ok(copies @ 1..))) => Ok(AckLevel::Copies(copies)),
         _ => Err("give leader, copies=N with N from 1 to 255, or in-sync".to_owned()),
     }
@@ -232,7 +235,10 @@ mod tests {
 
     #[test]
     fn levels_addresses_and_peers() {
-        assert_eq!(ack("copies=2"), Ok(AckLevel::Copies(2)));
+        for copies in ["copies=2", "copies(2)"] {
+            assert_eq!(ack(copies), Ok(AckLevel::Copies(2)));
+        }
+        assert_eq!((ack("in-sync"), ack("in_sync")), (Ok(AckLevel::InSync), Ok(AckLevel::InSync)));
         for bad in ["", "copies=0", "copies=256", "all"] {
             assert!(ack(bad).is_err(), "{bad}");
         }

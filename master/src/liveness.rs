@@ -137,15 +137,19 @@ impl Liveness {
         tablets.filter(|tablet| inner.is_reported(tablet)).count()
     }
 
-    /// How many of `tablets` have a leader that is alive as far as is known.
+    /// How many of `tablets` have a leader that is alive, as far as is known, and so many live
+    /// copies in sync that it can hold its lease.
     pub fn count_serving<'a>(&self, state: &State, tablets: impl Iterator<Item = &'a Tablet>) -> usize {
         let inner = self.lock();
         let mut alive: BTreeMap<ServerId, bool> = BTreeMap::new();
+        let mut is_alive = |server: ServerId| *alive.entry(server).or_insert_with(|| inner.is_alive(server));
         let serving = tablets.filter(|tablet| {
             let leader = tablet.leader.filter(|leader| state.is_current(leader));
-            leader.is_some_and(|leader| {
-                *alive.entry(leader.server).or_insert_with(|| inner.is_alive(leader.server))
-            })
+            let in_sync: Vec<_> = tablet.in_sync_replicas().collect();
+            let min_in_sync = state.table(tablet.table).map_or(1, |table| table.spec.min_in_sync);
+            let live = in_sync.iter().filter(|copy| !copy.lost && is_alive(copy.server)).count();
+            live >= in_sync.len().min(usize::from(min_in_sync))
+                && leader.is_some_and(|leader| is_alive(leader.server))
         });
         serving.count()
     }

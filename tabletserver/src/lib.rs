@@ -14,6 +14,7 @@ mod durable_file;
 mod elapsed;
 mod error;
 mod flusher;
+mod front_door;
 pub mod identity;
 mod janitor;
 mod ledger;

@@ -189,6 +189,12 @@ pub const HEARTBEAT_DEFAULT: Duration = Duration::from_millis(500);
 /// Messages to a master that wait for a slow stream.
 pub const SESSION_MESSAGES_WAITING: usize = 64;
 
+/// Connections that have been accepted and have not said yet what they are; the next one waits.
+pub const CONNECTIONS_AT_THE_DOOR_MAX: usize = 1_024;
+
+/// How long a new connection may say nothing: a client speaks first.
+pub const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often an idle connection is asked whether it still lives.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 

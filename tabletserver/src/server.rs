@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::disk::{DiskGauge, SyncWatch};
 use crate::error::Error;
 use crate::flusher::Flusher;
+use crate::front_door::{self, MainConnections};
 use crate::identity::DataDir;
 use crate::janitor::Janitor;
 use crate::ledger::Ledger;
@@ -16,9 +17,9 @@ use crate::node::{Node, TokenMaker};
 use crate::pipeline::{
     Apply, Control, Cutter, Log, Outward, Request, Sequencer, SequencerHandle, SequencerParts,
 };
-use crate::promises::Leases;
 use crate::promises::answering::Answering;
 use crate::promises::asking::Asking;
+use crate::promises::{Leases, PromiseThread};
 use crate::read::Reader;
 use crate::replica_set::ReplicaSet;
 use crate::replication::{Identity, Links, Replication, keep_connected};
@@ -42,7 +43,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tonic::transport::server::TcpIncoming;
 use tracing::{error, info, warn};
 
 /// A running tablet server.
@@ -83,6 +83,8 @@ impl TabletServer {
         let listen_error = |source| Error::Listen { listen: config.listen.clone(), source };
         let listener = TcpListener::bind(&config.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
+        // It goes to the runtime of another thread.
+        let listener = listener.into_std().map_err(listen_error)?;
         let opening = config.clone();
         let opened = tokio::task::spawn_blocking(move || bootstrap::open(&opening))
             .await
@@ -90,14 +92,25 @@ impl TabletServer {
         Ok(Self::run(config, opened, listener, address))
     }
 
-    fn run(config: Config, opened: Opened, listener: TcpListener, address: SocketAddr) -> Self {
+    fn run(config: Config, opened: Opened, listener: std::net::TcpListener, address: SocketAddr) -> Self {
         let failed = Arc::new(Failure::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (ending, ended) = watch::channel(false);
         let syncs = Arc::new(SyncWatch::new(&config.data_dir));
         let (node, outward, mut threads) = start_pipeline(&config, &opened, &syncs, &stop, &failed);
         threads.extend(start_upkeep(&config, &opened, &node, &stop, &failed));
-        threads.extend(start_promises(&node, &syncs, &stop, &failed));
+        let (door, incoming, asked) = front_door::open(listener);
+        let promises = PromiseThread {
+            door,
+            connections: asked,
+            asking: Asking { node: Arc::clone(&node), syncs: Arc::clone(&syncs), stop: Arc::clone(&stop) },
+            answering: Answering {
+                node: Arc::clone(&node),
+                replicas: Arc::clone(&opened.replicas),
+                syncs: Arc::clone(&syncs),
+            },
+        };
+        threads.extend(start_promises(promises, &node, &syncs, &stop, &failed));
         let mut server = Self {
             address,
             node: Arc::clone(&node),
@@ -110,13 +123,12 @@ impl TabletServer {
         };
         let room = Arc::new(Semaphore::new(limits::COPIES_BYTES_MAX));
         let links = Links { node: Arc::clone(&node), oplog: Arc::clone(&opened.oplog), room };
-        let answering = Answering { node: Arc::clone(&node), replicas: Arc::clone(&opened.replicas), syncs };
         let services = Services {
             node: Arc::clone(&node),
             ledger: Arc::clone(&opened.ledger),
-            replication: Replication { links: links.clone(), answering },
+            replication: Replication { links: links.clone() },
         };
-        server.spawn(ended.clone(), services.serve(listener, ended.clone()));
+        server.spawn(ended.clone(), services.serve(incoming, ended.clone()));
         server.spawn(ended, async move {
             keep_connected(links).await;
             Ok(())
@@ -381,18 +393,15 @@ fn start_upkeep(
 
 /// The threads that keep leases.
 fn start_promises(
+    promises: PromiseThread,
     node: &Arc<Node>,
     syncs: &Arc<SyncWatch>,
     stop: &Arc<AtomicBool>,
     failed: &Arc<Failure>,
 ) -> Vec<JoinHandle<()>> {
-    let asking = Asking { node: Arc::clone(node), syncs: Arc::clone(syncs), stop: Arc::clone(stop) };
     let (leases, syncs, stop) = (Arc::clone(&node.leases), Arc::clone(syncs), Arc::clone(stop));
     vec![
-        spawn_thread("promises", failed, move || {
-            asking.run();
-            Ok(())
-        }),
+        spawn_thread("promises", failed, move || promises.run()),
         spawn_thread("disk-probe", failed, move || {
             while !stop.load(Ordering::Relaxed) {
                 if leases.is_asked() {
@@ -430,7 +439,7 @@ struct Services {
 
 impl Services {
     /// The gRPC server.
-    async fn serve(self, listener: TcpListener, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
+    async fn serve(self, incoming: MainConnections, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
         let Self { node, ledger, replication } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<KvServiceServer<Kv>>().await;
@@ -450,8 +459,6 @@ impl Services {
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let route =
             RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
-        // The builder's own option does not reach a listener that was bound before.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
             .add_service(kv)
@@ -461,7 +468,7 @@ impl Services {
             .add_service(health_service)
             .add_service(reflection().build_v1().map_err(bad_descriptors)?)
             .add_service(reflection().build_v1alpha().map_err(bad_descriptors)?)
-            .serve_with_incoming_shutdown(incoming, async move {
+            .serve_with_incoming_shutdown(incoming.into_stream(), async move {
                 let _ = ended.wait_for(|ended| *ended).await;
             })
             .await?;

@@ -56,6 +56,7 @@ pub struct TabletHandle {
     applied_seq: AtomicU64,
     applied_ts: AtomicU64,
     applied_end: Mutex<LogEnd>,
+    safe_end: Mutex<LogEnd>,
 }
 
 /// Rows and bytes of a tablet: counted now and then, adjusted by each write between counts.
@@ -151,6 +152,7 @@ impl TabletHandle {
             applied_seq: AtomicU64::new(spec.applied.pos.seq.0),
             applied_ts: AtomicU64::new(spec.applied.ts.0),
             applied_end: Mutex::new(spec.applied),
+            safe_end: Mutex::default(),
         }
     }
 
@@ -229,12 +231,21 @@ impl TabletHandle {
         Some(self.everywhere.load(Ordering::Acquire)).filter(|seq| *seq != NOT_LEADING).map(Seq)
     }
 
+    /// Publishes an entry at or below a Q, the newest known.
+    pub fn set_safe_end(&self, end: LogEnd) {
+        *self.safe_end.lock().expect("no holder of this lock panics") = end;
+    }
+
     /// The last entry whose rows are here and stay, all before it included: at its timestamp
-    /// a copy may be read. None while rows are applied that may be cut.
+    /// a copy may be read, whatever is applied above it. None before there is one.
     #[must_use]
     pub fn closed(&self) -> Option<LogEnd> {
-        let end = self.applied_end();
-        (end.pos.seq <= self.safe_seq()).then_some(end)
+        let applied = self.applied_end();
+        if applied.pos.seq <= self.safe_seq() {
+            return Some(applied);
+        }
+        let safe = *self.safe_end.lock().expect("no holder of this lock panics");
+        (Seq(0) < safe.pos.seq && safe.pos.seq <= applied.pos.seq).then_some(safe)
     }
 
     /// The epoch of the entry at `seq`, as far as the list of epochs reaches.

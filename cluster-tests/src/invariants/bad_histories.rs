@@ -1,7 +1,7 @@
 //! The judges judged: histories made by hand, one good and many bad, each of which the
 //! invariant in question must reject.
 
-use super::{CoreView, Observation, Violation, Watch};
+use super::{Observation, Violation, Watch};
 use crate::oracle::{Asked, Fate, History, Outcome, Session, Trust};
 use crate::sim::disk::Rows;
 use bytes::Bytes;
@@ -11,7 +11,6 @@ use ebla_kernel::ids::{Epoch, Incarnation, Pos, ReplicaId, Seq, TabletId};
 use ebla_kernel::op::{AckLevel, Action, Body, Change, Committed, Condition, Op, OpResult, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Reject;
-use ebla_kernel::tablet::FenceAnswer;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 

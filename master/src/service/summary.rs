@@ -87,7 +87,7 @@ fn warnings(
     shared: &Shared,
     state: &State,
     servers: &[v1::ServerSummary],
-    without_leader: usize,
+    not_serving: usize,
 ) -> Vec<String> {
     let mut warnings = Vec::new();
     for (id, address) in shared.peers.iter().filter(|(id, _)| **id != shared.id) {
@@ -99,9 +99,9 @@ fn warnings(
         warnings.push("no tablet server has registered: start one with `ebla tabletserver`".to_owned());
     }
     warnings.extend(servers.iter().filter_map(server_warning));
-    if without_leader > 0 {
+    if not_serving > 0 {
         warnings.push(format!(
-            "{without_leader} tablets have no leader: their servers are listed by `ebla server list`"
+            "{not_serving} tablets do not serve: no leader, or too few copies for one; bring back the servers that `ebla server list` shows as down"
         ));
     }
     warnings.extend(copies_warnings(shared, state));

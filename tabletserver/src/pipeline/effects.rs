@@ -125,6 +125,7 @@ impl Slot {
         }
         let (safe, end) = (tablet.safe(), tablet.end());
         handle.set_kept(self.kept.at(safe, end));
+        handle.set_safe_end(self.kept.safe);
     }
 }
 
@@ -132,25 +133,26 @@ impl Slot {
 /// be kept. It follows the safe position by marks, one at a time.
 #[derive(Default)]
 pub(super) struct Kept {
-    ts: Hlc,
-    mark: Option<(Seq, Hlc)>,
+    /// An entry that is safe, the newest known.
+    safe: LogEnd,
+    mark: Option<LogEnd>,
 }
 
 impl Kept {
     /// Where the log is safe up to `safe` and ends at `end`.
     fn at(&mut self, safe: Seq, end: LogEnd) -> Hlc {
         if safe >= end.pos.seq {
-            *self = Self { ts: end.ts, mark: None };
+            *self = Self { safe: end, mark: None };
             return Hlc::MAX;
         }
         match self.mark {
-            Some((seq, ts)) if seq <= safe => *self = Self { ts, mark: Some((end.pos.seq, end.ts)) },
+            Some(mark) if mark.pos.seq <= safe => *self = Self { safe: mark, mark: Some(end) },
             // A cut has taken the marked entry.
-            Some((seq, _)) if seq > end.pos.seq => self.mark = Some((end.pos.seq, end.ts)),
+            Some(mark) if mark.pos.seq > end.pos.seq => self.mark = Some(end),
             Some(_) => {}
-            None => self.mark = Some((end.pos.seq, end.ts)),
+            None => self.mark = Some(end),
         }
-        self.ts
+        self.safe.ts
     }
 }
 

@@ -11,10 +11,12 @@ use ebla_kernel::ids::{Epoch, ServerRun, TabletId};
 use ebla_kernel::limits::LEASE_MS;
 use ebla_proto::v1;
 use ebla_proto::v1::promise_request::Message;
+use ebla_proto::v1::promise_service_server::PromiseService;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
 
 /// What answers are made with.
 #[derive(Clone)]
@@ -27,15 +29,15 @@ pub struct Answering {
     pub syncs: Arc<SyncWatch>,
 }
 
-impl Answering {
-    /// Takes a stream of questions; its answers come out of the channel.
-    ///
-    /// # Errors
-    /// When whoever asks is not whom this server knows, or means another.
-    pub async fn serve(
-        self,
-        mut questions: Streaming<v1::PromiseRequest>,
-    ) -> Result<mpsc::Receiver<Result<v1::PromiseResponse, Status>>, Status> {
+#[tonic::async_trait]
+impl PromiseService for Answering {
+    type PromiseStream = ReceiverStream<Result<v1::PromiseResponse, Status>>;
+
+    async fn promise(
+        &self,
+        request: Request<Streaming<v1::PromiseRequest>>,
+    ) -> Result<Response<Self::PromiseStream>, Status> {
+        let mut questions = request.into_inner();
         let first = questions.message().await?.and_then(|request| request.message);
         let Some(Message::Greeting(greeting)) = first else {
             return Err(Status::invalid_argument("a stream of promises begins with a greeting"));
@@ -43,19 +45,22 @@ impl Answering {
         let asker = self.node.peers.check_greeting(&greeting)?;
         self.store_length().await?;
         let (answers, out) = mpsc::channel(limits::FRAMES_WAITING);
+        let answering = self.clone();
         tokio::spawn(async move {
             while let Ok(Some(request)) = questions.message().await {
                 let Some(Message::Asked(asked)) = request.message else { break };
-                if let Some(answer) = self.answer(asker, asked)
+                if let Some(answer) = answering.answer(asker, asked)
                     && answers.send(Ok(answer)).await.is_err()
                 {
                     break;
                 }
             }
         });
-        Ok(out)
+        Ok(Response::new(ReceiverStream::new(out)))
     }
+}
 
+impl Answering {
     fn answer(&self, asker: ServerRun, asked: v1::PromiseAsked) -> Option<v1::PromiseResponse> {
         let node = &self.node;
         if let Some(peer) = node.peers.wanted().get(&asker.server) {

@@ -1,19 +1,18 @@
-//! The side of the leaders: a thread that asks for promises, and notices silence.
+//! The side of the leaders: asks for promises, and notices silence.
 //!
-//! It has a runtime of its own, so that a busy server loses no lease; it reads atomics and
-//! takes short locks. A server whose disk hangs asks nobody: its leases end, and others take
-//! over.
+//! A server whose disk hangs asks nobody: its leases end, and others take over.
 
 use crate::disk::SyncWatch;
+use crate::front_door;
 use crate::limits;
 use crate::node::Node;
 use crate::pipeline::Control;
-use crate::replication::{Peer, connect_peer};
+use crate::replication::{Peer, endpoint};
 use ebla_kernel::ids::{Epoch, Incarnation, ServerId, ServerRun, TabletId, Tick};
 use ebla_kernel::limits::{IN_SYNC_LAG_MS, LEADER_SILENCE_MS, LEASE_HEARTBEAT_MS};
 use ebla_proto::v1;
 use ebla_proto::v1::promise_request::Message;
-use ebla_proto::v1::replication_service_client::ReplicationServiceClient;
+use ebla_proto::v1::promise_service_client::PromiseServiceClient;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,14 +34,9 @@ pub struct Asking {
 }
 
 impl Asking {
-    /// Runs until the server stops.
-    pub fn run(self) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("the system gives a runtime").block_on(self.watch());
-    }
-
-    /// Keeps one task per server that shares tablets, and looks for silence.
-    async fn watch(self) {
+    /// Until the server stops: keeps one task per server that shares tablets, and looks for
+    /// silence.
+    pub(super) async fn run(self) {
         let mut tasks: HashMap<ServerId, JoinHandle<()>> = HashMap::new();
         let mut silence = Silence::default();
         while !self.stop.load(Ordering::Relaxed) {
@@ -96,11 +90,11 @@ impl Asker {
     }
 
     async fn session(&self) -> Result<(), Status> {
-        let channel = connect_peer(&self.node, self.peer.server()).await?;
+        let channel = front_door::connect_for_promises(&endpoint(&self.node, self.peer.server())?).await?;
         let (questions, waiting) = mpsc::channel(limits::FRAMES_WAITING);
         let greeting = v1::PromiseRequest { message: Some(Message::Greeting(self.greeting.clone())) };
         questions.send(greeting).await.map_err(|_| closed())?;
-        let mut client = ReplicationServiceClient::new(channel);
+        let mut client = PromiseServiceClient::new(channel);
         let mut answers = client.promise(ReceiverStream::new(waiting)).await?.into_inner();
         let mut beat = tokio::time::interval(Duration::from_millis(LEASE_HEARTBEAT_MS));
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -1,20 +1,64 @@
 //! Promises between this server and others, out of which leases are made.
 //!
 //! The decisions are `kernel::lease`. Here are the clocks, the locks and the two ends of the
-//! wire: [`asking`] runs on a thread of its own and asks every server that shares tablets,
-//! [`answering`] promises in return. Readers and cores look at [`Leases`] without waiting for
-//! anybody. Neither end knows tablets, but for the exceptions that travel with a promise.
+//! wire: [`asking`] asks every server that shares tablets, [`answering`] promises in return.
+//! Both run on one thread with a runtime of its own, so that a busy server loses no lease: it
+//! reads atomics and takes short locks. Readers and cores look at [`Leases`] without waiting
+//! for anybody. Neither end knows tablets, but for the exceptions that travel with a promise.
 
 pub mod answering;
 pub mod asking;
 
+use self::answering::Answering;
+use self::asking::Asking;
+use crate::error::Error;
+use crate::front_door::{FrontDoor, PromiseConnections};
+
 use crate::elapsed::Elapsed;
+use crate::limits;
 use arc_swap::ArcSwap;
 use ebla_kernel::ids::{Epoch, ServerRun, TabletId, Tick};
 use ebla_kernel::lease::{Holder, Promised, Promiser, Promises};
+use ebla_proto::v1::promise_service_server::PromiseServiceServer;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+
+/// What the thread of promises does.
+pub struct PromiseThread {
+    /// Lets connections in, those of the main runtime too.
+    pub door: FrontDoor,
+    /// Connections of servers that ask.
+    pub connections: PromiseConnections,
+    /// The side of the leaders.
+    pub asking: Asking,
+    /// The side of the followers.
+    pub answering: Answering,
+}
+
+impl PromiseThread {
+    /// Runs until the server stops.
+    ///
+    /// # Errors
+    /// When connections cannot be accepted or served any more.
+    pub fn run(self) -> Result<(), Error> {
+        let Self { door, connections, asking, answering } = self;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("the system gives a runtime").block_on(async {
+            let answering = tonic::transport::Server::builder()
+                .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
+                .add_service(PromiseServiceServer::new(answering))
+                .serve_with_incoming(connections.into_stream());
+            tokio::select! {
+                () = asking.run() => Ok(()),
+                served = answering => served.map_err(Error::from),
+                accepted = door.run() => {
+                    accepted.map_err(|error| Error::Fatal { what: format!("the listener ({error})") })
+                }
+            }
+        })
+    }
+}
 
 /// What was promised to this process, and what it promised.
 pub struct Leases {

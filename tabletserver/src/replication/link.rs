@@ -39,6 +39,14 @@ pub struct Links {
 /// # Errors
 /// When the map does not know it, or it does not answer.
 pub async fn connect_peer(node: &Node, server: ServerId) -> Result<Channel, Status> {
+    endpoint(node, server)?.connect().await.map_err(|error| Status::unavailable(error.to_string()))
+}
+
+/// Where another server is, and how a connection to it is kept.
+///
+/// # Errors
+/// When the map does not know it.
+pub fn endpoint(node: &Node, server: ServerId) -> Result<Endpoint, Status> {
     let routes = node.routes.now();
     let known = routes.server(server.0).filter(|known| !known.address.is_empty());
     let address = known.map(|known| known.address.clone());
@@ -49,13 +57,12 @@ pub async fn connect_peer(node: &Node, server: ServerId) -> Result<Channel, Stat
     }
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| Status::invalid_argument(format!("bad server address {address}: {error}")))?;
-    let endpoint = endpoint
+    Ok(endpoint
         .connect_timeout(limits::PEER_CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(limits::PEER_CONNECT_TIMEOUT)
         .keep_alive_timeout(limits::PEER_CONNECT_TIMEOUT)
-        .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))
+        .keep_alive_while_idle(true))
 }
 
 /// Keeps a connection to every server of a higher id that shares tablets; those of lower ids

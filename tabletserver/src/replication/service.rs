@@ -2,7 +2,6 @@
 
 use super::link::{Links, not_a_frame, run_link};
 use crate::limits;
-use crate::promises::answering::Answering;
 use ebla_proto::v1;
 use ebla_proto::v1::replication_service_server::ReplicationService;
 use ebla_proto::v1::{replicate_request as request, replicate_response as response};
@@ -18,8 +17,6 @@ use tracing::debug;
 pub struct Replication {
     /// What connections work with.
     pub links: Links,
-    /// What promises are made with.
-    pub answering: Answering,
 }
 
 type Responses = Pin<Box<dyn Stream<Item = Result<v1::ReplicateResponse, Status>> + Send>>;
@@ -27,7 +24,6 @@ type Responses = Pin<Box<dyn Stream<Item = Result<v1::ReplicateResponse, Status>
 #[tonic::async_trait]
 impl ReplicationService for Replication {
     type ReplicateStream = Responses;
-    type PromiseStream = ReceiverStream<Result<v1::PromiseResponse, Status>>;
 
     async fn replicate(
         &self,
@@ -39,14 +35,6 @@ impl ReplicationService for Replication {
             return Err(Status::invalid_argument("a connection begins with a greeting"));
         };
         self.begin(&greeting, inbound).map(Response::new)
-    }
-
-    async fn promise(
-        &self,
-        request: Request<Streaming<v1::PromiseRequest>>,
-    ) -> Result<Response<Self::PromiseStream>, Status> {
-        let answers = self.answering.clone().serve(request.into_inner()).await?;
-        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }
 
