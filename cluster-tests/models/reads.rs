@@ -51,7 +51,17 @@ impl Model for Reads {
     type State = State;
 
     fn start(&self) -> State {
-        State { wall: 1, clock: 0, bound: 0, end: 0, parked: None, floor: 0, read: 0, broken: false, left: 10 }
+        State {
+            wall: 1,
+            clock: 0,
+            bound: 0,
+            end: 0,
+            parked: None,
+            floor: 0,
+            read: 0,
+            broken: false,
+            left: 10,
+        }
     }
 
     fn steps(&self, state: &State, steps: &mut Vec<(String, State)>) {

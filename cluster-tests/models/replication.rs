@@ -182,7 +182,8 @@ impl Model for Replication {
             applied: 0,
             ack: (0, 0),
         };
-        let leader = Copy3 { leads: 1, follows: 0, progress: [1; COPIES], published: 1, points: 2, ..follower };
+        let leader =
+            Copy3 { leads: 1, follows: 0, progress: [1; COPIES], published: 1, points: 2, ..follower };
         State {
             copies: [leader, follower, follower],
             epoch: 1,

@@ -61,11 +61,14 @@ impl Tablet {
         }
     }
 
-    /// Nothing was heard from a server for too long: its copy is to leave the set.
+    /// Nothing was heard from a server for too long: its copy is to leave the set. It is asked
+    /// from now on, because a copy that lacks nothing would say nothing by itself when it is
+    /// back.
     pub(super) fn silent(&mut self, context: Context<'_>, server: ServerId, effects: &mut Vec<Effect>) {
         let Some(leader) = &mut self.leader else { return };
         for peer in leader.peers.values_mut().filter(|peer| peer.server == server) {
             peer.is_silent = true;
+            peer.probe_soon(context.now);
         }
         self.review_membership(context, effects);
     }
