@@ -4,10 +4,11 @@
 //! A command whose guard fails changes nothing and is answered with the record as it stands,
 //! so that a proposer whose answer was lost reads its own outcome.
 
-use super::command::{Appointment, Command, InSyncChange, NewTablet};
+use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
 use super::in_sync::alter;
 use super::registration::register_server;
 use super::rejection::Rejection;
+use super::replicas::change_replica;
 use super::snapshot::state_hash;
 use super::spec::{TableKind, TableSpec, check_table_name};
 use super::state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
@@ -33,6 +34,8 @@ pub enum Reply {
     Elections(Vec<Result<Tablet, Rejection>>),
     /// One result per change of an `AlterInSync`.
     InSync(Vec<Result<Tablet, Rejection>>),
+    /// One result per change of a `ChangeReplicas`.
+    Replicas(Vec<Result<Tablet, Rejection>>),
     /// How this state compares with the proposer's.
     Compared(Comparison),
     /// Nothing changed, and why.
@@ -74,6 +77,8 @@ pub struct Changes {
     pub tablets: BTreeSet<TabletId>,
     /// Tablets that are gone, with their table and the servers that held copies.
     pub removed_tablets: BTreeMap<TabletId, (TableId, Vec<ServerId>)>,
+    /// Servers that hold a copy no longer of a tablet that goes on without it.
+    pub removed_copies: BTreeSet<(TabletId, ServerId)>,
 }
 
 impl Changes {
@@ -102,6 +107,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::DropTable { .. }
         | Command::Recover { .. }
         | Command::AlterInSync { .. }
+        | Command::ChangeReplicas { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
     };
     state.applied = index;
@@ -121,6 +127,10 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         Command::AlterInSync { proposer, changes: asked } => {
             let alter = |change: InSyncChange| alter(state, proposer, &change, &mut changes);
             Ok(Reply::InSync(asked.into_iter().map(alter).collect()))
+        }
+        Command::ChangeReplicas { changes: asked } => {
+            let change = |change: ReplicaChange| change_replica(state, change, &mut changes);
+            Ok(Reply::Replicas(asked.into_iter().map(change).collect()))
         }
         Command::Appoint { appointments } => {
             let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);
@@ -214,12 +224,13 @@ fn create_tablet(state: &mut State, table: TableId, kind: TableKind, new: NewTab
         appointed_ts: Hlc::MIN,
         former: None,
         degraded: false,
+        moving: None,
     };
     state.insert_tablet(tablet);
     id
 }
 
-fn create_replica(state: &mut State, kind: TableKind, server: ServerId) -> Replica {
+pub(super) fn create_replica(state: &mut State, kind: TableKind, server: ServerId) -> Replica {
     let id: ReplicaId = state.next.replica;
     state.next.replica = id.next();
     let generation = state.servers[&server].generation(kind);

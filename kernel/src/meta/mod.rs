@@ -17,6 +17,8 @@ mod election;
 mod in_sync;
 mod registration;
 mod rejection;
+mod repair;
+mod replicas;
 mod snapshot;
 mod spec;
 mod state;
@@ -24,11 +26,13 @@ mod suspicion;
 mod transfer;
 
 pub use apply::{Changes, Comparison, Registered, Reply, apply};
-pub use command::{Appointment, Command, CommandError, InSyncChange, NewTablet, RegisterServer};
-pub use control::{Control, Effect, Input};
+pub use command::{
+    Appointment, Command, CommandError, InSyncChange, NewTablet, RegisterServer, ReplicaChange,
+};
+pub use control::{Control, Effect, Input, Settings};
 pub use election::{Fence, FenceAnswer, GaveUp};
 pub use rejection::Rejection;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
 pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
-pub use state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
+pub use state::{ClusterId, FormerLeader, Leader, Move, Replica, Server, State, Table, Tablet};
 pub use transfer::TransferRefusal;

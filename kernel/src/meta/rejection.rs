@@ -58,6 +58,16 @@ pub enum Rejection {
     NothingToChange(Box<Tablet>),
     /// The in-sync set may not become smaller.
     TooFewInSync(Box<Tablet>),
+    /// Another change of the tablet's copies is under way.
+    ChangeUnderWay(Box<Tablet>),
+    /// The server holds a copy of the tablet already.
+    HasCopy(Box<Tablet>),
+    /// The copy leads or is in the in-sync set.
+    CopyIsNeeded(Box<Tablet>),
+    /// The tablet has as many copies as its table wants.
+    EnoughCopies(Box<Tablet>),
+    /// No such server.
+    NoServer(ServerId),
 }
 
 impl fmt::Display for Rejection {
@@ -113,6 +123,23 @@ impl fmt::Display for Rejection {
             }
             Self::TooFewInSync(tablet) => {
                 write!(f, "the in-sync set of tablet {} may not become smaller", tablet.id)
+            }
+            Self::ChangeUnderWay(tablet) => write!(
+                f,
+                "another copy of tablet {} is on its way: wait until `ebla tablet describe {}` shows it in sync",
+                tablet.id, tablet.id.0
+            ),
+            Self::HasCopy(tablet) => {
+                write!(f, "the server has a copy of tablet {} already: choose another", tablet.id)
+            }
+            Self::CopyIsNeeded(tablet) => {
+                write!(f, "the copy of tablet {} leads or is in sync", tablet.id)
+            }
+            Self::EnoughCopies(tablet) => {
+                write!(f, "tablet {} has as many copies as its table wants", tablet.id)
+            }
+            Self::NoServer(id) => {
+                write!(f, "there is no server {}: `ebla server list` shows them", id.0)
             }
         }
     }
