@@ -82,7 +82,7 @@ impl Error {
             | Reason::TabletNotFound
             | Reason::ServerNotFound
             | Reason::RecordNotFound
-            | Reason::NotTransferable
+            | Reason::NotMovable | Reason::NotTransferable
             | Reason::TooFewServers
             | Reason::WriteLost
             | Reason::ConditionFailed

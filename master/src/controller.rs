@@ -9,10 +9,10 @@ use crate::limits::CONTROL_QUEUE_MAX;
 use crate::liveness::Liveness;
 use crate::raft::node::Raft;
 use crate::raft::view::Role;
-use ebla_kernel::ids::{Incarnation, ServerId, TabletId, Tick};
+use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
 use ebla_kernel::meta::{
     Changes, ClusterId, Command, Control, Effect, Fence, FenceAnswer, GaveUp, InSyncChange, Input, Reply,
-    State, TransferRefusal,
+    Settings, State, TransferRefusal,
 };
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::{meta, v1};
@@ -41,6 +41,8 @@ pub(crate) enum Event {
     GaveUp { server: ServerId, number: u64, epochs: Vec<GaveUp> },
     /// A server says whom it has not heard of.
     Silent { server: ServerId, number: u64, leaders: BTreeSet<(ServerId, Incarnation)> },
+    /// A server says which copies of what it leads are too far behind.
+    Behind { server: ServerId, number: u64, copies: Vec<(TabletId, Epoch, ReplicaId)> },
     /// A server asks for changes of the in-sync sets of tablets that it leads.
     Proposals { server: ServerId, number: u64, changes: Vec<InSyncChange> },
     /// A command with such changes was applied: the changes and whether each was accepted.
@@ -97,12 +99,13 @@ impl Controller {
         raft: Raft,
         liveness: Arc<Liveness>,
         peers: BTreeMap<u64, String>,
+        settings: Settings,
     ) -> (Self, Events, mpsc::Receiver<Event>) {
         let (events, inbox) = mpsc::channel(CONTROL_QUEUE_MAX);
         let controller = Self {
             raft,
             liveness,
-            core: Control::default(),
+            core: Control::new(settings),
             events: events.downgrade(),
             sessions: BTreeMap::new(),
             term: None,
@@ -213,6 +216,9 @@ impl Controller {
             Event::Silent { server, number, leaders } if self.is_present(server, number) => {
                 self.step(Input::Silent { server, leaders });
             }
+            Event::Behind { server, number, copies } if self.is_present(server, number) => {
+                self.step(Input::Behind { server, copies });
+            }
             Event::Answers { server, number, answers } if self.is_present(server, number) => {
                 self.step(Input::FenceAnswered { server, answers });
             }
@@ -229,6 +235,7 @@ impl Controller {
             Event::Closed { .. }
             | Event::GaveUp { .. }
             | Event::Silent { .. }
+            | Event::Behind { .. }
             | Event::Answers { .. }
             | Event::Proposals { .. }
             | Event::Altered { .. }

@@ -124,3 +124,7 @@ pub const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a stopping master waits for calls that are being answered.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a tablet server may be away before its copies are replaced on others: longer than
+/// a reboot, shorter than a second server takes to fail.
+pub const REPLACE_AFTER_DEFAULT: Duration = Duration::from_secs(10 * 60);

@@ -4,6 +4,7 @@
 //! tablets ([`oplog`]) and a small synced [`registry`]. Decisions are the kernel's.
 
 mod bootstrap;
+mod copying;
 mod clock;
 mod config;
 mod copy_read;

@@ -183,7 +183,7 @@ pub struct Link {
     /// The server.
     pub node: Arc<Node>,
     /// Its replicas.
-    pub set: ReplicaSet,
+    pub set: Arc<ReplicaSet>,
     /// The run that the first registration gave.
     pub incarnation: Incarnation,
     /// Answers to fences, and tablets that began or ceased to serve.
@@ -339,9 +339,10 @@ impl Link {
                 bytes,
                 gave_up_epoch,
                 successor_replica_id: successor.map_or(0, |replica| replica.0),
+                behind_replica_ids: tablet.behind().iter().map(|replica| replica.0).collect(),
             };
             if self.told.get(&tablet.id) != Some(&report) && tablets.len() < limits::REPORTS_PER_MESSAGE {
-                self.told.insert(tablet.id, report);
+                self.told.insert(tablet.id, report.clone());
                 tablets.push(report);
             }
         }

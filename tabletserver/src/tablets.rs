@@ -56,6 +56,7 @@ pub struct TabletHandle {
     applied_seq: AtomicU64,
     applied_ts: AtomicU64,
     applied_end: Mutex<LogEnd>,
+    behind: ArcSwap<Vec<ReplicaId>>,
 }
 
 /// Rows and bytes of a tablet: counted now and then, adjusted by each write between counts.
@@ -151,6 +152,7 @@ impl TabletHandle {
             applied_seq: AtomicU64::new(spec.applied.pos.seq.0),
             applied_ts: AtomicU64::new(spec.applied.ts.0),
             applied_end: Mutex::new(spec.applied),
+            behind: ArcSwap::default(),
         }
     }
 
@@ -227,6 +229,20 @@ impl TabletHandle {
     #[must_use]
     pub fn everywhere(&self) -> Option<Seq> {
         Some(self.everywhere.load(Ordering::Acquire)).filter(|seq| *seq != NOT_LEADING).map(Seq)
+    }
+
+    /// Publishes which copies this leader cannot bring up from its log.
+    pub fn set_behind(&self, behind: impl Iterator<Item = ReplicaId>) {
+        let behind: Vec<ReplicaId> = behind.collect();
+        if **self.behind.load() != behind {
+            self.behind.store(Arc::new(behind));
+        }
+    }
+
+    /// Copies that this leader cannot bring up from its log.
+    #[must_use]
+    pub fn behind(&self) -> Arc<Vec<ReplicaId>> {
+        self.behind.load_full()
     }
 
     /// The last entry whose rows are here and stay, all before it included: at its timestamp

@@ -72,6 +72,11 @@ pub enum Input {
         /// The copy.
         to: ReplicaId,
     },
+    /// The next entries for a copy are no longer in the log.
+    Purged {
+        /// The copy.
+        to: ReplicaId,
+    },
     /// A client's batch, already checked against the limits.
     Write(WriteRequest),
     /// A reader wants to know that everything sequenced so far is applied. The shell has
@@ -165,6 +170,8 @@ pub struct Membership {
     pub in_sync: BTreeSet<ReplicaId>,
     /// Every copy that holds its data, and its server.
     pub members: BTreeMap<ReplicaId, ServerId>,
+    /// A copy whose place another has taken: it is to leave the set for good.
+    pub leaving: Option<ReplicaId>,
 }
 
 /// A leader as metadata named it.

@@ -71,6 +71,8 @@ pub(super) struct Leader {
     pub proposal: Option<(Proposal, Tick)>,
     /// The in-sync set does not shrink below this.
     pub shrink_floor: usize,
+    /// A copy that is to leave the set, for good.
+    pub leaving: Option<ReplicaId>,
     pub transfer: Option<Transfer>,
     /// What readers were last told of the lease.
     pub terms: LeaseTerms,
@@ -301,7 +303,7 @@ impl Tablet {
         let payload = Payload::EpochStart { replica: self.replica, incarnation: self.incarnation };
         let end = self.log.end();
         let entry = end.follow(epoch, ts.max(end.ts.next()), payload);
-        let Membership { version, in_sync, members } = membership;
+        let Membership { version, in_sync, members, leaving } = membership;
         self.led = epoch;
         self.following = None;
         self.attached = None;
@@ -325,6 +327,7 @@ impl Tablet {
             peers: peers.map(|(replica, server)| (replica, Peer::new(server, context.now))).collect(),
             proposal: None,
             shrink_floor: usize::from(shrink_floor).max(1),
+            leaving,
             transfer: None,
             terms: LeaseTerms::default(),
             lease_look: None,

@@ -529,7 +529,7 @@ fn token(words: &Words<'_>) -> Token {
 fn membership(version: ConfigVersion, in_sync: &str, members: Option<&str>) -> Membership {
     let members = ids(members.unwrap_or(in_sync));
     let members = members.into_iter().map(|replica| (replica, ServerId(replica.0))).collect();
-    Membership { version, in_sync: ids(in_sync), members }
+    Membership { version, in_sync: ids(in_sync), members, leaving: None }
 }
 
 fn open(id: u64, incarnation: Incarnation, promised: Epoch, log: &[Entry], applied: Seq) -> Tablet {

@@ -284,6 +284,7 @@ impl Run {
                 bytes: 70,
                 gave_up_epoch,
                 successor_replica_id,
+                behind_replica_ids: Vec::new(),
             }
         };
         v1::Heartbeat {

@@ -119,6 +119,7 @@ impl Slot {
     pub(super) fn publish(&mut self) {
         let (handle, tablet) = (&self.handle, &self.tablet);
         handle.set_safe(tablet.safe());
+        handle.set_behind(tablet.behind());
         handle.set_everywhere(tablet.everywhere().map(|pos| pos.seq));
         if handle.epochs.load().as_slice() != tablet.epochs() {
             handle.epochs.store(Arc::new(tablet.epochs().to_vec()));
