@@ -82,7 +82,8 @@ impl Error {
             | Reason::TabletNotFound
             | Reason::ServerNotFound
             | Reason::RecordNotFound
-            | Reason::NotMovable | Reason::NotTransferable
+            | Reason::NotMovable
+            | Reason::NotTransferable
             | Reason::TooFewServers
             | Reason::WriteLost
             | Reason::ConditionFailed

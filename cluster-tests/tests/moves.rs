@@ -15,12 +15,12 @@ const REPAIR_MAX: Duration = Duration::from_secs(60);
 fn load(cluster: &Cluster, count: usize, round: usize) -> Result<()> {
     let mut rows = String::new();
     for number in 0..count {
-        writeln!(rows, "{}", serde_json::json!({ "key": format!("{:05}", number), "value": value(number, round) }))?;
+        writeln!(rows, "{number:05}\t{}", value(number, round))?;
     }
-    let path = cluster.place.path().join(format!("rows-{round}.jsonl"));
+    let path = cluster.place.path().join(format!("rows-{round}.tsv"));
     std::fs::write(&path, rows)?;
     let path = path.to_string_lossy().into_owned();
-    let _ = cluster.cli().run(&["load", "t", &path]).expect(exit::OK);
+    let _ = cluster.cli().run(&["load", "t", &path, "--format", "tsv"]).expect(exit::OK);
     Ok(())
 }
 
@@ -80,7 +80,8 @@ fn let_lead(cluster: &Cluster, server: u64) {
 fn id_of(cluster: &Cluster, at: usize) -> Result<u64> {
     let servers = cluster.cli().list(&["server", "list"]).context("the servers are listed")?;
     let address = cluster.servers[at].address.as_str();
-    let found = servers.iter().find(|server| server["address"] == address && server["state"] == "up");
+    // A server that was wiped is listed beside the one that has its address now.
+    let found = servers.iter().rfind(|server| server["address"] == address && server["state"] == "up");
     found.and_then(|server| server["id"].as_u64()).context("it is up")
 }
 

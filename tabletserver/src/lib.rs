@@ -4,10 +4,10 @@
 //! tablets ([`oplog`]) and a small synced [`registry`]. Decisions are the kernel's.
 
 mod bootstrap;
-mod copying;
 mod clock;
 mod config;
 mod copy_read;
+mod copying;
 mod disk;
 #[cfg(test)]
 mod documented;

@@ -81,9 +81,8 @@ impl Replicas {
         let mut ended = None;
         self.change(|records, touched| {
             let record = records.get_mut(&tried.tablet);
-            let is_meant = |record: &&mut ReplicaRecord| {
-                (record.replica, record.state) == (tried.replica, tried.state)
-            };
+            let is_meant =
+                |record: &&mut ReplicaRecord| (record.replica, record.state) == (tried.replica, tried.state);
             if let Some(record) = record.filter(is_meant) {
                 record.state = ReplicaState::Active;
                 record.flushed = built.end;

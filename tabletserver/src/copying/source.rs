@@ -81,11 +81,9 @@ impl BootstrapService for Source {
             }
         };
         let (answers, out) = mpsc::channel(limits::BOOTSTRAP_CHUNKS_WAITING);
-        let (node, rate, pin) =
-            (Arc::clone(&self.node), Arc::clone(&self.rate), self.node.pins.pin(base.ts));
+        let (node, rate, pin) = (Arc::clone(&self.node), Arc::clone(&self.rate), self.node.pins.pin(base.ts));
         info!(tablet = %handle.id, to = %run.server, upto = %base.pos, "sending a copy");
-        let sending =
-            Sending { node, rate, handle, base, tokens, after, epoch, answers, pin, _room: room };
+        let sending = Sending { node, rate, handle, base, tokens, after, epoch, answers, pin, _room: room };
         tokio::task::spawn_blocking(move || sending.run());
         Ok(Response::new(ReceiverStream::new(out)))
     }

@@ -252,7 +252,12 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// `Engine`.
-    fn take_in(&self, table: TableId, range: &KeyRange, dir: &Path) -> Result<Box<dyn Incoming + '_>, StoreError>;
+    fn take_in(
+        &self,
+        table: TableId,
+        range: &KeyRange,
+        dir: &Path,
+    ) -> Result<Box<dyn Incoming + '_>, StoreError>;
 
     /// Works the rows of `range` through: what was removed from it is gone from the files, and
     /// what the floors allow with it. Slow; for after an undo, see [`gc`].
