@@ -44,6 +44,7 @@ impl Control {
                     } else {
                         self.finish(id);
                     }
+                    self.drive_split(now, state, tablet, effects);
                 }
                 None => {
                     self.gave_up.remove(&id);
