@@ -132,10 +132,38 @@ pub enum Mutation {
     ReadFloorForgotten,
     /// Rows are applied up to whatever part of a Q is durable.
     SafeSplitByDisk,
+    /// A split is aborted after it was committed.
+    AbortAfterCommit,
+    /// A commit counts whatever attempt it names.
+    CommitOfAnyAttempt,
+    /// A commit counts whatever epoch its proposer led.
+    CommitOfAnyEpoch,
+    /// A commit counts though the leader is not ready.
+    CommitWithoutLeader,
+    /// A commit counts with fewer than D ready copies.
+    CommitTooFew,
+    /// A ready copy counts whatever became of its data.
+    CommitOfAnyDisk,
+    /// A sealed tablet takes writes.
+    WritesAfterSeal,
+    /// Children are staged before the seal is at or below Q.
+    SealAppliedEarly,
+    /// A copy counts as ready for whatever attempt it was.
+    ReadyOfAnyAttempt,
+    /// A leader that waits for the commit for too long takes the seal back.
+    UnsealedByItself,
+    /// The lease of a sealed tablet does not look at the copies that were named ready.
+    ReadySetIgnored,
+    /// A child answers fences whatever was promised to the leader of its parent.
+    ChildFenceNotHeld,
+    /// Children do not know the tokens of their parent.
+    ParentTokensForgotten,
+    /// A copy switches to children that it staged for another attempt.
+    SwitchOfAnyAttempt,
 }
 
 impl Mutation {
-    /// Every seeded bug.
+    /// The seeded bugs that show themselves without splits.
     pub const ALL: [Self; 62] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
@@ -201,6 +229,24 @@ impl Mutation {
         Self::SafeSplitByDisk,
     ];
 
+    /// Those that show themselves only where tablets are split; the golden scripts hold the rules.
+    pub const OF_SPLITS: [Self; 14] = [
+        Self::AbortAfterCommit,
+        Self::CommitOfAnyAttempt,
+        Self::CommitOfAnyEpoch,
+        Self::CommitWithoutLeader,
+        Self::CommitTooFew,
+        Self::CommitOfAnyDisk,
+        Self::WritesAfterSeal,
+        Self::SealAppliedEarly,
+        Self::ReadyOfAnyAttempt,
+        Self::UnsealedByItself,
+        Self::ReadySetIgnored,
+        Self::ChildFenceNotHeld,
+        Self::ParentTokensForgotten,
+        Self::SwitchOfAnyAttempt,
+    ];
+
     /// The rule that it breaks.
     #[must_use]
     pub fn rule(self) -> &'static str {
@@ -264,6 +310,20 @@ impl Mutation {
             Self::LogRaisesNoClock => "clock above the log",
             Self::ReadFloorForgotten => "reads close the past",
             Self::SafeSplitByDisk => "rows stop at a Q",
+            Self::AbortAfterCommit => "m29",
+            Self::CommitOfAnyAttempt => "m27",
+            Self::CommitOfAnyEpoch => "m27",
+            Self::CommitWithoutLeader => "m27",
+            Self::CommitTooFew => "m27",
+            Self::CommitOfAnyDisk => "m27",
+            Self::WritesAfterSeal => "m25",
+            Self::SealAppliedEarly => "m26",
+            Self::ReadyOfAnyAttempt => "m28",
+            Self::UnsealedByItself => "m29",
+            Self::ReadySetIgnored => "m17",
+            Self::ChildFenceNotHeld => "m18",
+            Self::ParentTokensForgotten => "tokens go to the children",
+            Self::SwitchOfAnyAttempt => "m30",
         }
     }
 }

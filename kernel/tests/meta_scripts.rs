@@ -4,15 +4,19 @@
 //! control core proposes waits until `> commit` applies it, so that a script can put
 //! something else first. `UPDATE=1` writes what is printed now into the scripts.
 
+use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId,
-    Tick,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, Pos, ReplicaId, Seq,
+    ServerId, TabletId, Tick,
 };
 use ebla_kernel::meta::{
     Appointment, Changes, ClusterId, Command, Comparison, Control, Effect, FenceAnswer, GaveUp, InSyncChange,
     Input, NewTablet, Policy, RegisterServer, ReplicaChange, Reply, Settings, State, TableKind, TableSpec,
     Tablet, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
+    Input, Job, JobEnd, JobKind, NewTablet, Origin, Policy, RegisterServer, Reply, SplitCommit, SplitJob,
+    State, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot,
+    state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -179,6 +183,18 @@ impl World {
             "close" => self.step(Input::SessionClosed { server: ServerId(args.number("s")) }),
             "answer" => self.step(answer(&args)),
             "alter" => self.apply(alter(&args)),
+            "split" => self.apply(split(&args, self.now)),
+            "commit-split" => self.apply(commit_split(&args, self.now)),
+            "cancel" => {
+                let (job, end, time_ms) = (JobId(args.number("j")), JobEnd::Cancelled, self.now.0);
+                self.apply(Command::EndJob { job, attempt: None, end, time_ms });
+            }
+            "jobs" => self.show_jobs(),
+            "retired" => {
+                let successors = self.state.retired(TabletId(args.number("t")));
+                let successors = successors.map(|retired| retired.successors.clone());
+                writeln!(self.out, "  {:?}", successors.unwrap_or_default()).unwrap();
+            }
             "silent" => self.step(Input::Silent {
                 server: ServerId(args.number("s")),
                 leaders: args.list("of").into_iter().map(run).collect(),
@@ -242,6 +258,10 @@ impl World {
             Effect::SendTransfer { server, tablet, epoch, replica } => {
                 format!("transfer {server}: {tablet}@{epoch} to {replica}")
             }
+            Effect::SendSeal { server, order } => {
+                let (tablet, epoch, attempt) = (order.tablet, order.epoch, order.attempt);
+                format!("seal {server}: {tablet}@{epoch} {attempt} into {}", split_text(&order.split))
+            }
             Effect::EndSession { server } => format!("end session of {server}"),
         };
         writeln!(self.out, "  {text}").unwrap();
@@ -274,6 +294,7 @@ impl World {
                 });
                 results.collect::<Vec<_>>().join("\n  ")
             }
+            Reply::Job(job) => job_text(job),
             Reply::Compared(comparison) => format!("compared: {comparison:?}"),
             Reply::Rejected(rejection) => format!("rejected: {rejection}"),
         };
@@ -285,6 +306,12 @@ impl World {
         let copy = decode_snapshot(&encode_snapshot(&self.state)).unwrap();
         assert_eq!(copy, self.state);
         assert_eq!(state_hash(&copy), state_hash(&self.state));
+    }
+
+    fn show_jobs(&mut self) {
+        for job in self.state.jobs() {
+            writeln!(self.out, "  {}", job_text(job)).unwrap();
+        }
     }
 
     fn show(&mut self) {
@@ -319,6 +346,27 @@ fn tablet_text(tablet: &Tablet) -> String {
     )
 }
 
+fn job_text(job: &Job) -> String {
+    let JobKind::Split(split) = &job.kind;
+    let error = job.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
+    format!(
+        "{} {} {:?} {} of {} into {}{error}",
+        job.id,
+        job.attempt,
+        job.origin,
+        job.state.name(),
+        split.tablet,
+        split_text(split)
+    )
+}
+
+fn split_text(split: &SplitJob) -> String {
+    let children = split.children.iter().map(|(id, range)| format!("{id} {range}"));
+    let copies = split.replicas.iter().map(|(parent, children)| format!("{parent}->{children:?}"));
+    let (children, copies) = (children.collect::<Vec<_>>(), copies.collect::<Vec<_>>());
+    format!("{} copies {}", children.join(" + "), copies.join(" "))
+}
+
 fn command_text(command: &Command) -> String {
     match command {
         Command::InitCluster { cluster_id, .. } => format!("init {}", cluster_id.0),
@@ -339,8 +387,12 @@ fn command_text(command: &Command) -> String {
                 ReplicaChange::Remove { tablet, replica } => format!("remove {replica} of {tablet}"),
             };
             changes.iter().map(one).collect::<Vec<_>>().join(", ")
+        Command::EndJob { job, attempt, end, .. } => {
+            format!("end {job} {}: {end:?}", attempt.map_or("any attempt".to_owned(), |a| a.to_string()))
         }
         Command::RegisterServer(_)
+        | Command::StartJob { .. }
+        | Command::CommitSplit { .. }
         | Command::CreateTable { .. }
         | Command::DropTable { .. }
         | Command::AlterInSync { .. }
@@ -420,6 +472,35 @@ fn alter(args: &Args) -> Command {
         generation: Generation::Disk(DiskGeneration(args.number("disk"))),
     };
     Command::AlterInSync { proposer: run(args.text("by").unwrap()), changes: vec![change] }
+}
+
+/// `by=operator`, the default, or `by=itself`.
+fn split(args: &Args, now: Tick) -> Command {
+    let at = args.list("at").iter().map(|key| bytes::Bytes::copy_from_slice(key.as_bytes())).collect();
+    let origin = match args.text("by") {
+        Some("itself") => Origin::Automatic,
+        Some(_) | None => Origin::Operator,
+    };
+    let wish = Wish::Split { tablet: TabletId(args.number("t")), at };
+    Command::StartJob { wish, origin, time_ms: now.0 }
+}
+
+/// `by=SERVER:RUN ready=REPLICA:DISK,..`: that leader asks for the commit.
+fn commit_split(args: &Args, now: Tick) -> Command {
+    let epoch = Epoch(args.number("epoch"));
+    let ready = args.list("ready").into_iter().map(|copy| {
+        let (id, disk) = copy.split_once(':').unwrap();
+        let generation = Generation::Disk(DiskGeneration(disk.parse().unwrap()));
+        (ReplicaId(id.parse().unwrap()), generation)
+    });
+    let commit = SplitCommit {
+        tablet: TabletId(args.number("t")),
+        attempt: Attempt(args.number("a")),
+        epoch,
+        seal: LogEnd { pos: Pos::new(epoch, Seq(args.number("seal"))), hash: 0, ts: Hlc(0) },
+        ready: ready.collect(),
+    };
+    Command::CommitSplit { proposer: run(args.text("by").unwrap()), commit, time_ms: now.0 }
 }
 
 /// `SERVER:RUN`.

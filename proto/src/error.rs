@@ -51,6 +51,16 @@ reasons! {
     TableExists = "TABLE_EXISTS", AlreadyExists;
     /// No tablet of this id.
     TabletNotFound = "TABLET_NOT_FOUND", NotFound;
+    /// The tablet is no more; others took its place.
+    TabletRetired = "TABLET_RETIRED", FailedPrecondition;
+    /// No job of this id.
+    JobNotFound = "JOB_NOT_FOUND", NotFound;
+    /// Another job is about the same tablet.
+    JobConflict = "JOB_CONFLICT", FailedPrecondition;
+    /// The job is over, or past the point from which it only goes forward.
+    JobEnded = "JOB_ENDED", FailedPrecondition;
+    /// The job was given up or ended by somebody; nothing of it stays.
+    JobFailed = "JOB_FAILED", Aborted;
     /// No server of this id.
     ServerNotFound = "SERVER_NOT_FOUND", NotFound;
     /// A table wants more copies than there are servers up; nothing was created.

@@ -47,8 +47,24 @@ impl From<Rejection> for ApiError {
             | Rejection::CopyIsNeeded(_)
             | Rejection::EnoughCopies(_) => Reason::NotMovable,
             Rejection::NoServer(_) => Reason::ServerNotFound,
+            | Rejection::TooFewInSync(_)
+            | Rejection::StaleAttempt(_)
+            | Rejection::NotReady(_) => Reason::Internal,
+            Rejection::Retired(..) => Reason::TabletRetired,
+            Rejection::BadSplitPoint(_) | Rejection::BadSplitCount => Reason::BadRequest,
+            Rejection::JobRuns(_) => Reason::JobConflict,
+            Rejection::NoJob(_) => Reason::JobNotFound,
+            Rejection::JobEnded(_) => Reason::JobEnded,
         };
-        Self::new(reason, rejection.to_string())
+        let error = Self::new(reason, rejection.to_string());
+        match rejection {
+            Rejection::Retired(_, successors) => {
+                let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
+                error.with("successors", ids.join(","))
+            }
+            Rejection::JobRuns(job) | Rejection::JobEnded(job) => error.with("job", job.id.0),
+            _ => error,
+        }
     }
 }
 

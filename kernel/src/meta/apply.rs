@@ -6,14 +6,16 @@
 
 use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
 use super::in_sync::alter;
+use super::job::{self, Job};
 use super::registration::register_server;
 use super::rejection::Rejection;
 use super::replicas::change_replica;
 use super::snapshot::state_hash;
 use super::spec::{TableKind, TableSpec, check_table_name};
+use super::split;
 use super::state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
 use crate::hlc::Hlc;
-use crate::ids::{ConfigVersion, Epoch, ReplicaId, ServerId, TableId, TabletId};
+use crate::ids::{Attempt, ConfigVersion, Epoch, JobId, ReplicaId, ServerId, TableId, TabletId};
 use crate::limits::{TABLES_MAX, TABLETS_MAX};
 use crate::mutated;
 use crate::range::KeyRange;
@@ -36,6 +38,8 @@ pub enum Reply {
     InSync(Vec<Result<Tablet, Rejection>>),
     /// One result per change of a `ChangeReplicas`.
     Replicas(Vec<Result<Tablet, Rejection>>),
+    /// The job as it stands now: started, ended or committed.
+    Job(Box<Job>),
     /// How this state compares with the proposer's.
     Compared(Comparison),
     /// Nothing changed, and why.
@@ -79,6 +83,8 @@ pub struct Changes {
     pub removed_tablets: BTreeMap<TabletId, (TableId, Vec<ServerId>)>,
     /// Servers that hold a copy no longer of a tablet that goes on without it.
     pub removed_copies: BTreeSet<(TabletId, ServerId)>,
+    /// New and changed jobs.
+    pub jobs: BTreeSet<JobId>,
 }
 
 impl Changes {
@@ -108,6 +114,9 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::Recover { .. }
         | Command::AlterInSync { .. }
         | Command::ChangeReplicas { .. }
+        | Command::StartJob { .. }
+        | Command::EndJob { .. }
+        | Command::CommitSplit { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
     };
     state.applied = index;
@@ -131,6 +140,15 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         Command::ChangeReplicas { changes: asked } => {
             let change = |change: ReplicaChange| change_replica(state, change, &mut changes);
             Ok(Reply::Replicas(asked.into_iter().map(change).collect()))
+        }
+        Command::StartJob { wish, origin, time_ms } => {
+            job::start(state, wish, origin, time_ms, &mut changes)
+        }
+        Command::EndJob { job, attempt, end, time_ms } => {
+            job::end(state, job, attempt, end, time_ms, &mut changes)
+        }
+        Command::CommitSplit { proposer, commit, time_ms } => {
+            split::commit(state, proposer, commit, time_ms, &mut changes)
         }
         Command::Appoint { appointments } => {
             let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);
@@ -225,6 +243,8 @@ fn create_tablet(state: &mut State, table: TableId, kind: TableKind, new: NewTab
         former: None,
         degraded: false,
         moving: None,
+        parent: None,
+        aborted: Attempt(0),
     };
     state.insert_tablet(tablet);
     id
@@ -240,6 +260,7 @@ pub(super) fn create_replica(state: &mut State, kind: TableKind, server: ServerI
 fn drop_table(state: &mut State, id: TableId, changes: &mut Changes) -> Result<Reply, Rejection> {
     let (table, tablets) = state.remove_table(id).ok_or(Rejection::NoTable(id))?;
     changes.removed_tables.insert(id);
+    job::end_all_of(state, &tablets, changes);
     for tablet in tablets {
         let servers = tablet.replicas.iter().map(|replica| replica.server).collect();
         changes.removed_tablets.insert(tablet.id, (id, servers));

@@ -51,6 +51,7 @@ impl Control {
                         self.finish(id);
                         self.repair(now, state, tablet, &mut batch);
                     }
+                    self.drive_split(now, state, tablet, effects);
                 }
                 None => {
                     self.gave_up.remove(&id);

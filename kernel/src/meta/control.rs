@@ -14,6 +14,7 @@ use super::command::Command;
 use super::election::{Election, Fence, FenceAnswer, GaveUp, counts, may_answer};
 use super::repair::Repairs;
 use super::state::{ClusterId, Leader, State, Tablet};
+use super::split_control::{SealOrder, Splits};
 use super::suspicion::Suspicions;
 use crate::hlc::Hlc;
 use crate::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
@@ -123,6 +124,13 @@ pub enum Effect {
         /// The copy that is to lead next.
         replica: ReplicaId,
     },
+    /// Tell a leader to seal a tablet.
+    SendSeal {
+        /// Whom.
+        server: ServerId,
+        /// What.
+        order: SealOrder,
+    },
     /// End the session of a run that is over.
     EndSession {
         /// Whose.
@@ -152,6 +160,7 @@ pub struct Control {
     /// Epochs that their leaders gave up though their process lives.
     pub(super) gave_up: BTreeMap<TabletId, GaveUp>,
     pub(super) suspicions: Suspicions,
+    pub(super) splits: Splits,
     /// Tablets to look at before this step ends.
     pub(super) dirty: BTreeSet<TabletId>,
     pub(super) deadlines: BTreeSet<(Tick, TabletId)>,
@@ -247,6 +256,7 @@ impl Control {
             self.repairs.decided(*id);
             self.dirty.insert(*id);
         }
+        self.on_jobs(state, &changes.jobs);
         self.assign_changes(state, changes, effects);
     }
 
@@ -262,6 +272,8 @@ impl Control {
         for election in self.elections.values_mut() {
             election.proposed = false;
         }
+        let jobs = state.jobs().map(|job| job.id).collect();
+        self.on_jobs(state, &jobs);
         let lost: Vec<TabletId> = self.elections.keys().copied().collect();
         self.dirty.extend(lost);
         self.dirty.extend(state.tablets().map(|tablet| tablet.id));

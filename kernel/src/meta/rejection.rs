@@ -1,9 +1,10 @@
 //! Why the metadata refuses a command: closed, typed, with the record as it stands.
 
+use super::job::Job;
 use super::spec::BadTable;
 use super::state::{ClusterId, Server, Table, Tablet};
-use crate::ids::{ServerId, TableId, TabletId};
-use crate::limits::SERVER_TEXT_BYTES_MAX;
+use crate::ids::{JobId, ServerId, TableId, TabletId};
+use crate::limits::{SERVER_TEXT_BYTES_MAX, SPLIT_CHILDREN_MAX};
 use std::fmt;
 
 /// Why a command changed nothing.
@@ -68,6 +69,22 @@ pub enum Rejection {
     EnoughCopies(Box<Tablet>),
     /// No such server.
     NoServer(ServerId),
+    /// The tablet is no more; these took its place.
+    Retired(TabletId, Vec<TabletId>),
+    /// A split point is not strictly inside of the tablet, or they do not rise.
+    BadSplitPoint(Box<Tablet>),
+    /// More tablets than one split makes, or only one.
+    BadSplitCount,
+    /// Another job is about the tablet.
+    JobRuns(Box<Job>),
+    /// No such job.
+    NoJob(JobId),
+    /// The job is over, or past its commit point.
+    JobEnded(Box<Job>),
+    /// The attempt is not the one under way.
+    StaleAttempt(Box<Job>),
+    /// The copies that are ready are too few, lack the leader, or one of them is not what it was.
+    NotReady(Box<Tablet>),
 }
 
 impl fmt::Display for Rejection {
@@ -141,6 +158,29 @@ impl fmt::Display for Rejection {
             Self::NoServer(id) => {
                 write!(f, "there is no server {}: `ebla server list` shows them", id.0)
             }
+            Self::Retired(id, successors) => {
+                let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
+                write!(f, "tablet {} is no more, its keys are in tablets {}: name one of them", id.0, ids.join(", "))
+            }
+            Self::BadSplitPoint(tablet) => write!(
+                f,
+                "a split point must lie strictly inside of tablet {} {}, and several must rise: choose other keys",
+                tablet.id.0, tablet.range
+            ),
+            Self::BadSplitCount => {
+                write!(f, "one split makes 2 to {SPLIT_CHILDREN_MAX} tablets: give as many parts")
+            }
+            Self::JobRuns(job) => write!(
+                f,
+                "job {} ({}) is under way on the tablet: wait with `ebla job wait {}` or end it with `ebla job cancel {}`",
+                job.id.0, job.kind.name(), job.id.0, job.id.0
+            ),
+            Self::NoJob(id) => write!(f, "there is no job {}: `ebla job list` shows them", id.0),
+            Self::JobEnded(job) => {
+                write!(f, "job {} is {} already: nothing was changed", job.id.0, job.state.name())
+            }
+            Self::StaleAttempt(job) => write!(f, "job {} is at attempt {}", job.id, job.attempt),
+            Self::NotReady(tablet) => write!(f, "the copies of tablet {} are not ready", tablet.id),
         }
     }
 }

@@ -6,12 +6,15 @@
 //! - a leader is in the in-sync set and was not lost when it was appointed;
 //! - the indexes say what the records say: they are rebuilt from them, never stored.
 
+use super::job::Job;
 use super::spec::{TableKind, TableSpec};
+use crate::entry::LogEnd;
 use crate::hlc::Hlc;
 use crate::ids::{
-    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Lineage, Ordinal, ReplicaId, ServerId,
-    TableId, TabletId,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, Lineage, Ordinal,
+    ReplicaId, ServerId, TableId, TabletId,
 };
+use crate::limits::RETIRED_TABLETS_MAX;
 use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
@@ -173,6 +176,32 @@ pub struct Tablet {
     pub degraded: bool,
     /// The change of its copies under way.
     pub moving: Option<Move>,
+    /// The tablet that it was made of.
+    pub parent: Option<Parent>,
+    /// The last attempt to retire it that was aborted, 0 for none. While the tablet is there,
+    /// no attempt up to this one will ever be committed (m29).
+    pub aborted: Attempt,
+}
+
+/// What a tablet was made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Parent {
+    /// The tablet that is no more.
+    pub tablet: TabletId,
+    /// The attempt that was committed.
+    pub attempt: Attempt,
+    /// The seal: the last entry of its log, which this tablet's log goes on from.
+    pub seal: LogEnd,
+}
+
+/// A tablet that is no more, and what took its place.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct RetiredTablet {
+    /// Its table.
+    pub table: TableId,
+    /// The tablets that hold its keys now, or that held them until they were retired too; in
+    /// key order.
+    pub successors: Vec<TabletId>,
 }
 
 impl Tablet {
@@ -217,6 +246,8 @@ pub(super) struct NextIds {
     pub tablet: TabletId,
     pub replica: ReplicaId,
     pub lineage: Lineage,
+    pub job: JobId,
+    pub attempt: Attempt,
 }
 
 impl Default for NextIds {
@@ -228,6 +259,8 @@ impl Default for NextIds {
             tablet: TabletId(1),
             replica: ReplicaId(1),
             lineage: Lineage(1),
+            job: JobId(1),
+            attempt: Attempt(1),
         }
     }
 }
@@ -242,6 +275,8 @@ pub struct State {
     pub(super) servers: BTreeMap<ServerId, Server>,
     pub(super) tables: BTreeMap<TableId, Table>,
     pub(super) tablets: BTreeMap<TabletId, Tablet>,
+    pub(super) retired: BTreeMap<TabletId, RetiredTablet>,
+    pub(super) jobs: BTreeMap<JobId, Job>,
     pub(super) next: NextIds,
     #[borsh(skip)]
     pub(super) index: Indexes,
@@ -254,6 +289,8 @@ pub(super) struct Indexes {
     pub ranges: BTreeMap<TableId, BTreeMap<Bytes, TabletId>>,
     pub generations: BTreeMap<DiskGeneration, ServerId>,
     pub replicas: BTreeMap<ServerId, BTreeSet<TabletId>>,
+    /// Jobs under way, by the tablets that they are about: at most one each.
+    pub jobs: BTreeMap<TabletId, JobId>,
 }
 
 impl State {
@@ -318,6 +355,12 @@ impl State {
     /// Every tablet, by id.
     pub fn tablets(&self) -> impl Iterator<Item = &Tablet> {
         self.tablets.values()
+    }
+
+    /// What took the place of a tablet that is no more.
+    #[must_use]
+    pub fn retired(&self, id: TabletId) -> Option<&RetiredTablet> {
+        self.retired.get(&id)
     }
 
     /// Number of tablets.
@@ -399,6 +442,24 @@ impl State {
         self.insert_tablet(tablet);
     }
 
+    /// Takes a tablet out; those that take its place are to be inserted next.
+    pub(super) fn remove_tablet(&mut self, id: TabletId) -> Option<Tablet> {
+        let tablet = self.tablets.remove(&id)?;
+        if let Some(ranges) = self.index.ranges.get_mut(&tablet.table) {
+            ranges.remove(tablet.range.start());
+        }
+        self.index.remove_replicas(&tablet);
+        Some(tablet)
+    }
+
+    /// Remembers what took the place of a tablet; the oldest such record may go.
+    pub(super) fn retire(&mut self, id: TabletId, retired: RetiredTablet) {
+        self.retired.insert(id, retired);
+        while self.retired.len() > RETIRED_TABLETS_MAX {
+            self.retired.pop_first();
+        }
+    }
+
     /// Takes a table and its tablets out.
     pub(super) fn remove_table(&mut self, id: TableId) -> Option<(Table, Vec<Tablet>)> {
         let table = self.tables.remove(&id)?;
@@ -408,6 +469,7 @@ impl State {
         for tablet in &tablets {
             self.index.remove_replicas(tablet);
         }
+        self.retired.retain(|_, retired| retired.table != id);
         Some((table, tablets))
     }
 
@@ -422,6 +484,9 @@ impl State {
         }
         for tablet in self.tablets.values() {
             index.add_tablet(tablet);
+        }
+        for job in self.jobs.values().filter(|job| job.is_running()) {
+            index.jobs.extend(job.tablets().map(|tablet| (tablet, job.id)));
         }
         self.index = index;
     }

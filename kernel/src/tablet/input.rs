@@ -1,9 +1,9 @@
 //! What happens to a replica.
 
-use crate::entry::{Entry, LogEnd};
+use crate::entry::{Entry, LogEnd, SealRecord};
 use crate::hlc::Hlc;
 use crate::ids::{
-    ConfigVersion, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId, ServerRun, Tick,
+    Attempt, ConfigVersion, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId, ServerRun, Tick,
 };
 use crate::op::{AckLevel, Op, Token};
 use crate::sequence::Evidence;
@@ -118,6 +118,34 @@ pub enum Input {
         /// When to go on leading instead.
         until: Tick,
     },
+    /// Metadata wants the tablet sealed, so that others can take its place.
+    Seal {
+        /// The epoch.
+        epoch: Epoch,
+        /// What is to be.
+        seal: SealRecord,
+        /// Not later: the masters may be out of reach by then.
+        until: Tick,
+    },
+    /// What the seal names is known to the registry, or nothing is staged any more.
+    Staged {
+        /// The attempt; none when a seal was taken back.
+        attempt: Option<Attempt>,
+    },
+    /// Metadata refused for good the commit that was asked for.
+    SplitRefused {
+        /// The epoch.
+        epoch: Epoch,
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// Metadata shows that no attempt up to this one will ever be committed.
+    SplitAborted {
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// Others have taken the tablet's place; nothing follows.
+    Retire,
     /// Appended entries up to here are durable.
     Persisted {
         /// Index of the last of them.
@@ -264,6 +292,8 @@ pub enum PeerMessage {
         pos: Pos,
         /// Index of the Q.
         q: Seq,
+        /// The attempt whose children are staged there, 0 for none (m28).
+        ready: Attempt,
     },
     /// Follower: the message's epoch is promised, yours is over.
     Refuse,

@@ -16,7 +16,7 @@
 use super::leader::Leader;
 use super::log_view::agreed;
 use super::{Context, Effect, PeerMessage, PeerRun, Stream, Tablet};
-use crate::ids::{Epoch, Pos, ReplicaId, Seq, ServerId, ServerRun, Tick};
+use crate::ids::{Attempt, Epoch, Pos, ReplicaId, Seq, ServerId, ServerRun, Tick};
 use crate::lease::{LeaseSet, LeaseTerms};
 use crate::limits::{
     ACK_SILENCE_MS, IN_SYNC_LAG_BYTES, IN_SYNC_LAG_MS, IN_SYNC_REJOIN_MS, PROBE_RETRY_MS_MAX,
@@ -34,6 +34,8 @@ pub(super) struct Peer {
     pub attached: Option<ServerRun>,
     /// Nothing was heard from its server for too long.
     pub is_silent: bool,
+    /// The attempt whose children it has staged, 0 for none.
+    pub ready: Attempt,
     /// Not taken into the in-sync set before.
     pub rejoins_at: Tick,
     /// The log cannot bring it up.
@@ -74,12 +76,18 @@ struct Owed {
 impl Peer {
     /// A copy that is asked at once where its log ends.
     pub(super) fn new(server: ServerId, now: Tick) -> Self {
-        let state = PeerState::Probing { again: now, pause_ms: PROBE_RETRY_MS_MIN };
+        Self::probed_every(server, now, PROBE_RETRY_MS_MIN)
+    }
+
+    /// A copy that is asked at once, and soon again.
+    pub(super) fn probed_every(server: ServerId, now: Tick, pause_ms: u64) -> Self {
+        let state = PeerState::Probing { again: now, pause_ms };
         Self {
             server,
             run: None,
             attached: None,
             is_silent: false,
+            ready: Attempt(0),
             rejoins_at: now,
             is_behind: false,
             state,
@@ -124,7 +132,8 @@ impl Leader {
     /// What the lease rests on now.
     fn lease_terms(&self, own: ReplicaId) -> LeaseTerms {
         let views = if mutated!(LeaseOwnViewOnly) { 1 } else { usize::MAX };
-        let sets = self.progress.sets().take(views).map(|set| {
+        let named = self.named_ready().filter(|_| !mutated!(ReadySetIgnored));
+        let sets = self.progress.sets().take(views).chain(named).map(|set| {
             let needed = self.progress.min_in_sync().min(set.len()).saturating_sub(1);
             let others = set.iter().filter(|replica| **replica != own);
             let runs = others.filter_map(|replica| self.peers.get(replica)?.attached).collect();
@@ -190,6 +199,7 @@ impl Tablet {
             leader.progress.reset(from);
         }
         peer.is_silent = false;
+        peer.ready = Attempt(0);
         (peer.q_sent, peer.q_heard) = (Seq(0), Seq(0));
         // Nothing in common is left to begin at.
         peer.is_behind |= agreed.is_none();
@@ -212,8 +222,7 @@ impl Tablet {
         context: Context<'_>,
         (from, run): (ReplicaId, PeerRun),
         epoch: Epoch,
-        pos: Pos,
-        q: Seq,
+        (pos, q, ready): (Pos, Seq, Attempt),
         effects: &mut Vec<Effect>,
     ) {
         let own = self.log.pos_at(pos.seq).filter(|own| *own == pos || mutated!(AckByLength));
@@ -227,6 +236,7 @@ impl Tablet {
         peer.attached = Some(run.server);
         peer.is_silent = false;
         peer.q_heard = peer.q_heard.max(q);
+        peer.ready = ready;
         if let PeerState::Streaming { next, .. } = &mut peer.state {
             *next = own.seq.next().max(*next);
         }
