@@ -124,3 +124,10 @@ pub const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a stopping master waits for calls that are being answered.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a split may take until its children serve; it is given up before it is sealed for
+/// so long.
+pub const SPLIT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often to look whether the children of a split serve.
+pub const SPLIT_POLL: Duration = Duration::from_millis(5);

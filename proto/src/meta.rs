@@ -51,14 +51,14 @@ impl From<Rejection> for ApiError {
             Rejection::JobEnded(_) => Reason::JobEnded,
         };
         let error = Self::new(reason, rejection.to_string());
-        match rejection {
-            Rejection::Retired(_, successors) => {
-                let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
-                error.with("successors", ids.join(","))
-            }
-            Rejection::JobRuns(job) | Rejection::JobEnded(job) => error.with("job", job.id.0),
-            _ => error,
+        if let Rejection::Retired(_, successors) = &rejection {
+            let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
+            return error.with("successors", ids.join(","));
         }
+        if let Rejection::JobRuns(job) | Rejection::JobEnded(job) = &rejection {
+            return error.with("job", job.id.0);
+        }
+        error
     }
 }
 

@@ -276,3 +276,9 @@ pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How often a server that stops looks whether others have taken over.
 pub const HAND_OVER_LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Up to so many bytes on disk a tablet is walked for its split points: well below a second.
+pub const SPLIT_WALK_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Keys that are noted on such a walk; when there are more, every second one is forgotten.
+pub const SPLIT_NOTES_MAX: usize = 8_192;

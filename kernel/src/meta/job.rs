@@ -152,6 +152,13 @@ impl Job {
         self.state == JobState::Running
     }
 
+    /// The tablets that it makes, in key order.
+    pub fn children(&self) -> impl Iterator<Item = TabletId> {
+        match &self.kind {
+            JobKind::Split(split) => split.children.iter().map(|(id, _)| *id),
+        }
+    }
+
     /// The tablets that no other job may be about while this one runs.
     pub fn tablets(&self) -> impl Iterator<Item = TabletId> {
         match &self.kind {

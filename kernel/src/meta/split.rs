@@ -188,11 +188,12 @@ fn child(
         .collect();
     let in_sync: BTreeSet<ReplicaId> = commit.ready.keys().filter_map(|copy| name(*copy)).collect();
     let leader = name(leader.replica).map(|replica| Leader { replica, ..leader });
+    let epoch = parent.epoch.next();
     Tablet {
         id,
         table: parent.table,
         range,
-        epoch: parent.epoch.next(),
+        epoch,
         leader,
         replicas,
         in_sync,
@@ -203,7 +204,7 @@ fn child(
         appointed_ts: parent.appointed_ts.max(commit.seal.ts),
         former: None,
         degraded: parent.degraded,
-        parent: Some(Parent { tablet: parent.id, attempt: commit.attempt, seal: commit.seal }),
+        parent: Some(Parent { tablet: parent.id, attempt: commit.attempt, epoch, seal: commit.seal }),
         aborted: Attempt(0),
     }
 }

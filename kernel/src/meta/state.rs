@@ -179,6 +179,8 @@ pub struct Parent {
     pub tablet: TabletId,
     /// The attempt that was committed.
     pub attempt: Attempt,
+    /// The epoch in which this tablet began.
+    pub epoch: Epoch,
     /// The seal: the last entry of its log, which this tablet's log goes on from.
     pub seal: LogEnd,
 }
