@@ -80,6 +80,11 @@ impl Error {
             | Reason::TableNotFound
             | Reason::TableExists
             | Reason::TabletNotFound
+            | Reason::TabletRetired
+            | Reason::JobNotFound
+            | Reason::JobConflict
+            | Reason::JobEnded
+            | Reason::JobFailed
             | Reason::ServerNotFound
             | Reason::RecordNotFound
             | Reason::NotMovable

@@ -65,12 +65,15 @@ pub enum Command {
     /// Create, list, describe and drop tables
     #[command(subcommand)]
     Table(Table),
-    /// List and describe tablets, hand leadership over
+    /// List and describe tablets, split them, hand leadership over
     #[command(subcommand)]
     Tablet(Tablet),
     /// List tablet servers
     #[command(subcommand)]
     Server(Server),
+    /// List, show, wait for and cancel jobs
+    #[command(subcommand)]
+    Job(Job),
     /// Read a row
     Get(Get),
     /// Write a row
@@ -252,6 +255,55 @@ pub enum Tablet {
     Describe(TabletId),
     /// Let the copy on another server lead, and wait until it does
     TransferLeader(TransferLeader),
+    /// Make several tablets of one, and wait until they serve; no row moves
+    Split(SplitTablet),
+}
+
+#[derive(Args, Debug)]
+#[group(id = "where_to_split", required = true, multiple = false, args = ["at", "parts"])]
+pub struct SplitTablet {
+    /// Id of the tablet
+    pub id: u64,
+    /// Key that begins a new tablet, strictly inside; give it as often as needed
+    #[arg(long, allow_hyphen_values = true, value_name = "KEY")]
+    pub at: Vec<OsString>,
+    /// Into how many tablets of about the same size, 2 to 64; the server finds the keys
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=64), value_name = "N")]
+    pub parts: Option<u32>,
+    /// Only say where it would be split
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Job {
+    /// List the jobs under way and the last ones that ended
+    List(ListJobs),
+    /// Show one job
+    Show(JobId),
+    /// Wait until a job has ended; fails unless it is done
+    Wait(JobId),
+    /// End a job that has not reached its commit point; nothing of it stays
+    Cancel(JobId),
+}
+
+#[derive(Args, Debug)]
+pub struct ListJobs {
+    /// Only those under way
+    #[arg(long)]
+    pub running: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct JobId {
+    /// Id of the job
+    pub id: u64,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]

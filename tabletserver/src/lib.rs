@@ -34,6 +34,7 @@ mod routes;
 mod server;
 mod service;
 pub mod store;
+mod succession;
 mod tablets;
 
 pub use config::Config;

@@ -312,3 +312,9 @@ pub const BOOTSTRAP_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a source may take until the next message of a stream.
 pub const BOOTSTRAP_SILENCE: Duration = Duration::from_secs(30);
+
+/// Up to so many bytes on disk a tablet is walked for its split points: well below a second.
+pub const SPLIT_WALK_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Keys that are noted on such a walk; when there are more, every second one is forgotten.
+pub const SPLIT_NOTES_MAX: usize = 8_192;

@@ -11,20 +11,23 @@ use crate::limits;
 use crate::node::Node;
 use crate::oplog::Oplog;
 use crate::pipeline::{Appointed, Control, PeerMessages};
-use crate::registry::{EpochSpan, ReplicaRecord, ReplicaState};
-use crate::replicas::Replicas;
+use crate::registry::{EpochSpan, ReplicaRecord, ReplicaState, StagedRecord};
+use crate::replicas::{Replicas, Switch};
 use crate::replication::Identity;
+use crate::succession::tombstones_of;
 use crate::tablets::{Directory, HandleSpec, TabletHandle};
-use ebla_kernel::entry::LogEnd;
+use ebla_kernel::entry::{LogEnd, SealedChild};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
+    Attempt, ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
 };
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
-use ebla_kernel::tablet::{Membership, Recovered, Tablet};
+use ebla_kernel::tablet::{Membership, Recovered, Seals, Tablet};
 use ebla_proto::convert;
+use ebla_proto::split::log_end;
+use ebla_kernel::meta::Parent;
 use ebla_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,11 +95,14 @@ impl ReplicaSet {
         let assigned = assignments.assignments.iter().filter_map(read_assignment);
         // A copy whose data is gone is never made anew under its old name (m16).
         let assigned: Vec<Assigned> = assigned.filter(|assigned| !assigned.is_lost).collect();
-        let gone = self.gone(&assignments, &assigned);
-        for tablet in &gone {
-            self.arrivals.cancel(*tablet).await;
+        for tablet in self.gone(&assignments, &assigned) {
+            self.arrivals.cancel(tablet).await;
         }
         let _changing = self.changing.lock().await;
+        for (parent, staged, epoch) in self.committed(&assigned) {
+            self.switch(&parent, &staged, epoch).await?;
+        }
+        let gone = self.gone(&assignments, &assigned);
         if !gone.is_empty() {
             self.remove(gone).await?;
         }
@@ -120,6 +126,76 @@ impl ReplicaSet {
             None => assignments.full || removed.contains(&record.tablet.0),
         };
         self.replicas.all().iter().filter(|record| is_gone(record)).map(|record| record.tablet).collect()
+    }
+
+    /// The sealed tablets here whose place others have taken, for exactly the attempt that is
+    /// staged (m30), and the epoch in which those begin.
+    fn committed(&self, assigned: &[Assigned]) -> Vec<(Arc<TabletHandle>, StagedRecord, Epoch)> {
+        let directory = self.node.directory.load();
+        let mut committed: BTreeMap<TabletId, _> = BTreeMap::new();
+        for parent in assigned.iter().filter_map(|assigned| assigned.parent) {
+            let Some(handle) = directory.tablet(parent.tablet) else { continue };
+            let staged = self.replicas.staged(parent.tablet);
+            let is_meant = |staged: &StagedRecord| {
+                (staged.seal.attempt, staged.end) == (parent.attempt, parent.seal)
+            };
+            if let Some(staged) = staged.filter(is_meant) {
+                committed.insert(parent.tablet, (Arc::clone(handle), staged, parent.epoch));
+            }
+        }
+        committed.into_values().collect()
+    }
+
+    /// Lets others take the place of a tablet: its core gives up, one registry batch retires it
+    /// and makes the children, and their cores go on from it. A child that is not this server's
+    /// any more is removed like any other replica.
+    async fn switch(
+        &self,
+        parent: &Arc<TabletHandle>,
+        staged: &StagedRecord,
+        epoch: Epoch,
+    ) -> Result<(), Error> {
+        let (done, core) = oneshot::channel();
+        let _ = self.node.sequencer.control.send(Control::Retire(parent.id, done));
+        let Ok(Some(core)) = core.await else { return Ok(()) }; // the server ends
+        let records = child_records(parent, staged, epoch, &core);
+        let switch = Switch { tablet: parent.id, seal: staged.end, children: records.clone() };
+        let replicas = Arc::clone(&self.replicas);
+        tokio::task::spawn_blocking(move || replicas.switch(switch))
+            .await
+            .map_err(|error| Error::Fatal { what: format!("registry ({error})") })??;
+        let mut directory = Directory::clone(&self.node.directory.load());
+        directory.remove(parent.id);
+        let (rows, bytes) = parent.size.get();
+        let share = records.len() as u64;
+        for (record, child) in records.iter().zip(&staged.seal.children) {
+            let handle = self.handle(record, &parent.tombstones.load(), staged.end);
+            handle.size.set(rows / share, bytes / share);
+            handle.size.is_stale.store(true, Ordering::Relaxed);
+            let tablet = core.child(child, staged.end, epoch, record.replica);
+            directory.insert(Arc::clone(&handle));
+            let _ = self.node.sequencer.control.send(Control::Install(Box::new(tablet), handle));
+        }
+        self.node.directory.store(Arc::new(directory));
+        info!(tablet = %parent.id, children = records.len(), "others have taken a tablet's place");
+        Ok(())
+    }
+
+    /// A child as readers see it: everything up to the seal is applied.
+    fn handle(&self, record: &ReplicaRecord, parent: &RangeTombstones, seal: LogEnd) -> Arc<TabletHandle> {
+        Arc::new(TabletHandle::new(HandleSpec {
+            id: record.tablet,
+            table: record.table,
+            range: record.range.clone(),
+            replica: record.replica,
+            generation: self.next_generation.fetch_add(1, Ordering::Relaxed),
+            tombstones: tombstones_of(parent, &record.range),
+            applied: seal,
+            end: seal,
+            epochs: record.epochs.iter().map(|span| (span.epoch, span.first)).collect(),
+            lineage: record.lineage,
+            base: record.base,
+        }))
     }
 
     /// Connects to the servers that hold copies of what is here.
@@ -161,6 +237,8 @@ impl ReplicaSet {
                 epochs: Vec::new(),
                 tokens: TokenTable::default(),
                 tombstones: RangeTombstones::new(),
+                seals: Seals::default(),
+                staged: None,
                 record,
             }));
         }
@@ -220,7 +298,7 @@ impl ReplicaSet {
     }
 
     fn install(&self, replica: RecoveredReplica) -> Arc<TabletHandle> {
-        let RecoveredReplica { record, end, epochs, tokens, tombstones } = replica;
+        let RecoveredReplica { record, end, epochs, tokens, tombstones, seals, staged } = replica;
         let handle = Arc::new(TabletHandle::new(HandleSpec {
             id: record.tablet,
             table: record.table,
@@ -232,6 +310,7 @@ impl ReplicaSet {
             end,
             epochs: epochs.iter().map(|span| (span.epoch, span.first)).collect(),
             lineage: record.lineage,
+            base: record.base,
         }));
         handle.size.set(record.rows_estimate, record.bytes_estimate);
         // Entries above the flushed position may be in the store without having been counted.
@@ -247,6 +326,9 @@ impl ReplicaSet {
             end,
             applied: record.flushed.pos.seq,
             tokens,
+            base: record.base,
+            seals,
+            staged: staged.map_or(Attempt(0), |staged| staged.seal.attempt),
         });
         let _ = self.node.sequencer.control.send(Control::Install(Box::new(tablet), Arc::clone(&handle)));
         handle
@@ -290,6 +372,39 @@ impl ReplicaSet {
         let tablets: Vec<TabletId> = gone.iter().map(|record| record.tablet).collect();
         clear(&self.node, &self.replicas, &self.oplog, ranges, &tablets)
     }
+}
+
+/// The records of the children of a tablet, whose logs go on from its own.
+fn child_records(
+    parent: &TabletHandle,
+    staged: &StagedRecord,
+    epoch: Epoch,
+    core: &Tablet,
+) -> Vec<ReplicaRecord> {
+    let begun = core.epochs().iter().filter(|(_, first)| *first <= staged.end.pos.seq);
+    let epochs: Vec<EpochSpan> =
+        begun.map(|(epoch, first)| EpochSpan { epoch: *epoch, first: *first }).collect();
+    let kept = epochs[epochs.len().saturating_sub(crate::limits::EPOCHS_KEPT)..].to_vec();
+    let record = |child: &SealedChild| {
+        Some(ReplicaRecord {
+            tablet: child.tablet,
+            table: parent.table,
+            replica: *child.replicas.get(&parent.replica)?,
+            range: child.range.clone(),
+            state: ReplicaState::Active,
+            promised_epoch: epoch,
+            epochs: kept.clone(),
+            flushed: staged.end,
+            truncating: None,
+            base: staged.end,
+            parent: Some(parent.id),
+            lineage: parent.lineage,
+            config_version: ConfigVersion(0),
+            rows_estimate: 0,
+            bytes_estimate: 0,
+        })
+    };
+    staged.seal.children.iter().filter_map(record).collect()
 }
 
 /// Clears rows and logs of replicas that are tombstoned, neighbours as one range.
@@ -339,6 +454,10 @@ struct Assigned {
     min_in_sync: u8,
     shrink_floor: u8,
     lineage: Lineage,
+    /// What the tablet was made of.
+    parent: Option<Parent>,
+    /// No attempt up to this one to retire the tablet will be committed.
+    aborted: Attempt,
 }
 
 impl Assigned {
@@ -354,7 +473,8 @@ impl Assigned {
             table: self.table,
             replica: self.replica,
             range: self.range.clone(),
-            state: match self.is_in_sync {
+            // A copy that others count on from its beginning begins empty.
+            state: match self.is_in_sync && self.parent.is_none() {
                 true => ReplicaState::Active,
                 false => ReplicaState::Bootstrapping { attempt },
             },
@@ -362,6 +482,8 @@ impl Assigned {
             epochs: Vec::<EpochSpan>::new(),
             flushed: LogEnd::default(),
             truncating: None,
+            base: LogEnd::default(),
+            parent: None,
             lineage: self.lineage,
             config_version: self.membership.version,
             rows_estimate: 0,
@@ -370,8 +492,9 @@ impl Assigned {
     }
 
     fn appointed(self, incarnation: Incarnation) -> Option<(TabletId, Appointed)> {
-        let Self { tablet, replica, epoch, leads, membership, min_in_sync, shrink_floor, .. } = self;
-        let appointed = Appointed { epoch, replica, incarnation, membership, min_in_sync, shrink_floor };
+        let Self { tablet, replica, epoch, leads, membership, min_in_sync, shrink_floor, aborted, .. } = self;
+        let appointed =
+            Appointed { epoch, replica, incarnation, membership, min_in_sync, shrink_floor, aborted };
         leads.then_some((tablet, appointed))
     }
 }
@@ -401,6 +524,13 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
         min_in_sync,
         shrink_floor: if is_degraded { 1 } else { min_in_sync.min(copies(spec.replicas)) },
         lineage: Lineage(tablet.lineage),
+        parent: wire.parent.as_ref().map(|parent| Parent {
+            tablet: TabletId(parent.tablet_id),
+            attempt: Attempt(parent.attempt),
+            epoch: Epoch(parent.epoch),
+            seal: parent.seal.map(log_end).unwrap_or_default(),
+        }),
+        aborted: Attempt(wire.aborted_attempt),
     })
 }
 

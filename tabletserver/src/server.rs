@@ -24,7 +24,7 @@ use crate::read::Reader;
 use crate::replica_set::ReplicaSet;
 use crate::replication::{Identity, Links, Replication, keep_connected};
 use crate::routes::RouteCache;
-use crate::service::{Kv, Lost, Route};
+use crate::service::{Kv, Lost, Route, Split};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
@@ -37,6 +37,7 @@ use ebla_proto::v1::kv_service_server::KvServiceServer;
 use ebla_proto::v1::lost_service_server::LostServiceServer;
 use ebla_proto::v1::replication_service_server::ReplicationServiceServer;
 use ebla_proto::v1::route_service_server::RouteServiceServer;
+use ebla_proto::v1::split_service_server::SplitServiceServer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -454,6 +455,7 @@ impl Services {
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let source = BootstrapServiceServer::new(source).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let split = SplitServiceServer::new(Split { node: Arc::clone(&node) });
         let route =
             RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         // The builder's own option does not reach a listener that was bound before.
@@ -463,6 +465,7 @@ impl Services {
             .add_service(kv)
             .add_service(route)
             .add_service(lost)
+            .add_service(split)
             .add_service(replication)
             .add_service(source)
             .add_service(health_service)
@@ -510,7 +513,8 @@ async fn link(linking: Linking) -> Result<(), Error> {
     let set = Arc::new(ReplicaSet::new(target, &own, opened.recovered, failed));
     set.finish_removals(&replicas.all())?;
     registered.store(true, Ordering::Relaxed);
-    let forwarding = forward_outward(outward, replicas, node.sequencer.clone(), reports);
+    let store = Arc::clone(&node.reader.store);
+    let forwarding = forward_outward(outward, replicas, store, node.sequencer.clone(), reports);
     let link = Link {
         masters,
         registration,

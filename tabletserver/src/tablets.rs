@@ -43,6 +43,8 @@ pub struct TabletHandle {
     pub lineage: Lineage,
     /// The latest entries, for other copies.
     pub tail: Tail,
+    /// The end of the parent's log that its own goes on from; zero for one that was created.
+    pub base: LogEnd,
     /// Durable end of its log at start; everything above what was applied then is still to be.
     pub recovered: LogEnd,
     /// Which epoch began where in its log, oldest first.
@@ -125,6 +127,8 @@ pub struct HandleSpec {
     pub epochs: Vec<(Epoch, Seq)>,
     /// Its ancestry.
     pub lineage: Lineage,
+    /// The end of the parent's log that its own goes on from.
+    pub base: LogEnd,
 }
 
 impl TabletHandle {
@@ -141,6 +145,7 @@ impl TabletHandle {
             size: Size::default(),
             lineage: spec.lineage,
             tail: Tail::default(),
+            base: spec.base,
             recovered: spec.end,
             epochs: ArcSwap::from_pointee(spec.epochs),
             lease: ArcSwap::default(),

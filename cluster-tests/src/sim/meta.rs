@@ -376,6 +376,7 @@ impl MetaNode {
         let address = |server| run.sessions.get(&server).map(|session| Address::Server(session.place));
         match effect {
             Effect::Propose(command) => self.propose(env, command, Waits::Nobody),
+            Effect::SendSeal { .. } => unreachable!("nobody splits a tablet here"),
             Effect::SendFences { server, fences } => {
                 let Some(to) = address(server) else { return };
                 env.send(Address::Meta, to, Message::Fences(fences));

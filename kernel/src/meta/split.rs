@@ -124,9 +124,9 @@ fn intent<'a>(
     state: &'a State,
     commit: &SplitCommit,
 ) -> Result<(&'a Job, &'a SplitJob), Rejection> {
-    let is_meant = |job: &&Job| {
-        let JobKind::Split(split) = &job.kind;
-        split.tablet == commit.tablet && job.attempt == commit.attempt
+    let is_meant = |job: &&Job| match &job.kind {
+        JobKind::Split(split) => split.tablet == commit.tablet && job.attempt == commit.attempt,
+        JobKind::Move(_) => false,
     };
     match state.split_of(commit.tablet) {
         Some((job, split)) if job.attempt == commit.attempt || mutated!(CommitOfAnyAttempt) => Ok((job, split)),
@@ -188,11 +188,12 @@ fn child(
         .collect();
     let in_sync: BTreeSet<ReplicaId> = commit.ready.keys().filter_map(|copy| name(*copy)).collect();
     let leader = name(leader.replica).map(|replica| Leader { replica, ..leader });
+    let epoch = parent.epoch.next();
     Tablet {
         id,
         table: parent.table,
         range,
-        epoch: parent.epoch.next(),
+        epoch,
         leader,
         replicas,
         in_sync,
@@ -203,7 +204,8 @@ fn child(
         appointed_ts: parent.appointed_ts.max(commit.seal.ts),
         former: None,
         degraded: parent.degraded,
-        parent: Some(Parent { tablet: parent.id, attempt: commit.attempt, seal: commit.seal }),
+        parent: Some(Parent { tablet: parent.id, attempt: commit.attempt, epoch, seal: commit.seal }),
         aborted: Attempt(0),
+        moving: None,
     }
 }

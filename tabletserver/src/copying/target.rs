@@ -20,7 +20,7 @@ use ebla_kernel::ids::{DiskGeneration, Epoch, Generation, Incarnation, ReplicaId
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::{RangeTombstone, RangeTombstones};
 use ebla_kernel::tablet::token::TokenTable;
-use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun};
+use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun, Seals};
 use ebla_proto::convert::non_empty;
 use ebla_proto::v1;
 use ebla_proto::v1::bootstrap_response::Message;
@@ -167,7 +167,10 @@ impl Target {
             tombstones.insert(range.start().clone(), range.end().cloned(), ts);
         }
         let (end, epochs) = (base.entry.end(), base.epochs);
-        Ok(Some(Arrived { replica: RecoveredReplica { record, end, epochs, tokens, tombstones }, probe }))
+        // A sealed tablet is not sent: no seal is in force at its base.
+        let (seals, staged) = (Seals::default(), None);
+        let replica = RecoveredReplica { record, end, epochs, tokens, tombstones, seals, staged };
+        Ok(Some(Arrived { replica, probe }))
     }
 
     /// Takes one stream up to its end.

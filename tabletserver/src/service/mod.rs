@@ -5,7 +5,9 @@ mod lost;
 mod pipe;
 mod route;
 mod scan;
+mod split;
 
 pub use kv::Kv;
 pub use lost::Lost;
 pub use route::Route;
+pub use split::Split;

@@ -15,6 +15,7 @@ pub mod gc;
 pub mod memory;
 pub mod rocks;
 pub mod scan;
+pub mod split_points;
 mod value;
 
 #[cfg(test)]
