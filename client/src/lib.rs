@@ -22,6 +22,7 @@ mod channel;
 mod client;
 mod error;
 pub mod job;
+mod moves;
 mod limits;
 mod lost;
 mod outcome;
