@@ -18,7 +18,7 @@ use tonic::{Response, Status};
 /// Calls of the operators' service.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    client: Client,
+    pub(crate) client: Client,
 }
 
 impl Client {
@@ -29,11 +29,11 @@ impl Client {
     }
 }
 
-type AdminClient = AdminServiceClient<Channel>;
+pub(crate) type AdminClient = AdminServiceClient<Channel>;
 
 /// What a call may do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+pub(crate) enum Kind {
     /// It changes nothing, so that another master may be asked when one is silent.
     Question,
     /// It changes something and may take this long.
@@ -176,7 +176,7 @@ impl Admin {
             .await
     }
 
-    async fn ask<T, F>(&self, call: impl Fn(AdminClient) -> F) -> Result<T, Error>
+    pub(crate) async fn ask<T, F>(&self, call: impl Fn(AdminClient) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<Response<T>, Status>>,
     {
@@ -185,7 +185,7 @@ impl Admin {
 
     /// Calls the master that leads: candidates in turn, following what they say about who
     /// leads. A leader has to be found within the client's deadline. `lost` is set when a try may have run without an answer.
-    async fn call<T, F>(
+    pub(crate) async fn call<T, F>(
         &self,
         kind: Kind,
         lost: &mut bool,
@@ -279,7 +279,7 @@ impl Round {
     }
 }
 
-fn incomplete(what: &str) -> Error {
+pub(crate) fn incomplete(what: &str) -> Error {
     let hint = format!("the master's answer has no {what}: is it newer than this client?");
     Error::new(Reason::Internal, hint)
 }

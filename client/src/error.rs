@@ -80,8 +80,14 @@ impl Error {
             | Reason::TableNotFound
             | Reason::TableExists
             | Reason::TabletNotFound
+            | Reason::TabletRetired
+            | Reason::JobNotFound
+            | Reason::JobConflict
+            | Reason::JobEnded
+            | Reason::JobFailed
             | Reason::ServerNotFound
             | Reason::RecordNotFound
+            | Reason::NotMovable
             | Reason::NotTransferable
             | Reason::TooFewServers
             | Reason::WriteLost

@@ -94,3 +94,12 @@ pub const CREATE_TABLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long one master may take over a question before another is asked: a frozen one must
 /// not use up the deadline.
 pub const ADMIN_READ_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a split may take on the master until its children serve.
+pub const SPLIT_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// How long a tablet server may look for split points.
+pub const SUGGEST_SPLIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a job that is waited for is looked at.
+pub const JOB_POLL: Duration = Duration::from_millis(100);

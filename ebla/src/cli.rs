@@ -65,12 +65,15 @@ pub enum Command {
     /// Create, list, describe and drop tables
     #[command(subcommand)]
     Table(Table),
-    /// List and describe tablets, hand leadership over
+    /// List and describe tablets, split them, hand leadership over
     #[command(subcommand)]
     Tablet(Tablet),
-    /// List tablet servers
+    /// List tablet servers, drain and empty them
     #[command(subcommand)]
     Server(Server),
+    /// List, show, wait for and cancel jobs
+    #[command(subcommand)]
+    Job(Job),
     /// Read a row
     Get(Get),
     /// Write a row
@@ -144,6 +147,10 @@ pub struct Master {
     /// Where its log is kept
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
+    /// How long a tablet server may be away before its copies are replaced on others; `off`:
+    /// for ever
+    #[arg(long, default_value = "10m", value_parser = parse::interval, value_name = "TIME")]
+    pub replace_after: parse::Interval,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
     pub http: Option<String>,
@@ -167,6 +174,9 @@ pub struct Tabletserver {
     /// replays all of the log. The log keeps every acknowledged row either way
     #[arg(long, default_value = "60s", value_parser = parse::interval, value_name = "TIME")]
     pub flush_interval: parse::Interval,
+    /// Bytes per second, such as 50MiB, at which copies are sent to servers that lack them
+    #[arg(long, default_value = "50MiB", value_parser = parse::bytes, value_name = "BYTES")]
+    pub bootstrap_rate: u64,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
     pub http: Option<String>,
@@ -247,6 +257,74 @@ pub enum Tablet {
     Describe(TabletId),
     /// Let the copy on another server lead, and wait until it does
     TransferLeader(TransferLeader),
+    /// Make several tablets of one, and wait until they serve; no row moves
+    Split(SplitTablet),
+    /// Take a copy from one server to another, and wait until it is there
+    Move(MoveTablet),
+}
+
+#[derive(Args, Debug)]
+pub struct MoveTablet {
+    /// Id of the tablet
+    pub id: u64,
+    /// Server that has a copy: its id, such as 3 or s3, or its HOST:PORT
+    #[arg(long, value_parser = parse::server, value_name = "SERVER")]
+    pub from: parse::ServerName,
+    /// Server that is to have it instead
+    #[arg(long, value_parser = parse::server, value_name = "SERVER")]
+    pub to: parse::ServerName,
+    /// Return when the job has begun
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+#[group(id = "where_to_split", required = true, multiple = false, args = ["at", "parts"])]
+pub struct SplitTablet {
+    /// Id of the tablet
+    pub id: u64,
+    /// Key that begins a new tablet, strictly inside; give it as often as needed
+    #[arg(long, allow_hyphen_values = true, value_name = "KEY")]
+    pub at: Vec<OsString>,
+    /// Into how many tablets of about the same size, 2 to 64; the server finds the keys
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=64), value_name = "N")]
+    pub parts: Option<u32>,
+    /// Only say where it would be split
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Job {
+    /// List the jobs under way and the last ones that ended
+    List(ListJobs),
+    /// Show one job
+    Show(JobId),
+    /// Wait until a job has ended; fails unless it is done
+    Wait(JobId),
+    /// End a job that has not reached its commit point; nothing of it stays
+    Cancel(JobId),
+}
+
+#[derive(Args, Debug)]
+pub struct ListJobs {
+    /// Only those under way
+    #[arg(long)]
+    pub running: bool,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct JobId {
+    /// Id of the job
+    pub id: u64,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]
@@ -320,6 +398,23 @@ pub struct TabletId {
 pub enum Server {
     /// List all tablet servers
     List(Wait),
+    /// Let other servers lead what a server leads, and wait until they do; it keeps its copies
+    Drain(ServerAct),
+    /// Take all copies off a server, and wait until it holds none
+    Decommission(ServerAct),
+    /// Let a server that was drained or was to leave lead and hold copies again
+    Activate(ServerAct),
+    /// Forget a server that is gone and holds nothing
+    Forget(ServerAct),
+}
+
+#[derive(Args, Debug)]
+pub struct ServerAct {
+    /// Which: its id, such as 3 or s3, or its HOST:PORT
+    #[arg(value_parser = parse::server)]
+    pub server: parse::ServerName,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 /// A row.

@@ -37,6 +37,22 @@ impl Failure {
         Self { code: NOT_FOUND, reason: "SERVER_NOT_FOUND", message: message.into() }
     }
 
+    /// What was asked for makes no sense now.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self { code: FAILED, reason: "FAILED", message: message.into() }
+    }
+
+    /// It goes on, and was not done in time.
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self { code: UNAVAILABLE, reason: "TIMED_OUT", message: message.into() }
+    }
+
+    /// A job ended and was not done.
+    pub fn job_not_done(id: u64, state: &str, error: &str) -> Self {
+        let why = if error.is_empty() { String::new() } else { format!(": {error}") };
+        Self { code: FAILED, reason: "JOB_FAILED", message: format!("job {id} is {state}{why}") }
+    }
+
     /// There is no row at a key.
     pub fn key_not_found(message: impl Into<String>) -> Self {
         Self { code: NOT_FOUND, reason: "KEY_NOT_FOUND", message: message.into() }
@@ -97,9 +113,11 @@ fn classify(error: &anyhow::Error) -> (u8, &'static str, bool) {
 pub fn code_of(reason: Reason) -> u8 {
     match reason {
         Reason::BadRequest => USAGE,
-        Reason::TableNotFound | Reason::TabletNotFound | Reason::ServerNotFound | Reason::RecordNotFound => {
-            NOT_FOUND
-        }
+        Reason::TableNotFound
+        | Reason::TabletNotFound
+        | Reason::ServerNotFound
+        | Reason::JobNotFound
+        | Reason::RecordNotFound => NOT_FOUND,
         Reason::NotLeader
         | Reason::StaleRoute
         | Reason::NotEnoughReplicas
@@ -109,6 +127,10 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::Overloaded
         | Reason::TimedOut => UNAVAILABLE,
         Reason::TableExists
+        | Reason::TabletRetired
+        | Reason::JobConflict
+        | Reason::JobEnded
+        | Reason::JobFailed
         | Reason::ConditionFailed
         | Reason::NotACounter
         | Reason::CounterOverflow
@@ -119,6 +141,7 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::TokenFenced
         | Reason::Reverted
         | Reason::WriteLost
+        | Reason::NotMovable
         | Reason::NotTransferable
         | Reason::TooFewServers
         | Reason::Superseded

@@ -16,6 +16,7 @@ pub fn start(cli: &Cli) {
         | Command::Table(_)
         | Command::Tablet(_)
         | Command::Server(_)
+        | Command::Job(_)
         | Command::Get(_)
         | Command::Set(_)
         | Command::Delete(_)

@@ -6,10 +6,12 @@
 //! `docs/formats.md`. The hash is a fast one: integrity on disk is the log's own checksum.
 
 use crate::hlc::Hlc;
-use crate::ids::{Epoch, Incarnation, Pos, ReplicaId, Seq};
+use crate::ids::{Attempt, Epoch, Incarnation, Pos, ReplicaId, Seq, TabletId};
 use crate::op::{AckLevel, Change, OpResult, Token};
+use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Version of the record layout, the first byte of every record.
@@ -54,6 +56,33 @@ pub enum Payload {
     },
     /// Nothing but its timestamp: no entry at or below it will follow.
     Close,
+    /// The last data entry of a tablet that others are to take the place of (m25).
+    Seal(SealRecord),
+    /// Takes the seal of an attempt back, once metadata has shown that it was aborted (m29).
+    Unseal {
+        /// The attempt.
+        attempt: Attempt,
+    },
+}
+
+/// What is to take the place of a sealed tablet.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct SealRecord {
+    /// The attempt that the tablet is sealed for.
+    pub attempt: Attempt,
+    /// The tablets that are to be, in key order.
+    pub children: Vec<SealedChild>,
+}
+
+/// A tablet that is to be.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct SealedChild {
+    /// Its name.
+    pub tablet: TabletId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// Its copies, by the copy of the sealed tablet that each goes on from.
+    pub replicas: BTreeMap<ReplicaId, ReplicaId>,
 }
 
 /// A write that is taken back.
@@ -194,6 +223,8 @@ impl Entry {
             Payload::EpochStart { .. }
             | Payload::TokenFence { .. }
             | Payload::Revert { .. }
+            | Payload::Seal(_)
+            | Payload::Unseal { .. }
             | Payload::Close => &[],
         }
     }
@@ -203,9 +234,12 @@ impl Entry {
     pub fn reverts(&self) -> &[RevertTarget] {
         match &self.payload {
             Payload::Revert { targets } => targets,
-            Payload::Write(_) | Payload::EpochStart { .. } | Payload::TokenFence { .. } | Payload::Close => {
-                &[]
-            }
+            Payload::Write(_)
+            | Payload::EpochStart { .. }
+            | Payload::TokenFence { .. }
+            | Payload::Seal(_)
+            | Payload::Unseal { .. }
+            | Payload::Close => &[],
         }
     }
 

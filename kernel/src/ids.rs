@@ -81,6 +81,15 @@ newtype!(
     Lineage(u64), "l"
 );
 newtype!(
+    /// Names a job for ever.
+    JobId(u64), "j"
+);
+newtype!(
+    /// One try of a job, never reused: what an old try left behind satisfies nothing (m28, m29).
+    /// Attempts rise over the whole cluster. 0: none.
+    Attempt(u64), "a"
+);
+newtype!(
     /// A request that waits at a core for its answer; unique within one shell.
     RequestId(u64), "q"
 );

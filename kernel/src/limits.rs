@@ -167,3 +167,52 @@ pub const PENDING_WRITES_MAX: usize = 65_536;
 /// Epochs that a copy names when it is asked how its log grew; more are sent when a leader
 /// finds none in common.
 pub const HELLO_EPOCHS_MAX: usize = 256;
+
+/// Copies that are on their way to one server at a time. Each keeps the log of its tablet at
+/// the leader from being purged, and the server builds few of them at once.
+pub const COPIES_ON_THEIR_WAY_MAX: usize = 16;
+
+/// Pause before a change of a tablet's copies is proposed again while its fate is unknown.
+pub const REPLICA_CHANGE_RETRY_MS: u64 = 2_000;
+
+/// Tablets that are looked at again when a copy has arrived: those that waited for its place.
+pub const REPAIRS_RETRIED_MAX: usize = 64;
+/// Most tablets that one split makes of one: each has a log of its own to begin, and the
+/// seal names all of them in one entry.
+pub const SPLIT_CHILDREN_MAX: usize = 64;
+
+/// Tablets of one server that are sealed at once: while it is sealed a tablet holds its writes,
+/// and the work of a switch is shared by all of them.
+pub const SPLITS_PER_SERVER_MAX: usize = 4;
+
+/// How long a split that was ordered may take until it is given up, in milliseconds. Writes
+/// wait meanwhile, and their clients have a deadline of some seconds.
+pub const SPLIT_PATIENCE_MS: u64 = 4_000;
+
+/// How long a leader waits for the copies that are not ready once D are, in milliseconds. One
+/// that is left out has to be rebuilt, and writes wait.
+pub const SPLIT_READY_PATIENCE_MS: u64 = 500;
+
+/// Pause before the order to seal is sent again, in milliseconds.
+pub const SPLIT_ORDER_RETRY_MS: u64 = 500;
+
+/// A tablet is sealed only this long after a word of the masters, in milliseconds: the commit
+/// needs them, and writes wait for it.
+pub const SEAL_CONTACT_MS: u64 = 200;
+
+/// First pause of a child's leader before a copy is probed again: its servers switch within
+/// milliseconds of each other.
+pub const CHILD_PROBE_RETRY_MS: u64 = 5;
+
+/// Most jobs that are under way: each is looked at when its tablet changes.
+pub const JOBS_RUNNING_MAX: usize = 1_000;
+
+/// Finished jobs that are remembered for `ebla job list`; the oldest are forgotten.
+pub const JOBS_FINISHED_MAX: usize = 1_000;
+
+/// Retired tablets whose successors are remembered, about 100 bytes each; the oldest are
+/// forgotten, all of a table when it is dropped.
+pub const RETIRED_TABLETS_MAX: usize = 100_000;
+
+/// Longest reason that a failed job keeps, in bytes.
+pub const JOB_ERROR_BYTES_MAX: usize = 512;

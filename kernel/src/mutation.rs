@@ -138,6 +138,34 @@ pub enum Mutation {
     ConditionsRestOnPending,
     /// What a delete range read is believed however old it is.
     StaleRangeAccepted,
+    /// A split is aborted after it was committed.
+    AbortAfterCommit,
+    /// A commit counts whatever attempt it names.
+    CommitOfAnyAttempt,
+    /// A commit counts whatever epoch its proposer led.
+    CommitOfAnyEpoch,
+    /// A commit counts though the leader is not ready.
+    CommitWithoutLeader,
+    /// A commit counts with fewer than D ready copies.
+    CommitTooFew,
+    /// A ready copy counts whatever became of its data.
+    CommitOfAnyDisk,
+    /// A sealed tablet takes writes.
+    WritesAfterSeal,
+    /// Children are staged before the seal is at or below Q.
+    SealAppliedEarly,
+    /// A copy counts as ready for whatever attempt it was.
+    ReadyOfAnyAttempt,
+    /// A leader that waits for the commit for too long takes the seal back.
+    UnsealedByItself,
+    /// The lease of a sealed tablet does not look at the copies that were named ready.
+    ReadySetIgnored,
+    /// A child answers fences whatever was promised to the leader of its parent.
+    ChildFenceNotHeld,
+    /// Children do not know the tokens of their parent.
+    ParentTokensForgotten,
+    /// A copy switches to children that it staged for another attempt.
+    SwitchOfAnyAttempt,
 }
 
 impl Mutation {
@@ -147,7 +175,7 @@ impl Mutation {
         (Self::NewCopyPromisesNothing, "copies are created only with their table, before any epoch"),
     ];
 
-    /// Every seeded bug.
+    /// The seeded bugs that show themselves without splits.
     pub const ALL: [Self; 65] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
@@ -223,6 +251,24 @@ impl Mutation {
         Self::REDUNDANT.iter().find(|(mutation, _)| *mutation == self).map(|(_, reason)| *reason)
     }
 
+    /// Those that show themselves only where tablets are split; the golden scripts hold the rules.
+    pub const OF_SPLITS: [Self; 14] = [
+        Self::AbortAfterCommit,
+        Self::CommitOfAnyAttempt,
+        Self::CommitOfAnyEpoch,
+        Self::CommitWithoutLeader,
+        Self::CommitTooFew,
+        Self::CommitOfAnyDisk,
+        Self::WritesAfterSeal,
+        Self::SealAppliedEarly,
+        Self::ReadyOfAnyAttempt,
+        Self::UnsealedByItself,
+        Self::ReadySetIgnored,
+        Self::ChildFenceNotHeld,
+        Self::ParentTokensForgotten,
+        Self::SwitchOfAnyAttempt,
+    ];
+
     /// The rule that it breaks.
     #[must_use]
     pub fn rule(self) -> &'static str {
@@ -289,6 +335,20 @@ impl Mutation {
             Self::PurgeUnchecked => "purged when nobody lacks it",
             Self::ConditionsRestOnPending => "conditions wait for pending",
             Self::StaleRangeAccepted => "ranges see every write",
+            Self::AbortAfterCommit => "m29",
+            Self::CommitOfAnyAttempt => "m27",
+            Self::CommitOfAnyEpoch => "m27",
+            Self::CommitWithoutLeader => "m27",
+            Self::CommitTooFew => "m27",
+            Self::CommitOfAnyDisk => "m27",
+            Self::WritesAfterSeal => "m25",
+            Self::SealAppliedEarly => "m26",
+            Self::ReadyOfAnyAttempt => "m28",
+            Self::UnsealedByItself => "m29",
+            Self::ReadySetIgnored => "m17",
+            Self::ChildFenceNotHeld => "m18",
+            Self::ParentTokensForgotten => "tokens go to the children",
+            Self::SwitchOfAnyAttempt => "m30",
         }
     }
     /// What it stands for: rules of the protocol, sections of the protocol on the order of
@@ -361,7 +421,20 @@ impl Mutation {
             | Self::SafeEntriesCut
             | Self::StrictShrinksBelowD
             | Self::RevertIgnored
-            | Self::LogRaisesNoClock => &[],
+            | Self::LogRaisesNoClock
+            | Self::ParentTokensForgotten => &[],
+            Self::AbortAfterCommit | Self::UnsealedByItself => &["m29"],
+            Self::CommitOfAnyAttempt
+            | Self::CommitOfAnyEpoch
+            | Self::CommitWithoutLeader
+            | Self::CommitTooFew
+            | Self::CommitOfAnyDisk => &["m27"],
+            Self::WritesAfterSeal => &["m25"],
+            Self::SealAppliedEarly => &["m26"],
+            Self::ReadyOfAnyAttempt => &["m28"],
+            Self::ReadySetIgnored => &["m17"],
+            Self::ChildFenceNotHeld => &["m18"],
+            Self::SwitchOfAnyAttempt => &["m30"],
         }
     }
 }

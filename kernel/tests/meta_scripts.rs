@@ -4,14 +4,16 @@
 //! control core proposes waits until `> commit` applies it, so that a script can put
 //! something else first. `UPDATE=1` writes what is printed now into the scripts.
 
+use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId,
-    Tick,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, Pos, ReplicaId, Seq,
+    ServerId, TabletId, Tick,
 };
 use ebla_kernel::meta::{
-    Appointment, Changes, ClusterId, Command, Comparison, Control, Effect, FenceAnswer, GaveUp, InSyncChange,
-    Input, NewTablet, Policy, RegisterServer, Reply, State, TableKind, TableSpec, Tablet, apply, cut_ranges,
+    Appointment, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer, GaveUp,
+    InSyncChange, Input, Job, JobEnd, JobKind, NewTablet, Origin, Policy, RegisterServer, ReplicaChange, Reply,
+    Settings, SplitCommit, SplitJob, State, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges,
     decode_snapshot, encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
@@ -151,6 +153,44 @@ impl World {
                 let masters = BTreeMap::from([(1, 11)]);
                 self.step(Input::BecameLeader { cluster_id: ClusterId(7), masters });
             }
+            "repairs" => {
+                let after = args.text("after").map(|_| args.number("after"));
+                self.control = Control::new(Settings { replaces_copies: true, replace_after_ms: after });
+            }
+            "behind" => {
+                let copy =
+                    (TabletId(args.number("t")), Epoch(args.number("epoch")), ReplicaId(args.number("r")));
+                self.step(Input::Behind { server: ServerId(args.number("s")), copies: vec![copy] });
+            }
+            "add" => {
+                let tablet = TabletId(args.number("t"));
+                let instead_of = args.text("for").map(|_| ReplicaId(args.number("for")));
+                let change = ReplicaChange::Add { tablet, server: ServerId(args.number("s")), instead_of };
+                self.apply(Command::ChangeReplicas { changes: vec![change], time_ms: self.now.0 });
+            }
+            "move" => {
+                let wish = Wish::Move {
+                    tablet: TabletId(args.number("t")),
+                    from: ServerId(args.number("from")),
+                    to: ServerId(args.number("to")),
+                };
+                self.apply(Command::StartJob { wish, origin: Origin::Operator, time_ms: self.now.0 });
+            }
+            "duty" => {
+                let duty = match args.text("is") {
+                    Some("serves") => Duty::Serves,
+                    Some("drained") => Duty::Drained,
+                    Some("leaves") => Duty::Leaves,
+                    other => panic!("is={other:?}"),
+                };
+                self.apply(Command::SetDuty { server: ServerId(args.number("s")), duty });
+            }
+            "forget" => self.apply(Command::ForgetServer { server: ServerId(args.number("s")) }),
+            "remove" => {
+                let (tablet, replica) = (TabletId(args.number("t")), ReplicaId(args.number("r")));
+                let changes = vec![ReplicaChange::Remove { tablet, replica }];
+                self.apply(Command::ChangeReplicas { changes, time_ms: self.now.0 });
+            }
             "unlead" => self.step(Input::LostLeadership),
             "open" => self.step(Input::SessionOpened {
                 server: ServerId(args.number("s")),
@@ -159,6 +199,18 @@ impl World {
             "close" => self.step(Input::SessionClosed { server: ServerId(args.number("s")) }),
             "answer" => self.step(answer(&args)),
             "alter" => self.apply(alter(&args)),
+            "split" => self.apply(split(&args, self.now)),
+            "commit-split" => self.apply(commit_split(&args, self.now)),
+            "cancel" => {
+                let (job, end, time_ms) = (JobId(args.number("j")), JobEnd::Cancelled, self.now.0);
+                self.apply(Command::EndJob { job, attempt: None, end, time_ms });
+            }
+            "jobs" => self.show_jobs(),
+            "retired" => {
+                let successors = self.state.retired(TabletId(args.number("t")));
+                let successors = successors.map(|retired| retired.successors.clone());
+                writeln!(self.out, "  {:?}", successors.unwrap_or_default()).unwrap();
+            }
             "silent" => self.step(Input::Silent {
                 server: ServerId(args.number("s")),
                 leaders: args.list("of").into_iter().map(run).collect(),
@@ -222,6 +274,10 @@ impl World {
             Effect::SendTransfer { server, tablet, epoch, replica } => {
                 format!("transfer {server}: {tablet}@{epoch} to {replica}")
             }
+            Effect::SendSeal { server, order } => {
+                let (tablet, epoch, attempt) = (order.tablet, order.epoch, order.attempt);
+                format!("seal {server}: {tablet}@{epoch} {attempt} into {}", split_text(&order.split))
+            }
             Effect::EndSession { server } => format!("end session of {server}"),
         };
         writeln!(self.out, "  {text}").unwrap();
@@ -247,13 +303,15 @@ impl World {
             }
             Reply::Created(table, tablets) => format!("{} {tablets:?}", table.id),
             Reply::Dropped(table) => format!("dropped {}", table.id),
-            Reply::Elections(results) | Reply::InSync(results) => {
+            Reply::Elections(results) | Reply::InSync(results) | Reply::Replicas(results) => {
                 let results = results.iter().map(|result| match result {
                     Ok(tablet) => tablet_text(tablet),
                     Err(rejection) => format!("rejected: {rejection}"),
                 });
                 results.collect::<Vec<_>>().join("\n  ")
             }
+            Reply::Job(job) => job_text(job),
+            Reply::Server(server) => format!("{} {:?}", server.id, server.duty),
             Reply::Compared(comparison) => format!("compared: {comparison:?}"),
             Reply::Rejected(rejection) => format!("rejected: {rejection}"),
         };
@@ -265,6 +323,12 @@ impl World {
         let copy = decode_snapshot(&encode_snapshot(&self.state)).unwrap();
         assert_eq!(copy, self.state);
         assert_eq!(state_hash(&copy), state_hash(&self.state));
+    }
+
+    fn show_jobs(&mut self) {
+        for job in self.state.jobs() {
+            writeln!(self.out, "  {}", job_text(job)).unwrap();
+        }
     }
 
     fn show(&mut self) {
@@ -289,10 +353,39 @@ fn tablet_text(tablet: &Tablet) -> String {
         format!(" after {} {} {}", former.leader.replica, former.leader.incarnation, former.epoch)
     });
     let replicas = replicas.collect::<Vec<_>>().join(" ");
+    let moving = tablet.moving.map_or(String::new(), |moving| {
+        let from = moving.from.map_or(String::new(), |from| format!(" for {from}"));
+        format!(" moving {}{from}", moving.to)
+    });
     format!(
-        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]",
+        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]{moving}",
         tablet.id, tablet.range, tablet.epoch, tablet.config_version
     )
+}
+
+fn job_text(job: &Job) -> String {
+    let what = match &job.kind {
+        JobKind::Split(split) => format!("of {} into {}", split.tablet, split_text(split)),
+        JobKind::Move(copy) => {
+            let from = copy.from_server.map_or(String::new(), |from| format!(" from {from}"));
+            format!("of {} to {}@{}{from}", copy.tablet, copy.to, copy.to_server)
+        }
+    };
+    let error = job.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
+    format!(
+        "{} {} {:?} {} {what}{error}",
+        job.id,
+        job.attempt,
+        job.origin,
+        job.state.name(),
+    )
+}
+
+fn split_text(split: &SplitJob) -> String {
+    let children = split.children.iter().map(|(id, range)| format!("{id} {range}"));
+    let copies = split.replicas.iter().map(|(parent, children)| format!("{parent}->{children:?}"));
+    let (children, copies) = (children.collect::<Vec<_>>(), copies.collect::<Vec<_>>());
+    format!("{} copies {}", children.join(" + "), copies.join(" "))
 }
 
 fn command_text(command: &Command) -> String {
@@ -306,10 +399,28 @@ fn command_text(command: &Command) -> String {
             };
             format!("appoint {}", appointments.iter().map(one).collect::<Vec<_>>().join(", "))
         }
+        Command::ChangeReplicas { changes, .. } => {
+            let one = |change: &ReplicaChange| match change {
+                ReplicaChange::Add { tablet, server, instead_of } => {
+                    let old = instead_of.map_or(String::new(), |old| format!(" for {old}"));
+                    format!("add {tablet} on {server}{old}")
+                }
+                ReplicaChange::Remove { tablet, replica } => format!("remove {replica} of {tablet}"),
+                ReplicaChange::Settle { tablet } => format!("settle {tablet}"),
+            };
+            changes.iter().map(one).collect::<Vec<_>>().join(", ")
+        }
+        Command::EndJob { job, attempt, end, .. } => {
+            format!("end {job} {}: {end:?}", attempt.map_or("any attempt".to_owned(), |a| a.to_string()))
+        }
         Command::RegisterServer(_)
+        | Command::StartJob { .. }
+        | Command::CommitSplit { .. }
         | Command::CreateTable { .. }
         | Command::DropTable { .. }
         | Command::AlterInSync { .. }
+        | Command::SetDuty { .. }
+        | Command::ForgetServer { .. }
         | Command::CompareState { .. } => {
             panic!("the control core never proposes this")
         }
@@ -327,8 +438,8 @@ fn register(args: &Args) -> Command {
         server_id: args.text("s").map(|_| ServerId(args.number("s"))),
         disk_generation: DiskGeneration(args.number("disk")),
         boot_id: args.number("boot"),
-        address: "h:1".to_owned(),
-        zone: String::new(),
+        address: args.text("at").unwrap_or("h:1").to_owned(),
+        zone: args.text("zone").unwrap_or_default().to_owned(),
         time_ms: 0,
     })
 }
@@ -386,6 +497,35 @@ fn alter(args: &Args) -> Command {
         generation: Generation::Disk(DiskGeneration(args.number("disk"))),
     };
     Command::AlterInSync { proposer: run(args.text("by").unwrap()), changes: vec![change] }
+}
+
+/// `by=operator`, the default, or `by=itself`.
+fn split(args: &Args, now: Tick) -> Command {
+    let at = args.list("at").iter().map(|key| bytes::Bytes::copy_from_slice(key.as_bytes())).collect();
+    let origin = match args.text("by") {
+        Some("itself") => Origin::Automatic,
+        Some(_) | None => Origin::Operator,
+    };
+    let wish = Wish::Split { tablet: TabletId(args.number("t")), at };
+    Command::StartJob { wish, origin, time_ms: now.0 }
+}
+
+/// `by=SERVER:RUN ready=REPLICA:DISK,..`: that leader asks for the commit.
+fn commit_split(args: &Args, now: Tick) -> Command {
+    let epoch = Epoch(args.number("epoch"));
+    let ready = args.list("ready").into_iter().map(|copy| {
+        let (id, disk) = copy.split_once(':').unwrap();
+        let generation = Generation::Disk(DiskGeneration(disk.parse().unwrap()));
+        (ReplicaId(id.parse().unwrap()), generation)
+    });
+    let commit = SplitCommit {
+        tablet: TabletId(args.number("t")),
+        attempt: Attempt(args.number("a")),
+        epoch,
+        seal: LogEnd { pos: Pos::new(epoch, Seq(args.number("seal"))), hash: 0, ts: Hlc(0) },
+        ready: ready.collect(),
+    };
+    Command::CommitSplit { proposer: run(args.text("by").unwrap()), commit, time_ms: now.0 }
 }
 
 /// `SERVER:RUN`.

@@ -9,13 +9,13 @@ use crate::limits::CONTROL_QUEUE_MAX;
 use crate::liveness::Liveness;
 use crate::raft::node::Raft;
 use crate::raft::view::Role;
-use ebla_kernel::ids::{Incarnation, ServerId, TabletId, Tick};
+use ebla_kernel::ids::{Attempt, Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
 use ebla_kernel::meta::{
     Changes, ClusterId, Command, Control, Effect, Fence, FenceAnswer, GaveUp, InSyncChange, Input, Reply,
-    State, TransferRefusal,
+    Settings, SplitCommit, State, TransferRefusal,
 };
 use ebla_proto::error::{ApiError, Reason};
-use ebla_proto::{meta, v1};
+use ebla_proto::{meta, split, v1};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,12 +41,18 @@ pub(crate) enum Event {
     GaveUp { server: ServerId, number: u64, epochs: Vec<GaveUp> },
     /// A server says whom it has not heard of.
     Silent { server: ServerId, number: u64, leaders: BTreeSet<(ServerId, Incarnation)> },
+    /// A server says which copies of what it leads are too far behind.
+    Behind { server: ServerId, number: u64, copies: Vec<(TabletId, Epoch, ReplicaId)> },
     /// A server asks for changes of the in-sync sets of tablets that it leads.
     Proposals { server: ServerId, number: u64, changes: Vec<InSyncChange> },
     /// A command with such changes was applied: the changes and whether each was accepted.
     Altered { server: ServerId, number: u64, answers: Vec<(InSyncChange, bool)> },
     /// Such a command was lost, perhaps: the server asks again.
     AlterationLost { server: ServerId, number: u64 },
+    /// A server asks for commits of splits of tablets that it leads.
+    Commits { server: ServerId, number: u64, commits: Vec<SplitCommit> },
+    /// Such a commit was refused for good.
+    CommitRefused { server: ServerId, number: u64, tablet: TabletId, epoch: Epoch, attempt: Attempt },
     /// An operator wants the copy on `server` to lead. Answered with whether the order went out.
     Transfer { tablet: TabletId, server: ServerId, answer: oneshot::Sender<Result<(), TransferRefusal>> },
     /// A server answered fences.
@@ -97,12 +103,13 @@ impl Controller {
         raft: Raft,
         liveness: Arc<Liveness>,
         peers: BTreeMap<u64, String>,
+        settings: Settings,
     ) -> (Self, Events, mpsc::Receiver<Event>) {
         let (events, inbox) = mpsc::channel(CONTROL_QUEUE_MAX);
         let controller = Self {
             raft,
             liveness,
-            core: Control::default(),
+            core: Control::new(settings),
             events: events.downgrade(),
             sessions: BTreeMap::new(),
             term: None,
@@ -213,6 +220,9 @@ impl Controller {
             Event::Silent { server, number, leaders } if self.is_present(server, number) => {
                 self.step(Input::Silent { server, leaders });
             }
+            Event::Behind { server, number, copies } if self.is_present(server, number) => {
+                self.step(Input::Behind { server, copies });
+            }
             Event::Answers { server, number, answers } if self.is_present(server, number) => {
                 self.step(Input::FenceAnswered { server, answers });
             }
@@ -225,10 +235,21 @@ impl Controller {
             Event::AlterationLost { server, number } if self.is_present(server, number) => {
                 self.on_altered(server, &[]);
             }
+            Event::Commits { server, number, commits } if self.is_present(server, number) => {
+                commits.into_iter().for_each(|commit| self.commit_split(server, number, commit));
+            }
+            Event::CommitRefused { server, number, tablet, epoch, attempt }
+                if self.is_present(server, number) =>
+            {
+                self.refuse_split(server, tablet, epoch, attempt);
+            }
             // Of a session that is over.
             Event::Closed { .. }
+            | Event::Commits { .. }
+            | Event::CommitRefused { .. }
             | Event::GaveUp { .. }
             | Event::Silent { .. }
+            | Event::Behind { .. }
             | Event::Answers { .. }
             | Event::Proposals { .. }
             | Event::Altered { .. }
@@ -292,6 +313,34 @@ impl Controller {
             // A controller that is gone has no sessions.
             let _ = events.send(event).await;
         });
+    }
+
+    /// Proposes the commit of a split. What was committed comes to the leader as an assignment;
+    /// a proposal that is lost it asks for again.
+    fn commit_split(&self, server: ServerId, number: u64, commit: SplitCommit) {
+        let Some(incarnation) = self.sessions.get(&server).map(|session| session.incarnation) else { return };
+        let Some(events) = self.events.upgrade() else { return };
+        let (tablet, epoch, attempt) = (commit.tablet, commit.epoch, commit.attempt);
+        let (proposer, time_ms) = ((server, incarnation), clock::wall_ms());
+        let command = Command::CommitSplit { proposer, commit, time_ms };
+        let raft = self.raft.clone();
+        tokio::spawn(async move {
+            if let Ok(Reply::Rejected(why)) = raft.propose(command).await {
+                tracing::info!(%tablet, %attempt, %why, "the commit of a split was refused");
+                // A controller that is gone has no sessions.
+                let _ = events.send(Event::CommitRefused { server, number, tablet, epoch, attempt }).await;
+            }
+        });
+    }
+
+    fn refuse_split(&mut self, server: ServerId, tablet: TabletId, epoch: Epoch, attempt: Attempt) {
+        let refusal =
+            v1::SplitRefusal { tablet_id: tablet.0, epoch: epoch.0, attempt: attempt.0 };
+        let refusals = v1::SplitRefusals { refusals: vec![refusal] };
+        let message = v1::session_response::Message::SplitRefusals(refusals);
+        if let Some(server) = self.send(server, message) {
+            self.step(Input::SessionClosed { server });
+        }
     }
 
     fn is_present(&self, server: ServerId, number: u64) -> bool {
@@ -378,6 +427,10 @@ impl Controller {
                 let transfers = v1::Transfers { transfers: vec![transfer] };
                 self.send(server, v1::session_response::Message::Transfers(transfers))
             }
+            Effect::SendSeal { server, order } => {
+                let orders = v1::SealOrders { orders: vec![split::seal_order_to_wire(&order)] };
+                self.send(server, v1::session_response::Message::SealOrders(orders))
+            }
             Effect::EndSession { server } => {
                 self.end(server, superseded(server));
                 None
@@ -453,6 +506,13 @@ impl Assignee {
             table: Some(meta::table_to_wire(table)),
             leads,
             appointed_ts: tablet.appointed_ts.0,
+            aborted_attempt: tablet.aborted.0,
+            parent: tablet.parent.map(|parent| v1::TabletParent {
+                tablet_id: parent.tablet.0,
+                attempt: parent.attempt.0,
+                seal: Some(split::log_end_to_wire(parent.seal)),
+                epoch: parent.epoch.0,
+            }),
         })
     }
 }

@@ -51,12 +51,24 @@ reasons! {
     TableExists = "TABLE_EXISTS", AlreadyExists;
     /// No tablet of this id.
     TabletNotFound = "TABLET_NOT_FOUND", NotFound;
+    /// The tablet is no more; others took its place.
+    TabletRetired = "TABLET_RETIRED", FailedPrecondition;
+    /// No job of this id.
+    JobNotFound = "JOB_NOT_FOUND", NotFound;
+    /// Another job is about the same tablet.
+    JobConflict = "JOB_CONFLICT", FailedPrecondition;
+    /// The job is over, or past the point from which it only goes forward.
+    JobEnded = "JOB_ENDED", FailedPrecondition;
+    /// The job was given up or ended by somebody; nothing of it stays.
+    JobFailed = "JOB_FAILED", Aborted;
     /// No server of this id.
     ServerNotFound = "SERVER_NOT_FOUND", NotFound;
     /// A table wants more copies than there are servers up; nothing was created.
     TooFewServers = "TOO_FEW_SERVERS", FailedPrecondition;
     /// Leadership cannot go where it was asked to go.
     NotTransferable = "NOT_TRANSFERABLE", FailedPrecondition;
+    /// A copy cannot move where it was asked to go.
+    NotMovable = "NOT_MOVABLE", FailedPrecondition;
     /// No such record in the loss ledger.
     RecordNotFound = "RECORD_NOT_FOUND", NotFound;
     /// This copy is not recent enough for the read; another one, or the leader, may be.

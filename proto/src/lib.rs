@@ -5,6 +5,7 @@ pub mod convert;
 pub mod error;
 pub mod meta;
 pub mod replication;
+pub mod split;
 
 /// Generated messages, clients and servers of package `ebla.v1`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]

@@ -8,7 +8,7 @@ use ebla_kernel::ids::{
     ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId,
 };
 use ebla_kernel::meta::{
-    BadTable, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server, State, Table,
+    BadTable, Duty, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server, State, Table,
     TableKind, TableSpec, Tablet, TransferRefusal,
 };
 
@@ -41,9 +41,33 @@ impl From<Rejection> for ApiError {
             | Rejection::NoReplica(_)
             | Rejection::StaleCopy(_)
             | Rejection::NothingToChange(_)
-            | Rejection::TooFewInSync(_) => Reason::Internal,
+            | Rejection::TooFewInSync(_)
+            | Rejection::StaleAttempt(_)
+            | Rejection::NotReady(_) => Reason::Internal,
+            Rejection::HasCopy(_)
+            | Rejection::NoCopy(..)
+            | Rejection::ServerLeaves(_)
+            | Rejection::CopyIsNeeded(_)
+            | Rejection::EnoughCopies(_) => Reason::NotMovable,
+            Rejection::TooFewLeft(..) => Reason::TooFewServers,
+            Rejection::ServerInUse(_) => Reason::NotMovable,
+            Rejection::NoServer(_) => Reason::ServerNotFound,
+            Rejection::JobCommitted(_) => Reason::JobEnded,
+            Rejection::Retired(..) => Reason::TabletRetired,
+            Rejection::BadSplitPoint(_) | Rejection::BadSplitCount => Reason::BadRequest,
+            Rejection::JobRuns(_) => Reason::JobConflict,
+            Rejection::NoJob(_) => Reason::JobNotFound,
+            Rejection::JobEnded(_) => Reason::JobEnded,
         };
-        Self::new(reason, rejection.to_string())
+        let error = Self::new(reason, rejection.to_string());
+        if let Rejection::Retired(_, successors) = &rejection {
+            let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
+            return error.with("successors", ids.join(","));
+        }
+        if let Rejection::JobRuns(job) | Rejection::JobEnded(job) = &rejection {
+            return error.with("job", job.id.0);
+        }
+        error
     }
 }
 
@@ -165,6 +189,7 @@ fn replica_to_wire(tablet: &Tablet, replica: &Replica) -> v1::Replica {
         server_id: replica.server.0,
         in_sync: tablet.in_sync.contains(&replica.id),
         lost: replica.lost,
+        leaving: tablet.leaving() == Some(replica.id),
     }
 }
 
@@ -178,6 +203,30 @@ pub fn server_to_wire(server: &Server, state: v1::ServerState) -> v1::Server {
         state: state as i32,
         ordinal: server.ordinal.0,
         incarnation: server.incarnation.0,
+        duty: duty_to_wire(server.duty) as i32,
+    }
+}
+
+fn duty_to_wire(duty: Duty) -> v1::ServerDuty {
+    match duty {
+        Duty::Serves => v1::ServerDuty::Serves,
+        Duty::Drained => v1::ServerDuty::Drained,
+        Duty::Leaves => v1::ServerDuty::Leaves,
+    }
+}
+
+/// What a server is to be wanted for.
+///
+/// # Errors
+/// `BAD_REQUEST` when the request does not say.
+pub fn duty(wire: i32) -> Result<Duty, ApiError> {
+    match v1::ServerDuty::try_from(wire) {
+        Ok(v1::ServerDuty::Serves) => Ok(Duty::Serves),
+        Ok(v1::ServerDuty::Drained) => Ok(Duty::Drained),
+        Ok(v1::ServerDuty::Leaves) => Ok(Duty::Leaves),
+        Ok(v1::ServerDuty::Unspecified) | Err(_) => {
+            Err(ApiError::new(Reason::BadRequest, "say what the server is wanted for"))
+        }
     }
 }
 
@@ -204,6 +253,16 @@ pub fn gave_up(reports: &[v1::TabletReport]) -> Vec<GaveUp> {
         successor: (report.successor_replica_id > 0).then_some(ReplicaId(report.successor_replica_id)),
     });
     gave_up.collect()
+}
+
+/// The copies that a server cannot bring up from its log, with the epoch that it leads.
+#[must_use]
+pub fn behind(reports: &[v1::TabletReport]) -> Vec<(TabletId, Epoch, ReplicaId)> {
+    let of = |report: &v1::TabletReport| {
+        let (tablet, epoch) = (TabletId(report.tablet_id), Epoch(report.serving_epoch));
+        report.behind_replica_ids.iter().map(move |id| (tablet, epoch, ReplicaId(*id))).collect::<Vec<_>>()
+    };
+    reports.iter().flat_map(of).collect()
 }
 
 /// One run of a server.

@@ -6,7 +6,7 @@ use crate::v1::replica_message::Message;
 use bytes::Bytes;
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{DiskGeneration, Epoch, Generation, Pos, ReplicaId, Seq, ServerRun, TabletId};
+use ebla_kernel::ids::{Attempt, DiskGeneration, Epoch, Generation, Pos, ReplicaId, Seq, ServerRun, TabletId};
 use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun};
 
 /// Between whom a message goes.
@@ -67,9 +67,12 @@ pub fn message_to_wire(envelope: Envelope, message: &PeerMessage) -> v1::Replica
         PeerMessage::Append { prev, entries, q } => {
             append_to_wire(envelope, *prev, entries.iter().map(|entry| entry.encode().into()).collect(), *q)
         }
-        PeerMessage::Ack { pos, q } => {
-            envelope.close(Message::Ack(v1::ReplicaAck { epoch: pos.epoch.0, seq: pos.seq.0, q_seq: q.0 }))
-        }
+        PeerMessage::Ack { pos, q, ready } => envelope.close(Message::Ack(v1::ReplicaAck {
+            epoch: pos.epoch.0,
+            seq: pos.seq.0,
+            q_seq: q.0,
+            ready_attempt: ready.0,
+        })),
         PeerMessage::Refuse => envelope.close(Message::Refusal(v1::ReplicaRefusal {})),
         PeerMessage::CloseWanted { ts } => {
             envelope.close(Message::CloseWanted(v1::ReplicaCloseWanted { ts: ts.0 }))
@@ -96,9 +99,11 @@ pub fn peer_input(
             entries: append.entries.iter().map(read_entry).collect::<Result<_, _>>()?,
             q: Pos::new(Epoch(append.q_epoch), Seq(append.q_seq)),
         },
-        Some(Message::Ack(ack)) => {
-            PeerMessage::Ack { pos: Pos::new(Epoch(ack.epoch), Seq(ack.seq)), q: Seq(ack.q_seq) }
-        }
+        Some(Message::Ack(ack)) => PeerMessage::Ack {
+            pos: Pos::new(Epoch(ack.epoch), Seq(ack.seq)),
+            q: Seq(ack.q_seq),
+            ready: Attempt(ack.ready_attempt),
+        },
         Some(Message::Refusal(_)) => PeerMessage::Refuse,
         Some(Message::CloseWanted(wanted)) => PeerMessage::CloseWanted { ts: Hlc(wanted.ts) },
         None => {
@@ -120,7 +125,7 @@ fn read_entry(bytes: &Bytes) -> Result<Entry, ApiError> {
 mod tests {
     use super::*;
     use ebla_kernel::entry::{LogEnd, Payload};
-    use ebla_kernel::ids::{Incarnation, ServerId};
+    use ebla_kernel::ids::{Attempt, Incarnation, ServerId};
 
     #[test]
     fn messages_survive_the_wire() {
@@ -131,7 +136,7 @@ mod tests {
             PeerMessage::Hello { end: pos, epochs: vec![(Epoch(1), Seq(1)), (Epoch(2), Seq(7))] },
             PeerMessage::Append { prev: Pos::new(Epoch(1), Seq(4)), entries: vec![entry], q: pos },
             PeerMessage::Append { prev: Pos::ZERO, entries: Vec::new(), q: Pos::ZERO },
-            PeerMessage::Ack { pos, q: Seq(3) },
+            PeerMessage::Ack { pos, q: Seq(3), ready: Attempt(7) },
             PeerMessage::Refuse,
             PeerMessage::CloseWanted { ts: Hlc(8) },
         ];

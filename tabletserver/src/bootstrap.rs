@@ -16,16 +16,19 @@ use crate::ledger::Ledger;
 use crate::limits;
 use crate::oplog::{Oplog, OplogConfig};
 use crate::pipeline::{CutStores, finish_cuts};
-use crate::registry::{EpochSpan, Registry, ReplicaRecord, ReplicaState};
+use crate::registry::{EpochSpan, Registry, ReplicaRecord, ReplicaState, StagedRecord};
 use crate::replicas::Replicas;
-use crate::store::Store;
+use crate::store::{Applied, Store};
+use crate::succession::Inherited;
 use crate::store::gc::Floors;
 use crate::store::rocks::{RocksConfig, RocksStore};
 use ebla_kernel::entry::{Entry, LogEnd, Payload};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::Seq;
 use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
+use ebla_kernel::op::Change;
 use ebla_kernel::range_tombstones::RangeTombstones;
+use ebla_kernel::tablet::Seals;
 use ebla_kernel::tablet::token::TokenTable;
 use std::path::Path;
 use std::sync::Arc;
@@ -70,6 +73,10 @@ pub struct RecoveredReplica {
     pub tokens: TokenTable,
     /// Its range tombstones.
     pub tombstones: RangeTombstones,
+    /// The seals of its log.
+    pub seals: Seals,
+    /// What is to take its place.
+    pub staged: Option<StagedRecord>,
 }
 
 /// Opens `config.data_dir` and looks through its log.
@@ -92,13 +99,14 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
     let oplog = Arc::new(Oplog::open(&config.data_dir.join("oplog"), &OplogConfig::default())?);
     let ledger = Arc::new(Ledger::open(&config.data_dir.join("lost"))?);
     let registry = Arc::new(registry);
-    let replicas = Arc::new(Replicas::new(Arc::clone(&registry), content.replicas));
+    let (hlc_bound, lease_ms_max) = (content.hlc_bound, content.lease_ms_max);
+    let replicas = Arc::new(Replicas::new(Arc::clone(&registry), content));
     let mut opened = Opened {
         dir,
         registry,
         replicas,
-        hlc_bound: content.hlc_bound,
-        lease_ms_max: content.lease_ms_max,
+        hlc_bound,
+        lease_ms_max,
         store,
         floors,
         oplog,
@@ -107,7 +115,8 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
     };
     finish_cuts(&opened.cut_stores())?;
     for record in opened.replicas.all().iter().filter(|record| record.state == ReplicaState::Active) {
-        opened.recovered.push(recover(record, &opened.oplog, &*opened.store)?);
+        let recovered = recover(record, &opened.replicas, &opened.oplog, &*opened.store)?;
+        opened.recovered.push(recovered);
     }
     Clock::catch_up(opened.hlc_bound);
     info!(replicas = opened.recovered.len(), "the data directory is open");
@@ -137,9 +146,18 @@ fn check_present(data_dir: &Path, store: &str) -> Result<(), Error> {
     Err(Error::Damaged { what: format!("{store}/ is missing or empty in {}", data_dir.display()) })
 }
 
-/// Looks through the log of one replica.
-fn recover(record: &ReplicaRecord, oplog: &Oplog, store: &dyn Store) -> Result<RecoveredReplica, Error> {
-    let mut replay = Replay::new(record, oplog.bounds(record.tablet))?;
+/// Looks through the log of one replica, those that it goes on from first.
+fn recover(
+    record: &ReplicaRecord,
+    replicas: &Replicas,
+    oplog: &Oplog,
+    store: &dyn Store,
+) -> Result<RecoveredReplica, Error> {
+    let mut inherited = Inherited::default();
+    for ancestor in replicas.ancestors(record) {
+        inherited.replay(record, &ancestor, oplog, store)?;
+    }
+    let mut replay = Replay::new(record, oplog.bounds(record.tablet), inherited)?;
     while let Some(from) = replay.next {
         let entries = oplog.read(record.tablet, from, limits::REPLAY_BATCH_BYTES)?;
         for entry in &entries {
@@ -148,18 +166,35 @@ fn recover(record: &ReplicaRecord, oplog: &Oplog, store: &dyn Store) -> Result<R
         replay.next = entries.last().map(|last| last.seq().next());
     }
     let end = replay.finish(record)?;
-    let mut tombstones = RangeTombstones::new();
-    for tombstone in store.load_range_tombstones(record.table, &record.range)? {
-        let (from, to) = (tombstone.range.start().clone(), tombstone.range.end().cloned());
-        tombstones.insert(from, to, tombstone.ts);
-    }
+    let staged = replicas.staged(record.tablet);
+    let known = staged.as_ref().map(|staged| Seals::staged(staged.seal.clone(), staged.end));
+    // The seal itself may be purged; what is staged names it.
+    let seals = if replay.seals == Seals::default() { known.unwrap_or_default() } else { replay.seals };
     Ok(RecoveredReplica {
         record: record.clone(),
         end,
         epochs: replay.epochs,
         tokens: replay.tokens,
-        tombstones,
+        tombstones: load_tombstones(record, store)?,
+        seals,
+        staged,
     })
+}
+
+/// The range tombstones of a replica. One that reaches beyond it is left of a tablet that it was
+/// made of, and is cut now, should a crash have taken the cut.
+fn load_tombstones(record: &ReplicaRecord, store: &dyn Store) -> Result<RangeTombstones, Error> {
+    let mut tombstones = RangeTombstones::new();
+    for tombstone in store.load_range_tombstones(record.table, &record.range)? {
+        let Some(own) = tombstone.range.intersect(&record.range) else { continue };
+        let (from, to) = (own.start().clone(), own.end().cloned());
+        if own != tombstone.range {
+            let change = Change::RangeTombstone { from: from.clone(), to: to.clone() };
+            store.apply(&[Applied { table: record.table, ts: tombstone.ts, change: &change }])?;
+        }
+        tombstones.insert(from, to, tombstone.ts);
+    }
+    Ok(tombstones)
 }
 
 /// A log on its way through the checks of recovery.
@@ -169,11 +204,16 @@ struct Replay {
     end: Option<LogEnd>,
     epochs: Vec<EpochSpan>,
     tokens: TokenTable,
+    seals: Seals,
 }
 
 impl Replay {
-    fn new(record: &ReplicaRecord, bounds: Option<(Seq, Seq)>) -> Result<Self, Error> {
-        let flushed = record.flushed.pos.seq;
+    fn new(
+        record: &ReplicaRecord,
+        bounds: Option<(Seq, Seq)>,
+        inherited: Inherited,
+    ) -> Result<Self, Error> {
+        let (flushed, base) = (record.flushed.pos.seq, record.base.pos.seq);
         if let Some((first, last)) = bounds {
             if first > flushed.next() {
                 return Err(damaged(record, &format!("the log begins at {first}, rows end at {flushed}")));
@@ -185,18 +225,23 @@ impl Replay {
                 ));
             }
         }
-        if bounds.is_none() && flushed > Seq(0) {
+        if bounds.is_none() && flushed > base {
             // A purge keeps the last entry.
             return Err(damaged(record, &format!("the log is empty, rows are flushed to {flushed}")));
         }
-        let is_whole = bounds.map_or(flushed == Seq(0), |(first, _)| first == Seq(1));
-        // Tokens of purged entries are forgotten. None of them was issued after this.
-        let floor_ms = if is_whole { 0 } else { record.flushed.ts.ms() + TOKEN_CLOCK_SLACK_MS + 1 };
+        let is_whole = bounds.map_or(flushed == base, |(first, _)| first == base.next());
+        let goes_on = inherited.end == Some(record.base) || base == Seq(0);
+        let (end, tokens) = match is_whole && goes_on {
+            true => (inherited.end, inherited.tokens),
+            // Tokens of purged entries are forgotten. None of them was issued after this.
+            false => (None, TokenTable::complete_from(record.flushed.ts.ms() + TOKEN_CLOCK_SLACK_MS + 1)),
+        };
         Ok(Self {
             next: bounds.map(|(first, _)| first),
-            end: None,
+            end,
             epochs: record.epochs.clone(),
-            tokens: TokenTable::complete_from(floor_ms),
+            tokens,
+            seals: Seals::default(),
         })
     }
 
@@ -222,6 +267,7 @@ impl Replay {
             self.epochs.push(EpochSpan { epoch: entry.pos.epoch, first: entry.seq() });
         }
         self.tokens.note_entry(entry);
+        self.seals.note(entry);
         self.end = Some(entry.end());
         Ok(())
     }

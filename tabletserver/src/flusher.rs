@@ -3,6 +3,9 @@
 //! The order is the point. Positions are noted *before* the flush begins, recorded after it
 //! has returned, and only what is recorded is purged from the log. RocksDB's own flushes
 //! need no notice: replaying exact versions is idempotent.
+//!
+//! The log of a retired tablet goes when a flush that began after the switch has returned and
+//! its tokens are out of their window, or when nothing here goes on from it.
 
 use crate::error::Error;
 use crate::limits;
@@ -51,13 +54,21 @@ struct Progress {
     marks: VecDeque<(Instant, Seq)>,
 }
 
+/// What is known of logs between flushes.
+#[derive(Default)]
+struct Marks {
+    tablets: HashMap<TabletId, Progress>,
+    /// Since when the rows of a retired tablet are known to be durable.
+    retired: HashMap<TabletId, Instant>,
+}
+
 impl Flusher {
     /// Runs until the server stops, then flushes a last time.
     ///
     /// # Errors
     /// When the store or the registry fails: the server must end.
     pub fn run(self) -> Result<(), Error> {
-        let mut progress = HashMap::new();
+        let mut progress = Marks::default();
         let mut last_flush = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             std::thread::sleep(limits::FLUSHER_PACE);
@@ -81,8 +92,12 @@ impl Flusher {
             || is_log_full()
     }
 
-    fn flush(&self, progress: &mut HashMap<TabletId, Progress>) -> Result<(), Error> {
+    fn flush(&self, marks: &mut Marks) -> Result<(), Error> {
+        let progress = &mut marks.tablets;
         let cuts = self.replicas.cuts();
+        let retired = self.replicas.retired();
+        let unflushed_retired: Vec<TabletId> =
+            retired.iter().filter(|retired| retired.flushed != retired.seal).map(|r| r.tablet).collect();
         let directory = self.node.directory.load_full();
         progress.retain(|id, _| directory.tablet(*id).is_some());
         let unflushed: Vec<Flushed> = directory
@@ -96,9 +111,10 @@ impl Flusher {
             })
             .map(|tablet| noted(tablet))
             .collect();
-        if !unflushed.is_empty() {
+        if !unflushed.is_empty() || !unflushed_retired.is_empty() {
             let started = Instant::now();
             self.node.reader.store.flush()?;
+            self.replicas.retired_flushed(&unflushed_retired)?;
             if !self.replicas.flushed(cuts, &unflushed)? {
                 return Ok(()); // a log was cut meanwhile: noted anew next time
             }
@@ -114,6 +130,34 @@ impl Flusher {
             }
         }
         self.purge(&directory, progress);
+        if !retired.is_empty() {
+            self.release_retired(&mut marks.retired)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the logs of retired tablets go that nothing needs.
+    fn release_retired(&self, flushed: &mut HashMap<TabletId, Instant>) -> Result<(), Error> {
+        let is_over = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
+        let window = Duration::from_millis(TOKEN_WINDOW_MS);
+        let retired = self.replicas.retired();
+        for retired in retired.iter().filter(|retired| retired.flushed == retired.seal) {
+            flushed.entry(retired.tablet).or_insert_with(Instant::now);
+        }
+        let is_out = |since: &Instant| is_over || since.elapsed() >= window;
+        let mut gone: Vec<TabletId> =
+            flushed.iter().filter(|(_, since)| is_out(since)).map(|(tablet, _)| *tablet).collect();
+        gone.extend(self.replicas.retired_without_heirs());
+        flushed.retain(|tablet, _| !gone.contains(tablet));
+        if gone.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.oplog.remove(&gone) {
+            warn!(%error, "logs of retired tablets stay for now");
+            return Ok(());
+        }
+        debug!(tablets = gone.len(), "let the logs of retired tablets go");
+        self.replicas.forget_retired(&gone)?;
         Ok(())
     }
 
@@ -184,5 +228,5 @@ fn noted(tablet: &TabletHandle) -> Flushed {
     let begun = tablet.epochs.load();
     let begun = begun.iter().filter(|(_, first)| *first <= end.pos.seq);
     let epochs = begun.map(|(epoch, first)| EpochSpan { epoch: *epoch, first: *first }).collect();
-    Flushed { tablet: tablet.id, end, epochs, rows, bytes }
+    Flushed { tablet: tablet.id, replica: tablet.replica, end, epochs, rows, bytes }
 }

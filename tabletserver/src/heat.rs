@@ -261,6 +261,7 @@ mod tests {
             tombstones: RangeTombstones::new(),
             applied: LogEnd::default(),
             end: LogEnd::default(),
+            base: LogEnd::default(),
             epochs: Vec::new(),
             lineage: Lineage(1),
         })

@@ -7,6 +7,7 @@ mod bootstrap;
 mod clock;
 mod config;
 mod copy_read;
+mod copying;
 mod disk;
 #[cfg(test)]
 mod documented;
@@ -35,6 +36,7 @@ mod routes;
 mod server;
 mod service;
 pub mod store;
+mod succession;
 mod tablets;
 
 pub use config::Config;

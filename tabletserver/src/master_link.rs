@@ -11,9 +11,12 @@ use crate::node::Node;
 use crate::pipeline::{Control, Fenced, Outward, SequencerHandle};
 use crate::replica_set::{ReplicaSet, clock_floor};
 use crate::replicas::Replicas;
-use ebla_kernel::ids::{ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId};
-use ebla_kernel::tablet::{FenceAnswer, PeerRun, Proposal};
+use crate::store::Store;
+use crate::succession::stage;
+use ebla_kernel::ids::{Attempt, ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId};
+use ebla_kernel::tablet::{FenceAnswer, PeerRun, Proposal, SplitProposal};
 use ebla_proto::error::{ApiError, Reason};
+use ebla_proto::split::{log_end_to_wire, seal_order};
 use ebla_proto::v1;
 use ebla_proto::v1::route_service_client::RouteServiceClient;
 use ebla_proto::v1::server_control_service_client::ServerControlServiceClient;
@@ -153,7 +156,14 @@ async fn try_open(address: &str, register: v1::Register) -> Result<Session, toni
         let mut down = client.session(ReceiverStream::new(messages)).await?.into_inner();
         match down.message().await?.and_then(|response| response.message) {
             Some(Down::Registered(registered)) => Ok(Session { up, down, registered }),
-            Some(Down::Fences(_) | Down::Assignments(_) | Down::InSyncAnswers(_) | Down::Transfers(_))
+            Some(
+                Down::Fences(_)
+                | Down::Assignments(_)
+                | Down::InSyncAnswers(_)
+                | Down::Transfers(_)
+                | Down::SealOrders(_)
+                | Down::SplitRefusals(_),
+            )
             | None => Err(tonic::Status::unavailable("the master ended the session at once")),
         }
     };
@@ -183,7 +193,7 @@ pub struct Link {
     /// The server.
     pub node: Arc<Node>,
     /// Its replicas.
-    pub set: ReplicaSet,
+    pub set: Arc<ReplicaSet>,
     /// The run that the first registration gave.
     pub incarnation: Incarnation,
     /// Answers to fences, and tablets that began or ceased to serve.
@@ -198,6 +208,8 @@ pub enum Report {
     Fences(Vec<(TabletId, ReplicaId, FenceAnswer)>),
     /// Changes of in-sync sets that cores ask for.
     Proposals(Vec<(TabletId, Proposal)>),
+    /// Commits of splits that cores ask for.
+    Commits(Vec<(TabletId, SplitProposal)>),
     /// Tablets began or ceased to serve: tell at once.
     Serving,
 }
@@ -243,6 +255,7 @@ impl Link {
                 Some(report) = self.reports.recv() => match report {
                     Report::Fences(answers) => Up::FenceAnswers(self.fence_answers(answers)),
                     Report::Proposals(proposals) => Up::InSyncProposals(proposals_to_wire(&proposals)),
+                    Report::Commits(commits) => Up::SplitCommits(self.commits(&commits)),
                     Report::Serving => Up::Heartbeat(self.heartbeat()),
                 },
                 // A leader that falls silent is reported at once.
@@ -302,6 +315,21 @@ impl Link {
                 let _ = self.node.sequencer.control.send(Control::Transfer(transfers.collect()));
                 Ok(())
             }
+            Some(Down::SealOrders(orders)) => {
+                let orders = orders.orders.into_iter().filter_map(|order| {
+                    let read = seal_order(order);
+                    read.inspect_err(|error| warn!(%error, "an order to seal is ignored")).ok()
+                });
+                let _ = self.node.sequencer.control.send(Control::Seal(orders.collect()));
+                Ok(())
+            }
+            Some(Down::SplitRefusals(refusals)) => {
+                let refused = refusals.refusals.iter().map(|refusal| {
+                    (TabletId(refusal.tablet_id), Epoch(refusal.epoch), Attempt(refusal.attempt))
+                });
+                let _ = self.node.sequencer.control.send(Control::SplitRefused(refused.collect()));
+                Ok(())
+            }
             Some(Down::Registered(_)) | None => Ok(()),
         }
     }
@@ -319,6 +347,25 @@ impl Link {
             disk_generation: generation.0,
         };
         v1::FenceAnswers { answers: answers.into_iter().map(wire).collect() }
+    }
+
+    fn commits(&self, commits: &[(TabletId, SplitProposal)]) -> v1::SplitCommits {
+        let own = self.dir.lock().expect("no holder of this lock panics").identity().disk_generation;
+        let own = (self.incarnation, Generation::Disk(own));
+        let copy = |(replica, run): &(ReplicaId, Option<PeerRun>)| {
+            let (incarnation, generation) =
+                run.map_or(own, |run| (run.server.incarnation, run.generation));
+            let disk_generation = disk_number(generation);
+            v1::ReadyCopy { replica_id: replica.0, incarnation: incarnation.0, disk_generation }
+        };
+        let commit = |(tablet, proposal): &(TabletId, SplitProposal)| v1::SplitCommit {
+            tablet_id: tablet.0,
+            epoch: proposal.epoch.0,
+            attempt: proposal.attempt.0,
+            seal: Some(log_end_to_wire(proposal.seal)),
+            ready: proposal.ready.iter().map(copy).collect(),
+        };
+        v1::SplitCommits { commits: commits.iter().map(commit).collect() }
     }
 
     /// What changed since the last one.
@@ -339,9 +386,10 @@ impl Link {
                 bytes,
                 gave_up_epoch,
                 successor_replica_id: successor.map_or(0, |replica| replica.0),
+                behind_replica_ids: tablet.behind().iter().map(|replica| replica.0).collect(),
             };
             if self.told.get(&tablet.id) != Some(&report) && tablets.len() < limits::REPORTS_PER_MESSAGE {
-                self.told.insert(tablet.id, report);
+                self.told.insert(tablet.id, report.clone());
                 tablets.push(report);
             }
         }
@@ -354,12 +402,16 @@ impl Link {
     }
 }
 
+fn disk_number(generation: Generation) -> u64 {
+    match generation {
+        Generation::Disk(generation) => generation.0,
+        Generation::Process(incarnation) => incarnation.0,
+    }
+}
+
 fn proposals_to_wire(proposals: &[(TabletId, Proposal)]) -> v1::InSyncProposals {
     let wire = |(tablet, proposal): &(TabletId, Proposal)| {
-        let disk = |run: PeerRun| match run.generation {
-            Generation::Disk(generation) => generation.0,
-            Generation::Process(incarnation) => incarnation.0,
-        };
+        let disk = |run: PeerRun| disk_number(run.generation);
         v1::InSyncProposal {
             tablet_id: tablet.0,
             epoch: proposal.epoch.0,
@@ -378,6 +430,7 @@ fn proposals_to_wire(proposals: &[(TabletId, Proposal)]) -> v1::InSyncProposals 
 pub async fn forward_outward(
     mut outward: mpsc::UnboundedReceiver<Outward>,
     replicas: Arc<Replicas>,
+    store: Arc<dyn Store>,
     sequencer: SequencerHandle,
     reports: mpsc::UnboundedSender<Report>,
 ) -> Result<(), Error> {
@@ -386,6 +439,14 @@ pub async fn forward_outward(
             Outward::FenceAnswers(answers) => drop(reports.send(Report::Fences(answers))),
             Outward::ServingChanged => drop(reports.send(Report::Serving)),
             Outward::Proposals(proposals) => drop(reports.send(Report::Proposals(proposals))),
+            Outward::Commits(commits) => drop(reports.send(Report::Commits(commits))),
+            Outward::Stage(stagings) => {
+                let (replicas, store) = (Arc::clone(&replicas), Arc::clone(&store));
+                let staged = tokio::task::spawn_blocking(move || stage(&replicas, &*store, stagings))
+                    .await
+                    .map_err(|error| Error::Fatal { what: format!("registry ({error})") })??;
+                let _ = sequencer.control.send(Control::Staged(staged));
+            }
             Outward::PersistPromises(promises) => {
                 let replicas = Arc::clone(&replicas);
                 let persist = move || replicas.promise(&promises).map(|()| promises);

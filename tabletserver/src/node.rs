@@ -463,6 +463,20 @@ impl Node {
         self.clock.tick().plus_ms(timeout_ms.min(limits::REQUEST_TIMEOUT_MS_MAX))
     }
 
+    /// Others have taken the tablet's place; the first try is here, where their leader was.
+    fn retired(&self, tablet: &TabletHandle) -> ApiError {
+        let hint = format!(
+            "other tablets have taken the place of tablet {}; nothing was written: fetch the route again",
+            tablet.id.0
+        );
+        let error = ApiError::new(Reason::StaleRoute, hint).with("tablet", tablet.id.0);
+        let own = self.peers.identity().map_or(0, |own| own.run.server.0);
+        match self.routes.now().server(own) {
+            Some(server) => error.with("leader", &server.address),
+            None => error,
+        }
+    }
+
     fn refusal(&self, tablet: &TabletHandle, refusal: Refusal) -> ApiError {
         match refusal {
             Refusal::NotLeader => {
@@ -486,6 +500,14 @@ impl Node {
                 );
                 ApiError::new(Reason::Unavailable, hint).with("tablet", tablet.id.0)
             }
+            Refusal::Sealed => {
+                let hint = format!(
+                    "other tablets are about to take the place of tablet {}; nothing was written: try again",
+                    tablet.id.0
+                );
+                ApiError::new(Reason::Unavailable, hint).with("tablet", tablet.id.0)
+            }
+            Refusal::Retired => self.retired(tablet),
             Refusal::Busy => ApiError::new(
                 Reason::Overloaded,
                 "too many writes of the tablet wait for copies; nothing was written: try again a little later",

@@ -260,8 +260,8 @@ impl Oplog {
         if self.bounds(tablet).is_none_or(|(_, last)| last <= keep) {
             return Ok(());
         }
-        if keep == Seq(0) {
-            return self.remove(&[tablet]);
+        if self.bounds(tablet).is_some_and(|(first, _)| first == keep.next()) {
+            return self.remove(&[tablet]); // what stays is in the log of the tablet's parent
         }
         let last = self.read(tablet, keep, 1)?.into_iter().next().map(Logged::from);
         let last =

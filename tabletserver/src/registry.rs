@@ -2,8 +2,8 @@
 //!
 //! A small RocksDB with its log on and every commit synced; everything in it is read once at
 //! start. A change that touches several records is one [`RegistryBatch`], all or nothing.
-//! Keys: `'r' · tablet (8 BE)`, `'h'` clock bound, `'l'` longest lease, `'g' · table (4 BE)`
-//! garbage floor. Values: a format byte, then borsh; worked bytes in `docs/formats.md`.
+//! Keys: `'r' · tablet (8 BE)`, `'s' · tablet` what is staged for a sealed one, `'o' · tablet` a
+//! retired one, `'h'` clock bound, `'l'` longest lease, `'g' · table (4 BE)` garbage floor. Values: a format byte, then borsh; worked bytes in `docs/formats.md`.
 //!
 //! Not here: the server's identity (a text file, [`crate::identity`]), table settings
 //! (metadata has them), anything per row.
@@ -12,7 +12,7 @@ use crate::limits::{
     EPOCHS_PER_REPLICA_MAX, REGISTRY_BLOCK_CACHE_BYTES, REGISTRY_FILES_OPEN_MAX, REGISTRY_WRITE_BUFFER_BYTES,
 };
 use borsh::{BorshDeserialize, BorshSerialize};
-use ebla_kernel::entry::LogEnd;
+use ebla_kernel::entry::{LogEnd, SealRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, Pos, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::range::KeyRange;
@@ -23,9 +23,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Version of the records' layout, the first byte of each.
-pub const REGISTRY_FORMAT: u8 = 2;
+pub const REGISTRY_FORMAT: u8 = 3;
 
 const REPLICA: u8 = b'r';
+const STAGED: u8 = b's';
+const RETIRED: u8 = b'o';
 const HLC_BOUND: u8 = b'h';
 const LEASE_MS_MAX: u8 = b'l';
 const GC_FLOOR: u8 = b'g';
@@ -81,6 +83,12 @@ pub enum ReplicaState {
     Active,
     /// Metadata has removed it; its range is still to be cleared. Never becomes active again.
     Tombstoned,
+    /// It is being built from another copy: what its range and its log hold is garbage, which is
+    /// never served, never acknowledged, and cleared before it is built.
+    Bootstrapping {
+        /// Counts the tries.
+        attempt: u64,
+    },
 }
 
 /// A cut of a log's tail that has begun. A crash anywhere makes it run again from here.
@@ -122,6 +130,10 @@ pub struct ReplicaRecord {
     pub flushed: LogEnd,
     /// A cut that was begun and has not ended.
     pub truncating: Option<Truncation>,
+    /// The end of the parent's log that its own goes on from; zero for one that was created.
+    pub base: LogEnd,
+    /// The tablet that it was made of here, whose log it goes on from.
+    pub parent: Option<TabletId>,
     /// Its ancestry.
     pub lineage: Lineage,
     /// Version of the in-sync set that it knows.
@@ -132,11 +144,38 @@ pub struct ReplicaRecord {
     pub bytes_estimate: u64,
 }
 
+/// What is to take the place of a sealed tablet. It neither serves nor answers.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct StagedRecord {
+    /// The children.
+    pub seal: SealRecord,
+    /// The seal in the tablet's log, which theirs go on from.
+    pub end: LogEnd,
+}
+
+/// A tablet whose place others have taken here, and whose log is still needed: for rows that no
+/// flush has made durable, and for tokens.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct RetiredRecord {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// The seal, its last entry that counts.
+    pub seal: LogEnd,
+    /// Everything up to here is durable in the store.
+    pub flushed: LogEnd,
+    /// The tablet that it was made of itself.
+    pub parent: Option<TabletId>,
+}
+
 /// Everything in a registry.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RegistryContent {
     /// The replicas, those removed included.
     pub replicas: BTreeMap<TabletId, ReplicaRecord>,
+    /// What is staged, by the tablet that is sealed.
+    pub staged: BTreeMap<TabletId, StagedRecord>,
+    /// Tablets whose place others have taken.
+    pub retired: BTreeMap<TabletId, RetiredRecord>,
     /// No timestamp above it was issued; the clock starts above it.
     pub hlc_bound: Hlc,
     /// The longest lease ever promised, in milliseconds (m21).
@@ -178,6 +217,30 @@ impl RegistryBatch {
     /// Forgets a replica.
     pub fn remove_replica(&mut self, tablet: TabletId) -> &mut Self {
         self.changes.delete(replica_key(tablet));
+        self
+    }
+
+    /// Puts what is staged for a sealed tablet.
+    pub fn put_staged(&mut self, tablet: TabletId, staged: &StagedRecord) -> &mut Self {
+        self.changes.put(tablet_key(STAGED, tablet), encode(staged));
+        self
+    }
+
+    /// Forgets what was staged.
+    pub fn remove_staged(&mut self, tablet: TabletId) -> &mut Self {
+        self.changes.delete(tablet_key(STAGED, tablet));
+        self
+    }
+
+    /// Puts the record of a retired tablet.
+    pub fn put_retired(&mut self, retired: &RetiredRecord) -> &mut Self {
+        self.changes.put(tablet_key(RETIRED, retired.tablet), encode(retired));
+        self
+    }
+
+    /// Forgets a retired tablet.
+    pub fn remove_retired(&mut self, tablet: TabletId) -> &mut Self {
+        self.changes.delete(tablet_key(RETIRED, tablet));
         self
     }
 
@@ -258,8 +321,18 @@ impl RegistryContent {
                 let table = table.try_into().map_err(|_| unknown_key(key))?;
                 self.gc_floors.insert(TableId(u32::from_be_bytes(table)), decode(value)?);
             }
+            Some((&STAGED, tablet)) => {
+                self.staged.insert(read_tablet(key, tablet)?, decode(value)?);
+            }
+            Some((&RETIRED, tablet)) => {
+                let record: RetiredRecord = decode(value)?;
+                if record.tablet != read_tablet(key, tablet)? {
+                    return Err(unknown_key(key));
+                }
+                self.retired.insert(record.tablet, record);
+            }
             Some((&REPLICA, tablet)) => {
-                let tablet = TabletId(u64::from_be_bytes(tablet.try_into().map_err(|_| unknown_key(key))?));
+                let tablet = read_tablet(key, tablet)?;
                 let record: ReplicaRecord = decode(value)?;
                 if record.tablet != tablet {
                     return Err(unknown_key(key));
@@ -273,9 +346,17 @@ impl RegistryContent {
 }
 
 fn replica_key(tablet: TabletId) -> [u8; 9] {
-    let mut key = [REPLICA; 9];
+    tablet_key(REPLICA, tablet)
+}
+
+fn tablet_key(kind: u8, tablet: TabletId) -> [u8; 9] {
+    let mut key = [kind; 9];
     key[1..].copy_from_slice(&tablet.0.to_be_bytes());
     key
+}
+
+fn read_tablet(key: &[u8], tablet: &[u8]) -> Result<TabletId, RegistryError> {
+    Ok(TabletId(u64::from_be_bytes(tablet.try_into().map_err(|_| unknown_key(key))?)))
 }
 
 fn gc_floor_key(table: TableId) -> [u8; 5] {
@@ -330,6 +411,8 @@ fn failed(tried: &'static str, source: rocksdb::Error) -> RegistryError {
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use ebla_kernel::entry::SealedChild;
+    use ebla_kernel::ids::Attempt;
 
     fn replica(tablet: u64) -> ReplicaRecord {
         ReplicaRecord {
@@ -342,11 +425,28 @@ mod tests {
             epochs: vec![EpochSpan { epoch: Epoch(3), first: Seq(9) }],
             flushed: LogEnd { pos: Pos::new(Epoch(3), Seq(12)), hash: 0xABCD, ts: Hlc(77) },
             truncating: None,
+            base: LogEnd::default(),
+            parent: None,
             lineage: Lineage(1),
             config_version: ConfigVersion(4),
             rows_estimate: 10,
             bytes_estimate: 1_000,
         }
+    }
+
+    fn staged() -> StagedRecord {
+        let child = SealedChild {
+            tablet: TabletId(9),
+            range: KeyRange::all(),
+            replicas: BTreeMap::from([(ReplicaId(6), ReplicaId(10))]),
+        };
+        let seal = SealRecord { attempt: Attempt(3), children: vec![child] };
+        StagedRecord { seal, end: replica(5).flushed }
+    }
+
+    fn retired(tablet: u64) -> RetiredRecord {
+        let (seal, flushed) = (replica(5).flushed, LogEnd::default());
+        RetiredRecord { tablet: TabletId(tablet), seal, flushed, parent: Some(TabletId(2)) }
     }
 
     #[test]
@@ -356,15 +456,20 @@ mod tests {
         assert_eq!(content, RegistryContent::default());
         let mut batch = RegistryBatch::new();
         batch.put_replica(&replica(5)).put_replica(&replica(6)).set_hlc_bound(Hlc(99));
+        batch.put_staged(TabletId(5), &staged()).put_staged(TabletId(6), &staged());
+        batch.put_retired(&retired(3)).put_retired(&retired(4));
         batch.set_lease_ms_max(1_000).set_gc_floor(TableId(2), Hlc(4)).set_gc_floor(TableId(3), Hlc(5));
         registry.commit(batch).unwrap();
         let mut batch = RegistryBatch::new();
         batch.remove_replica(TabletId(6)).remove_gc_floor(TableId(3));
+        batch.remove_staged(TabletId(6)).remove_retired(TabletId(4));
         registry.commit(batch).unwrap();
         drop(registry);
         let (_, content) = Registry::open(dir.path()).unwrap();
         let wanted = RegistryContent {
             replicas: BTreeMap::from([(TabletId(5), replica(5))]),
+            staged: BTreeMap::from([(TabletId(5), staged())]),
+            retired: BTreeMap::from([(TabletId(3), retired(3))]),
             hlc_bound: Hlc(99),
             lease_ms_max: 1_000,
             gc_floors: BTreeMap::from([(TableId(2), Hlc(4))]),

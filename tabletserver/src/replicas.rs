@@ -4,11 +4,12 @@
 //! request's way, so one lock over record and commit keeps them in order.
 
 use crate::registry::{
-    EpochSpan, Registry, RegistryBatch, RegistryError, ReplicaRecord, ReplicaState, Truncation,
+    EpochSpan, Registry, RegistryBatch, RegistryContent, RegistryError, ReplicaRecord, ReplicaState,
+    RetiredRecord, StagedRecord, Truncation,
 };
 use ebla_kernel::entry::LogEnd;
-use ebla_kernel::ids::{Epoch, TabletId};
-use std::collections::BTreeMap;
+use ebla_kernel::ids::{Epoch, ReplicaId, TabletId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -16,14 +17,35 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub struct Replicas {
     registry: Arc<Registry>,
     records: Mutex<BTreeMap<TabletId, ReplicaRecord>>,
+    /// Sealed tablets and retired ones. Locked after `records`, where both are.
+    succession: Mutex<Succession>,
     /// How many cuts were begun: a position that was noted before one says nothing after it.
     cuts: AtomicU64,
+}
+
+/// What has to do with tablets whose place others take.
+#[derive(Default)]
+struct Succession {
+    staged: BTreeMap<TabletId, StagedRecord>,
+    retired: BTreeMap<TabletId, RetiredRecord>,
+}
+
+/// A tablet whose place others take here.
+pub struct Switch {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// Its seal.
+    pub seal: LogEnd,
+    /// The records of those that take its place.
+    pub children: Vec<ReplicaRecord>,
 }
 
 /// What a flush made durable of one tablet.
 pub struct Flushed {
     /// The tablet.
     pub tablet: TabletId,
+    /// Its copy.
+    pub replica: ReplicaId,
     /// Everything up to here is on disk.
     pub end: LogEnd,
     /// The terms of its log up to there, rising.
@@ -37,8 +59,130 @@ pub struct Flushed {
 impl Replicas {
     /// The records as they were found at start.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, records: BTreeMap<TabletId, ReplicaRecord>) -> Self {
-        Self { registry, records: Mutex::new(records), cuts: AtomicU64::new(0) }
+    pub fn new(registry: Arc<Registry>, content: RegistryContent) -> Self {
+        let RegistryContent { replicas, staged, retired, .. } = content;
+        let (records, succession) = (Mutex::new(replicas), Mutex::new(Succession { staged, retired }));
+        Self { registry, records, succession, cuts: AtomicU64::new(0) }
+    }
+
+    /// What is staged for a sealed tablet.
+    #[must_use]
+    pub fn staged(&self, tablet: TabletId) -> Option<StagedRecord> {
+        self.succession().staged.get(&tablet).cloned()
+    }
+
+    /// The retired tablets whose logs the log of `record` goes on from, oldest first.
+    #[must_use]
+    pub fn ancestors(&self, record: &ReplicaRecord) -> Vec<RetiredRecord> {
+        let succession = self.succession();
+        let mut ancestors = Vec::new();
+        let mut next = record.parent;
+        while let Some(retired) = next.and_then(|parent| succession.retired.get(&parent)) {
+            ancestors.push(retired.clone());
+            next = retired.parent.filter(|parent| *parent < retired.tablet);
+        }
+        ancestors.reverse();
+        ancestors
+    }
+
+    /// Retired tablets.
+    #[must_use]
+    pub fn retired(&self) -> Vec<RetiredRecord> {
+        self.succession().retired.values().cloned().collect()
+    }
+
+    /// Retired tablets that no replica here goes on from any more.
+    #[must_use]
+    pub fn retired_without_heirs(&self) -> Vec<TabletId> {
+        let records = self.lock();
+        let active = records.values().filter(|record| record.state == ReplicaState::Active);
+        let needed: BTreeSet<TabletId> = active
+            .flat_map(|record| self.ancestors(record))
+            .map(|retired| retired.tablet)
+            .collect();
+        let retired = self.retired().into_iter().map(|retired| retired.tablet);
+        retired.filter(|tablet| !needed.contains(tablet)).collect()
+    }
+
+    /// Stores what is staged for sealed tablets, or that nothing is any more.
+    ///
+    /// # Errors
+    /// When it is not durable; then no copy is ready.
+    pub fn stage(&self, changes: &[(TabletId, Option<StagedRecord>)]) -> Result<(), RegistryError> {
+        let mut succession = self.succession();
+        let mut batch = RegistryBatch::new();
+        for (tablet, staged) in changes {
+            match staged {
+                Some(staged) => batch.put_staged(*tablet, staged),
+                None => batch.remove_staged(*tablet),
+            };
+        }
+        self.registry.commit(batch)?;
+        for (tablet, staged) in changes {
+            match staged {
+                Some(staged) => drop(succession.staged.insert(*tablet, staged.clone())),
+                None => drop(succession.staged.remove(tablet)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets others take a tablet's place: all in one batch (m30).
+    ///
+    /// # Errors
+    /// When it is not durable; then everything is as it was.
+    pub fn switch(&self, switch: Switch) -> Result<(), RegistryError> {
+        let (mut records, mut succession) = (self.lock(), self.succession());
+        let Switch { tablet, seal, children } = switch;
+        let Some(record) = records.get(&tablet) else { return Ok(()) };
+        let retired = RetiredRecord { tablet, seal, flushed: record.flushed, parent: record.parent };
+        let mut batch = RegistryBatch::new();
+        batch.remove_replica(retired.tablet).remove_staged(retired.tablet).put_retired(&retired);
+        for child in &children {
+            batch.put_replica(child);
+        }
+        self.registry.commit(batch)?;
+        records.remove(&retired.tablet);
+        records.extend(children.into_iter().map(|child| (child.tablet, child)));
+        succession.staged.remove(&retired.tablet);
+        succession.retired.insert(retired.tablet, retired);
+        Ok(())
+    }
+
+    /// Forgets retired tablets whose logs are gone.
+    ///
+    /// # Errors
+    /// When that is not durable; they are forgotten later.
+    pub fn forget_retired(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
+        let mut succession = self.succession();
+        let mut batch = RegistryBatch::new();
+        for tablet in tablets {
+            batch.remove_retired(*tablet);
+        }
+        self.registry.commit(batch)?;
+        succession.retired.retain(|tablet, _| !tablets.contains(tablet));
+        Ok(())
+    }
+
+    /// Notes that the rows of retired tablets are durable. Called before `flushed` when one
+    /// flush has served both: a child never counts as flushed beyond its base before its parent
+    /// is.
+    ///
+    /// # Errors
+    /// When it is not stored; nothing may be let go on the strength of it.
+    pub fn retired_flushed(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
+        let mut succession = self.succession();
+        let mut changed = Vec::new();
+        for retired in tablets.iter().filter_map(|tablet| succession.retired.get(tablet)) {
+            changed.push(RetiredRecord { flushed: retired.seal, ..retired.clone() });
+        }
+        let mut batch = RegistryBatch::new();
+        for retired in &changed {
+            batch.put_retired(retired);
+        }
+        self.registry.commit(batch)?;
+        succession.retired.extend(changed.into_iter().map(|retired| (retired.tablet, retired)));
+        Ok(())
     }
 
     /// All records, tombstoned ones too.
@@ -58,6 +202,39 @@ impl Replicas {
                 records.insert(record.tablet, record);
             }
         })
+    }
+
+    /// The record of a tablet's copy here.
+    #[must_use]
+    pub fn get(&self, tablet: TabletId) -> Option<ReplicaRecord> {
+        self.lock().get(&tablet).cloned()
+    }
+
+    /// Notes that a copy is built: its rows and its log are those of the source up to `end`.
+    /// None when the record is no longer that of this try.
+    ///
+    /// # Errors
+    /// When that is not durable; then it is built again.
+    pub fn end_bootstrap(
+        &self,
+        tried: &ReplicaRecord,
+        built: &Flushed,
+    ) -> Result<Option<ReplicaRecord>, RegistryError> {
+        let mut ended = None;
+        self.change(|records, touched| {
+            let record = records.get_mut(&tried.tablet);
+            let is_meant =
+                |record: &&mut ReplicaRecord| (record.replica, record.state) == (tried.replica, tried.state);
+            if let Some(record) = record.filter(is_meant) {
+                record.state = ReplicaState::Active;
+                record.flushed = built.end;
+                record.epochs = latest(&built.epochs);
+                (record.rows_estimate, record.bytes_estimate) = (built.rows, built.bytes);
+                touched.push(tried.tablet);
+                ended = Some(record.clone());
+            }
+        })?;
+        Ok(ended)
     }
 
     /// Stores promises: nothing below them is accepted any more.
@@ -91,9 +268,15 @@ impl Replicas {
             return Ok(false);
         }
         let stored = self.change(|records, touched| {
-            for Flushed { tablet, end, epochs, rows, bytes } in flushed {
-                // A cut that is under way has lowered the position.
-                let record = records.get_mut(tablet).filter(|record| record.truncating.is_none());
+            for Flushed { tablet, replica, end, epochs, rows, bytes } in flushed {
+                // A cut that is under way has lowered the position; another copy of the tablet
+                // may have taken the place of the one that was flushed.
+                let is_meant = |record: &&mut ReplicaRecord| {
+                    record.truncating.is_none()
+                        && record.replica == *replica
+                        && record.state == ReplicaState::Active
+                };
+                let record = records.get_mut(tablet).filter(is_meant);
                 if let Some(record) = record.filter(|_| self.cuts() == cuts) {
                     record.epochs = latest(epochs);
                     record.flushed = *end;
@@ -158,6 +341,12 @@ impl Replicas {
         self.registry.commit(batch)
     }
 
+    /// The end of the parent's log that a tablet's own goes on from.
+    #[must_use]
+    pub fn base(&self, tablet: TabletId) -> LogEnd {
+        self.lock().get(&tablet).map(|record| record.base).unwrap_or_default()
+    }
+
     /// Marks replicas as gone: their rows are to be cleared, and they never come back.
     ///
     /// # Errors
@@ -178,12 +367,13 @@ impl Replicas {
     /// # Errors
     /// When that is not durable; they are cleared again at the next start.
     pub fn forget(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
-        let mut records = self.lock();
+        let (mut records, mut succession) = (self.lock(), self.succession());
         let mut batch = RegistryBatch::new();
         for tablet in tablets {
-            batch.remove_replica(*tablet);
+            batch.remove_replica(*tablet).remove_staged(*tablet);
         }
         self.registry.commit(batch)?;
+        succession.staged.retain(|tablet, _| !tablets.contains(tablet));
         records.retain(|tablet, _| !tablets.contains(tablet));
         Ok(())
     }
@@ -206,6 +396,10 @@ impl Replicas {
         }
         *records = changed;
         Ok(())
+    }
+
+    fn succession(&self) -> MutexGuard<'_, Succession> {
+        self.succession.lock().expect("no holder of this lock panics")
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<TabletId, ReplicaRecord>> {

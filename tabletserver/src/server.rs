@@ -3,6 +3,7 @@
 use crate::bootstrap::{self, Opened};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::copying::{Rate, Source, Target, clear_leftovers};
 use crate::disk::{DiskGauge, SyncWatch};
 use crate::error::Error;
 use crate::flusher::Flusher;
@@ -24,7 +25,7 @@ use crate::read::Reader;
 use crate::replica_set::ReplicaSet;
 use crate::replication::{Identity, Links, Replication, keep_connected};
 use crate::routes::RouteCache;
-use crate::service::{HeatReport, Kv, Lost, Route};
+use crate::service::{HeatReport, Kv, Lost, Route, Split};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
@@ -32,11 +33,13 @@ use arc_swap::ArcSwap;
 use crossbeam::channel::{self, Receiver};
 use ebla_kernel::ids::{Incarnation, ServerId, ServerRun, TabletId};
 use ebla_proto::v1;
+use ebla_proto::v1::bootstrap_service_server::BootstrapServiceServer;
 use ebla_proto::v1::heat_service_server::HeatServiceServer;
 use ebla_proto::v1::kv_service_server::KvServiceServer;
 use ebla_proto::v1::lost_service_server::LostServiceServer;
 use ebla_proto::v1::replication_service_server::ReplicationServiceServer;
 use ebla_proto::v1::route_service_server::RouteServiceServer;
+use ebla_proto::v1::split_service_server::SplitServiceServer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -124,7 +127,9 @@ impl TabletServer {
         };
         let room = Arc::new(Semaphore::new(limits::COPIES_BYTES_MAX));
         let links = Links { node: Arc::clone(&node), oplog: Arc::clone(&opened.oplog), room };
+        let rate = Arc::new(Rate::new(config.bootstrap_bytes_per_s));
         let services = Services {
+            source: Source::new(Arc::clone(&node), Arc::clone(&opened.oplog), rate),
             node: Arc::clone(&node),
             ledger: Arc::clone(&opened.ledger),
             replication: Replication { links: links.clone() },
@@ -437,12 +442,13 @@ struct Services {
     node: Arc<Node>,
     ledger: Arc<Ledger>,
     replication: Replication,
+    source: Source,
 }
 
 impl Services {
     /// The gRPC server.
     async fn serve(self, incoming: MainConnections, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
-        let Self { node, ledger, replication } = self;
+        let Self { node, ledger, replication, source } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<KvServiceServer<Kv>>().await;
         health.set_serving::<RouteServiceServer<Route>>().await;
@@ -460,6 +466,8 @@ impl Services {
         let replication = ReplicationServiceServer::new(replication)
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let source = BootstrapServiceServer::new(source).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let split = SplitServiceServer::new(Split { node: Arc::clone(&node) });
         let route =
             RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         tonic::transport::Server::builder()
@@ -468,7 +476,9 @@ impl Services {
             .add_service(route)
             .add_service(lost)
             .add_service(heat)
+            .add_service(split)
             .add_service(replication)
+            .add_service(source)
             .add_service(health_service)
             .add_service(reflection().build_v1().map_err(bad_descriptors)?)
             .add_service(reflection().build_v1alpha().map_err(bad_descriptors)?)
@@ -503,10 +513,19 @@ async fn link(linking: Linking) -> Result<(), Error> {
     info!(server = %own.run.server, %incarnation, "registered");
     node.peers.set_identity(own.clone());
     let (reports, reports_received) = mpsc::unbounded_channel();
-    let set = ReplicaSet::new(Arc::clone(&node), Arc::clone(&replicas), opened.oplog, &own, opened.recovered);
+    let target = Target {
+        node: Arc::clone(&node),
+        replicas: Arc::clone(&replicas),
+        oplog: opened.oplog,
+        dir: config.data_dir.join("incoming"),
+    };
+    clear_leftovers(&target.dir)?;
+    let (failed, mut failures) = mpsc::unbounded_channel();
+    let set = Arc::new(ReplicaSet::new(target, &own, opened.recovered, failed));
     set.finish_removals(&replicas.all())?;
     registered.store(true, Ordering::Relaxed);
-    let forwarding = forward_outward(outward, replicas, node.sequencer.clone(), reports);
+    let store = Arc::clone(&node.reader.store);
+    let forwarding = forward_outward(outward, replicas, store, node.sequencer.clone(), reports);
     let link = Link {
         masters,
         registration,
@@ -520,6 +539,7 @@ async fn link(linking: Linking) -> Result<(), Error> {
     tokio::select! {
         result = link.run(session) => result,
         result = forwarding => result,
+        Some(error) = failures.recv() => Err(error),
     }
 }
 

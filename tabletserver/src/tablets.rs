@@ -46,6 +46,8 @@ pub struct TabletHandle {
     pub lineage: Lineage,
     /// The latest entries, for other copies.
     pub tail: Tail,
+    /// The end of the parent's log that its own goes on from; zero for one that was created.
+    pub base: LogEnd,
     /// Durable end of its log at start; everything above what was applied then is still to be.
     pub recovered: LogEnd,
     /// Which epoch began where in its log, oldest first.
@@ -60,6 +62,7 @@ pub struct TabletHandle {
     applied_ts: AtomicU64,
     applied_end: Mutex<LogEnd>,
     safe_end: Mutex<LogEnd>,
+    behind: ArcSwap<Vec<ReplicaId>>,
 }
 
 /// Rows and bytes of a tablet: counted now and then, adjusted by each write between counts.
@@ -128,6 +131,8 @@ pub struct HandleSpec {
     pub epochs: Vec<(Epoch, Seq)>,
     /// Its ancestry.
     pub lineage: Lineage,
+    /// The end of the parent's log that its own goes on from.
+    pub base: LogEnd,
 }
 
 impl TabletHandle {
@@ -145,6 +150,7 @@ impl TabletHandle {
             load: TabletLoad::default(),
             lineage: spec.lineage,
             tail: Tail::default(),
+            base: spec.base,
             recovered: spec.end,
             epochs: ArcSwap::from_pointee(spec.epochs),
             lease: ArcSwap::default(),
@@ -157,6 +163,7 @@ impl TabletHandle {
             applied_ts: AtomicU64::new(spec.applied.ts.0),
             applied_end: Mutex::new(spec.applied),
             safe_end: Mutex::default(),
+            behind: ArcSwap::default(),
         }
     }
 
@@ -238,6 +245,20 @@ impl TabletHandle {
     /// Publishes an entry at or below a Q, the newest known.
     pub fn set_safe_end(&self, end: LogEnd) {
         *self.safe_end.lock().expect("no holder of this lock panics") = end;
+    }
+
+    /// Publishes which copies this leader cannot bring up from its log.
+    pub fn set_behind(&self, behind: impl Iterator<Item = ReplicaId>) {
+        let behind: Vec<ReplicaId> = behind.collect();
+        if **self.behind.load() != behind {
+            self.behind.store(Arc::new(behind));
+        }
+    }
+
+    /// Copies that this leader cannot bring up from its log.
+    #[must_use]
+    pub fn behind(&self) -> Arc<Vec<ReplicaId>> {
+        self.behind.load_full()
     }
 
     /// The last entry whose rows are here and stay, all before it included: at its timestamp

@@ -140,7 +140,10 @@ impl Master {
             match effect {
                 Effect::Propose(command) => self.propose(command),
                 Effect::SendFences { server, fences } => self.fences.push((server, fences)),
-                Effect::SendAssignments { .. } | Effect::SendTransfer { .. } | Effect::EndSession { .. } => {}
+                Effect::SendAssignments { .. }
+                | Effect::SendTransfer { .. }
+                | Effect::SendSeal { .. }
+                | Effect::EndSession { .. } => {}
             }
         }
     }

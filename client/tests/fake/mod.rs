@@ -146,7 +146,7 @@ fn route_map(addresses: &[String], cuts: &[&'static str]) -> v1::RouteMap {
 }
 
 fn copy(server_id: u64) -> v1::Replica {
-    v1::Replica { replica_id: server_id, server_id, in_sync: true, lost: false }
+    v1::Replica { replica_id: server_id, server_id, in_sync: true, lost: false, leaving: false }
 }
 
 async fn serve(server: Server, listener: TcpListener) {

@@ -66,9 +66,12 @@ fn is_as_told(entry: &Entry, operation: &Operation, committed: &Committed) -> bo
     let Asked::Write { token, .. } = &operation.asked else { return false };
     let same = match &entry.payload {
         Payload::Write(write) => write.results == committed.results && write.token == Some(*token),
-        Payload::EpochStart { .. } | Payload::TokenFence { .. } | Payload::Revert { .. } | Payload::Close => {
-            false
-        }
+        Payload::EpochStart { .. }
+        | Payload::TokenFence { .. }
+        | Payload::Revert { .. }
+        | Payload::Close
+        | Payload::Seal(_)
+        | Payload::Unseal { .. } => false,
     };
     entry.pos == committed.pos && entry.ts == committed.ts && same
 }

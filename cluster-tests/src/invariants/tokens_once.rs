@@ -24,7 +24,11 @@ impl Invariant for TokensOnce {
         let token = match &entry.payload {
             Payload::Write(write) => write.token,
             Payload::TokenFence { token } => Some(*token),
-            Payload::EpochStart { .. } | Payload::Revert { .. } | Payload::Close => None,
+            Payload::EpochStart { .. }
+            | Payload::Revert { .. }
+            | Payload::Close
+            | Payload::Seal(_)
+            | Payload::Unseal { .. } => None,
         };
         let Some(token) = token else { return Ok(()) };
         let decided = self.decided.entry(token).or_default();

@@ -291,7 +291,11 @@ impl Server {
 
 fn token(entry: &Entry) -> Option<Token> {
     match &entry.payload {
-        Payload::EpochStart { .. } | Payload::Revert { .. } | Payload::Close => None,
+        Payload::EpochStart { .. }
+        | Payload::Revert { .. }
+        | Payload::Close
+        | Payload::Seal(_)
+        | Payload::Unseal { .. } => None,
         Payload::Write(write) => write.token,
         Payload::TokenFence { token } => Some(*token),
     }

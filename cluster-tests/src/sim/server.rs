@@ -19,15 +19,15 @@ use super::pipeline::LogStage;
 use super::promises::Pledges;
 use super::requests::{Asked, Cache, Patient, Task};
 use crate::invariants::{CoreView, Observation};
-use ebla_kernel::entry::Entry;
+use ebla_kernel::entry::{Entry, LogEnd};
 use ebla_kernel::hlc::{Hlc, HlcClock};
 use ebla_kernel::ids::{
-    DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, RequestId, Seq, ServerId, ServerRun, TabletId,
-    Tick,
+    Attempt, DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, RequestId, Seq, ServerId, ServerRun,
+    TabletId, Tick,
 };
 use ebla_kernel::lease::LeaseTerms;
 use ebla_kernel::tablet::token::TokenTable;
-use ebla_kernel::tablet::{Appointment, Effect, Input, Proposal, Recovered, Tablet};
+use ebla_kernel::tablet::{Appointment, Effect, Input, Proposal, Recovered, Seals, Tablet};
 use ebla_kernel::{meta, mutated};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -491,6 +491,9 @@ impl Server {
             end: self.disk.log.end(id),
             applied: replica.flushed,
             tokens,
+            base: LogEnd::default(),
+            seals: Seals::default(),
+            staged: Attempt(0),
         });
         let generation = Generation::Disk(self.disk.generation);
         let (server, promised) = (self.index, core.promised());
@@ -691,9 +694,12 @@ impl Server {
     fn execute(&mut self, env: &mut Env, id: TabletId, effect: Effect) {
         let index = self.index;
         match effect {
-            Effect::Except { to, epoch } => {
+            Effect::Stage { .. } | Effect::Unstage | Effect::ProposeSplit(_) => {
+                unreachable!("nobody splits a tablet here")
+            }
+            Effect::Except { tablet, to, epoch } => {
                 let Some(run) = &mut self.run else { return };
-                run.pledges.promiser.except(to, id, epoch);
+                run.pledges.promiser.except(to, tablet, epoch);
             }
             Effect::PersistPromise { epoch } => self.write_registry(env, RegistryChange::Promise(id, epoch)),
             Effect::AnswerFence(answer) => {

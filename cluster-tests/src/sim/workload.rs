@@ -227,6 +227,8 @@ impl Client {
                     Refusal::NotLeader
                     | Refusal::NoLease
                     | Refusal::Transferring
+                    | Refusal::Sealed
+                    | Refusal::Retired
                     | Refusal::OutOfRange
                     | Refusal::NotEnoughReplicas
                     | Refusal::Busy

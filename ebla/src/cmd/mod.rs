@@ -6,14 +6,17 @@ mod delete_range;
 mod dev;
 mod dev_plan;
 mod get;
+mod job;
 mod load;
 mod load_file;
 mod lost;
+mod moves;
 mod outcome;
 mod range;
 mod role;
 mod server;
 mod set;
+mod split;
 mod status;
 mod table;
 mod tablet;
@@ -38,6 +41,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Table(command) => table::run(&global, command).await,
         Command::Tablet(command) => tablet::run(&global, command).await,
         Command::Server(command) => server::run(&global, command).await,
+        Command::Job(command) => job::run(&global, command).await,
         Command::Get(args) => get::run(&global, args).await,
         Command::Set(args) => set::run(&global, args).await,
         Command::Delete(args) => delete::run(&global, args).await,

@@ -22,6 +22,7 @@ pub async fn run(global: &Global, command: Tablet) -> anyhow::Result<ExitCode> {
                 "table",
                 "start",
                 "end",
+                "state",
                 "leader",
                 "epoch",
                 "replicas",
@@ -37,6 +38,8 @@ pub async fn run(global: &Global, command: Tablet) -> anyhow::Result<ExitCode> {
             let tablet = connect(global, args.wait).await?.admin().describe_tablet(args.id).await?;
             out.describe(&tablet_json(&out, &tablet))?;
         }
+        Tablet::Split(args) => super::split::run(global, args, &mut out).await?,
+        Tablet::Move(args) => super::moves::move_tablet(global, args, &mut out).await?,
         Tablet::TransferLeader(args) => transfer_leader(global, args, &mut out).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -53,6 +56,15 @@ async fn transfer_leader(global: &Global, args: TransferLeader, out: &mut Output
     let (leader, epoch) = (tablet.leader_server_id, tablet.epoch);
     let object = json!({ "tablet": tablet.id, "leader": leader, "epoch": epoch });
     out.one(&object, || format!("server {leader} leads tablet {} in epoch {epoch}", tablet.id))
+}
+
+fn state(state: v1::TabletState) -> &'static str {
+    match state {
+        v1::TabletState::Unspecified => "unknown",
+        v1::TabletState::Serving => "serving",
+        v1::TabletState::Recovering => "recovering",
+        v1::TabletState::Splitting => "splitting",
+    }
 }
 
 fn tablet_json(out: &Output, summary: &v1::TabletSummary) -> Json {
@@ -72,6 +84,8 @@ fn tablet_json(out: &Output, summary: &v1::TabletSummary) -> Json {
     put("table", json!(summary.table));
     put("start", json!(out.text(&tablet.start)));
     put("end", json!(out.text(&tablet.end)));
+    put("state", json!(state(summary.state())));
+    put("job", json!((summary.job_id > 0).then_some(summary.job_id)));
     put("leader", json!(leader));
     put("epoch", json!(tablet.epoch));
     put("replicas", json!(servers(|_| true)));

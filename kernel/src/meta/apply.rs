@@ -4,15 +4,19 @@
 //! A command whose guard fails changes nothing and is answered with the record as it stands,
 //! so that a proposer whose answer was lost reads its own outcome.
 
-use super::command::{Appointment, Command, InSyncChange, NewTablet};
+use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
 use super::in_sync::alter;
+use super::job::{self, Job};
 use super::registration::register_server;
 use super::rejection::Rejection;
+use super::leaving::{forget_server, set_duty};
+use super::replicas::change_replica;
 use super::snapshot::state_hash;
 use super::spec::{TableKind, TableSpec, check_table_name};
+use super::split;
 use super::state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
 use crate::hlc::Hlc;
-use crate::ids::{ConfigVersion, Epoch, ReplicaId, ServerId, TableId, TabletId};
+use crate::ids::{Attempt, ConfigVersion, Epoch, JobId, ReplicaId, ServerId, TableId, TabletId};
 use crate::limits::{TABLES_MAX, TABLETS_MAX};
 use crate::mutated;
 use crate::range::KeyRange;
@@ -33,6 +37,12 @@ pub enum Reply {
     Elections(Vec<Result<Tablet, Rejection>>),
     /// One result per change of an `AlterInSync`.
     InSync(Vec<Result<Tablet, Rejection>>),
+    /// One result per change of a `ChangeReplicas`.
+    Replicas(Vec<Result<Tablet, Rejection>>),
+    /// The job as it stands now: started, ended or committed.
+    Job(Box<Job>),
+    /// The server as it is now, or was when it was forgotten.
+    Server(Box<Server>),
     /// How this state compares with the proposer's.
     Compared(Comparison),
     /// Nothing changed, and why.
@@ -74,6 +84,10 @@ pub struct Changes {
     pub tablets: BTreeSet<TabletId>,
     /// Tablets that are gone, with their table and the servers that held copies.
     pub removed_tablets: BTreeMap<TabletId, (TableId, Vec<ServerId>)>,
+    /// Servers that hold a copy no longer of a tablet that goes on without it.
+    pub removed_copies: BTreeSet<(TabletId, ServerId)>,
+    /// New and changed jobs.
+    pub jobs: BTreeSet<JobId>,
 }
 
 impl Changes {
@@ -102,6 +116,12 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::DropTable { .. }
         | Command::Recover { .. }
         | Command::AlterInSync { .. }
+        | Command::ChangeReplicas { .. }
+        | Command::SetDuty { .. }
+        | Command::ForgetServer { .. }
+        | Command::StartJob { .. }
+        | Command::EndJob { .. }
+        | Command::CommitSplit { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
     };
     state.applied = index;
@@ -121,6 +141,21 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         Command::AlterInSync { proposer, changes: asked } => {
             let alter = |change: InSyncChange| alter(state, proposer, &change, &mut changes);
             Ok(Reply::InSync(asked.into_iter().map(alter).collect()))
+        }
+        Command::ChangeReplicas { changes: asked, time_ms } => {
+            let change = |change: ReplicaChange| change_replica(state, change, time_ms, &mut changes);
+            Ok(Reply::Replicas(asked.into_iter().map(change).collect()))
+        }
+        Command::SetDuty { server, duty } => set_duty(state, server, duty, &mut changes),
+        Command::ForgetServer { server } => forget_server(state, server, &mut changes),
+        Command::StartJob { wish, origin, time_ms } => {
+            job::start(state, wish, origin, time_ms, &mut changes)
+        }
+        Command::EndJob { job, attempt, end, time_ms } => {
+            job::end(state, job, attempt, end, time_ms, &mut changes)
+        }
+        Command::CommitSplit { proposer, commit, time_ms } => {
+            split::commit(state, proposer, commit, time_ms, &mut changes)
         }
         Command::Appoint { appointments } => {
             let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);
@@ -214,12 +249,15 @@ fn create_tablet(state: &mut State, table: TableId, kind: TableKind, new: NewTab
         appointed_ts: Hlc::MIN,
         former: None,
         degraded: false,
+        moving: None,
+        parent: None,
+        aborted: Attempt(0),
     };
     state.insert_tablet(tablet);
     id
 }
 
-fn create_replica(state: &mut State, kind: TableKind, server: ServerId) -> Replica {
+pub(super) fn create_replica(state: &mut State, kind: TableKind, server: ServerId) -> Replica {
     let id: ReplicaId = state.next.replica;
     state.next.replica = id.next();
     let generation = state.servers[&server].generation(kind);
@@ -229,6 +267,7 @@ fn create_replica(state: &mut State, kind: TableKind, server: ServerId) -> Repli
 fn drop_table(state: &mut State, id: TableId, changes: &mut Changes) -> Result<Reply, Rejection> {
     let (table, tablets) = state.remove_table(id).ok_or(Rejection::NoTable(id))?;
     changes.removed_tables.insert(id);
+    job::end_all_of(state, &tablets, changes);
     for tablet in tablets {
         let servers = tablet.replicas.iter().map(|replica| replica.server).collect();
         changes.removed_tablets.insert(tablet.id, (id, servers));

@@ -1,11 +1,14 @@
 //! The commands of the metadata log. A command is a value: it can be printed, encoded and
 //! replayed. Whatever is not deterministic (ids, times, placement) comes inside.
 
+use super::job::{JobEnd, Origin, Wish};
 use super::spec::TableSpec;
-use super::state::ClusterId;
+use super::split::SplitCommit;
+use super::state::{ClusterId, Duty};
 use crate::hlc::Hlc;
 use crate::ids::{
-    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, ServerId, TableId, TabletId,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, ReplicaId, ServerId,
+    TableId, TabletId,
 };
 use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -14,7 +17,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 2;
+pub const COMMAND_FORMAT: u8 = 3;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -65,6 +68,83 @@ pub enum Command {
         proposer: (ServerId, Incarnation),
         /// What it asks for.
         changes: Vec<InSyncChange>,
+    },
+    /// Adds and removes copies, each on its own.
+    ChangeReplicas {
+        /// What is to change.
+        changes: Vec<ReplicaChange>,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
+    },
+    /// Says what a server is wanted for from now on.
+    SetDuty {
+        /// Which.
+        server: ServerId,
+        /// What for.
+        duty: Duty,
+    },
+    /// Forgets a server that is to leave and holds nothing.
+    ForgetServer {
+        /// Which.
+        server: ServerId,
+    },
+    /// Starts a job, with its first attempt. For a split this is the intent.
+    StartJob {
+        /// What it is to do.
+        wish: Wish,
+        /// Who wants it.
+        origin: Origin,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
+    },
+    /// Ends a job before its commit point: a compare-and-set on its record, final for its
+    /// attempt (m29). For a split this is the abort.
+    EndJob {
+        /// Which.
+        job: JobId,
+        /// The attempt that is ended; none for whichever is under way.
+        attempt: Option<Attempt>,
+        /// How it ends.
+        end: JobEnd,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
+    },
+    /// The commit point of a split: the parent is retired, its children are there.
+    CommitSplit {
+        /// The server that leads the parent, and its run.
+        proposer: (ServerId, Incarnation),
+        /// What it asks for.
+        commit: SplitCommit,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
+    },
+}
+
+/// One copy that is added or removed. A new copy is a learner: it counts for nothing before it
+/// is in the in-sync set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum ReplicaChange {
+    /// A new copy begins.
+    Add {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where it goes.
+        server: ServerId,
+        /// The copy that it takes the place of, which goes when it is in sync; at once if it
+        /// lies on the same server and is not in the in-sync set.
+        instead_of: Option<ReplicaId>,
+    },
+    /// A copy outside of the in-sync set ends.
+    Remove {
+        /// The tablet.
+        tablet: TabletId,
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A copy that took nobody's place has arrived.
+    Settle {
+        /// The tablet.
+        tablet: TabletId,
     },
 }
 
@@ -196,7 +276,7 @@ mod tests {
 
     #[test]
     fn another_format_is_named() {
-        for format in [1, 3] {
+        for format in [2, 4] {
             assert_eq!(Command::decode(&[format, 0]), Err(CommandError::UnknownFormat(format)));
         }
         assert_eq!(Command::decode(&[]), Err(CommandError::Empty));

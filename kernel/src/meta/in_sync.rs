@@ -6,10 +6,14 @@
 
 use super::apply::Changes;
 use super::command::InSyncChange;
+use super::job::JobKind;
 use super::rejection::Rejection;
 use super::state::{State, Tablet};
 use crate::ids::{Incarnation, ServerId};
 use crate::mutated;
+
+/// Progress of a move, in thousandths, whose copy is in sync: what is left takes moments.
+const PROGRESS_IN_SYNC: u16 = 900;
 
 /// Applies one change.
 pub(super) fn alter(
@@ -29,7 +33,22 @@ pub(super) fn alter(
     }
     tablet.config_version = tablet.config_version.next();
     changes.tablets.insert(change.tablet);
-    Ok(tablet.clone())
+    let altered = tablet.clone();
+    note_arrival(state, change, changes);
+    Ok(altered)
+}
+
+/// A copy on its way in has come: its job is past its commit point.
+fn note_arrival(state: &mut State, change: &InSyncChange, changes: &mut Changes) {
+    let Some(id) = state.index.jobs.get(&change.tablet).copied() else { return };
+    if let Some(job) = state.jobs.get_mut(&id)
+        && let JobKind::Move(copy) = &job.kind
+        && copy.to == change.replica
+        && change.add
+    {
+        job.progress = PROGRESS_IN_SYNC;
+        changes.jobs.insert(id);
+    }
 }
 
 fn check(state: &State, proposer: (ServerId, Incarnation), change: &InSyncChange) -> Result<(), Rejection> {
@@ -56,7 +75,7 @@ fn check_add(state: &State, tablet: &Tablet, change: &InSyncChange) -> Result<()
     let Some(replica) = tablet.replica(change.replica) else {
         return refuse(Rejection::NoReplica);
     };
-    if tablet.in_sync.contains(&replica.id) {
+    if tablet.in_sync.contains(&replica.id) || tablet.leaving() == Some(replica.id) {
         return refuse(Rejection::NothingToChange);
     }
     let is_run = state.server(replica.server).is_some_and(|server| server.incarnation == change.incarnation);

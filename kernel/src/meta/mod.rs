@@ -1,8 +1,10 @@
 //! The metadata core: who serves which range of keys.
 //!
-//! Two parts, both pure:
+//! Three parts, all pure:
 //! - the replicated state ([`State`]), changed only by [`apply()`], which every master runs over
 //!   the same commands in the same order. Guards are evaluated there, never at propose time;
+//! - jobs ([`Job`]): what takes more than one command is a record, so that any master goes on
+//!   with it or ends it;
 //! - the control core ([`Control`]), which only the leading master runs. It sees what was
 //!   applied and which servers are connected, and proposes the commands that give every
 //!   tablet a leader.
@@ -15,20 +17,33 @@ mod command;
 mod control;
 mod election;
 mod in_sync;
+mod job;
+mod leaving;
 mod registration;
 mod rejection;
+mod repair;
+mod replicas;
 mod snapshot;
 mod spec;
+mod split;
+mod split_control;
 mod state;
 mod suspicion;
 mod transfer;
 
 pub use apply::{Changes, Comparison, Registered, Reply, apply};
-pub use command::{Appointment, Command, CommandError, InSyncChange, NewTablet, RegisterServer};
-pub use control::{Control, Effect, Input};
+pub use command::{
+    Appointment, Command, CommandError, InSyncChange, NewTablet, RegisterServer, ReplicaChange,
+};
+pub use control::{Control, Effect, Input, Settings};
 pub use election::{Fence, FenceAnswer, GaveUp};
+pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, SplitJob, Wish};
 pub use rejection::Rejection;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
 pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
-pub use state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
+pub use split::{SplitCommit, check_split_keys};
+pub use split_control::SealOrder;
+pub use state::{
+    ClusterId, Duty, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State, Table, Tablet,
+};
 pub use transfer::TransferRefusal;

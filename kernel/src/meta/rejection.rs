@@ -1,9 +1,10 @@
 //! Why the metadata refuses a command: closed, typed, with the record as it stands.
 
+use super::job::Job;
 use super::spec::BadTable;
 use super::state::{ClusterId, Server, Table, Tablet};
-use crate::ids::{ServerId, TableId, TabletId};
-use crate::limits::SERVER_TEXT_BYTES_MAX;
+use crate::ids::{JobId, ServerId, TableId, TabletId};
+use crate::limits::{SERVER_TEXT_BYTES_MAX, SPLIT_CHILDREN_MAX};
 use std::fmt;
 
 /// Why a command changed nothing.
@@ -58,6 +59,40 @@ pub enum Rejection {
     NothingToChange(Box<Tablet>),
     /// The in-sync set may not become smaller.
     TooFewInSync(Box<Tablet>),
+    /// The job is past its commit point.
+    JobCommitted(Box<Job>),
+    /// The server holds no copy of the tablet.
+    NoCopy(TabletId, ServerId),
+    /// The server takes no copies any more.
+    ServerLeaves(ServerId),
+    /// Too few servers would be left for the copies of a table.
+    TooFewLeft(ServerId, u8),
+    /// The server still holds copies, or is not to leave.
+    ServerInUse(ServerId),
+    /// The server holds a copy of the tablet already.
+    HasCopy(Box<Tablet>),
+    /// The copy leads or is in the in-sync set.
+    CopyIsNeeded(Box<Tablet>),
+    /// The tablet has as many copies as its table wants.
+    EnoughCopies(Box<Tablet>),
+    /// No such server.
+    NoServer(ServerId),
+    /// The tablet is no more; these took its place.
+    Retired(TabletId, Vec<TabletId>),
+    /// A split point is not strictly inside of the tablet, or they do not rise.
+    BadSplitPoint(Box<Tablet>),
+    /// More tablets than one split makes, or only one.
+    BadSplitCount,
+    /// Another job is about the tablet.
+    JobRuns(Box<Job>),
+    /// No such job.
+    NoJob(JobId),
+    /// The job is over, or past its commit point.
+    JobEnded(Box<Job>),
+    /// The attempt is not the one under way.
+    StaleAttempt(Box<Job>),
+    /// The copies that are ready are too few, lack the leader, or one of them is not what it was.
+    NotReady(Box<Tablet>),
 }
 
 impl fmt::Display for Rejection {
@@ -114,6 +149,66 @@ impl fmt::Display for Rejection {
             Self::TooFewInSync(tablet) => {
                 write!(f, "the in-sync set of tablet {} may not become smaller", tablet.id)
             }
+            Self::JobCommitted(job) => write!(
+                f,
+                "job {} is past its commit point and runs to its end: wait with `ebla job wait {}`",
+                job.id.0, job.id.0
+            ),
+            Self::NoCopy(tablet, server) => write!(
+                f,
+                "server {} has no copy of tablet {}: `ebla tablet describe {}` shows who has",
+                server.0, tablet.0, tablet.0
+            ),
+            Self::ServerLeaves(id) => write!(
+                f,
+                "server {} is drained or leaves and takes no copies: choose another, see `ebla server list`",
+                id.0
+            ),
+            Self::TooFewLeft(id, copies) => write!(
+                f,
+                "without server {} too few servers would be left for tables with {copies} copies: start another first",
+                id.0
+            ),
+            Self::ServerInUse(id) => write!(
+                f,
+                "server {} still holds copies or is not to leave: run `ebla server decommission {}` and wait until it holds none",
+                id.0, id.0
+            ),
+            Self::HasCopy(tablet) => {
+                write!(f, "the server has a copy of tablet {} already: choose another", tablet.id)
+            }
+            Self::CopyIsNeeded(tablet) => {
+                write!(f, "the copy of tablet {} leads or is in sync", tablet.id)
+            }
+            Self::EnoughCopies(tablet) => {
+                write!(f, "tablet {} has as many copies as its table wants", tablet.id)
+            }
+            Self::NoServer(id) => {
+                write!(f, "there is no server {}: `ebla server list` shows them", id.0)
+            }
+            Self::Retired(id, successors) => {
+                let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
+                write!(f, "tablet {} is no more, its keys are in tablets {}: name one of them", id.0, ids.join(", "))
+            }
+            Self::BadSplitPoint(tablet) => write!(
+                f,
+                "a split point must lie strictly inside of tablet {} {}, and several must rise: choose other keys",
+                tablet.id.0, tablet.range
+            ),
+            Self::BadSplitCount => {
+                write!(f, "one split makes 2 to {SPLIT_CHILDREN_MAX} tablets: give as many parts")
+            }
+            Self::JobRuns(job) => write!(
+                f,
+                "job {} ({}) is under way on the tablet: wait with `ebla job wait {}` or end it with `ebla job cancel {}`",
+                job.id.0, job.kind.name(), job.id.0, job.id.0
+            ),
+            Self::NoJob(id) => write!(f, "there is no job {}: `ebla job list` shows them", id.0),
+            Self::JobEnded(job) => {
+                write!(f, "job {} is {} already: nothing was changed", job.id.0, job.state.name())
+            }
+            Self::StaleAttempt(job) => write!(f, "job {} is at attempt {}", job.id, job.attempt),
+            Self::NotReady(tablet) => write!(f, "the copies of tablet {} are not ready", tablet.id),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"EBLAMETA";
-const FORMAT: u8 = 2;
+const FORMAT: u8 = 3;
 const HEADER_BYTES: usize = 17;
 
 /// A snapshot that cannot be used.
@@ -97,7 +97,7 @@ mod tests {
         let mut damaged = bytes.clone();
         *damaged.last_mut().unwrap() ^= 1;
         assert_eq!(decode_snapshot(&damaged), Err(SnapshotError::Damaged));
-        for format in [1, 3] {
+        for format in [2, 4] {
             let mut other = bytes.clone();
             other[8] = format;
             assert_eq!(decode_snapshot(&other), Err(SnapshotError::UnknownFormat(format)));

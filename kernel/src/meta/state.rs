@@ -6,12 +6,15 @@
 //! - a leader is in the in-sync set and was not lost when it was appointed;
 //! - the indexes say what the records say: they are rebuilt from them, never stored.
 
+use super::job::Job;
 use super::spec::{TableKind, TableSpec};
+use crate::entry::LogEnd;
 use crate::hlc::Hlc;
 use crate::ids::{
-    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Lineage, Ordinal, ReplicaId, ServerId,
-    TableId, TabletId,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, Lineage, Ordinal,
+    ReplicaId, ServerId, TableId, TabletId,
 };
+use crate::limits::RETIRED_TABLETS_MAX;
 use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
@@ -43,6 +46,18 @@ impl fmt::Debug for ClusterId {
     }
 }
 
+/// What a server is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
+pub enum Duty {
+    /// It leads and holds copies.
+    #[default]
+    Serves,
+    /// It holds copies and leads none that another could lead.
+    Drained,
+    /// Its copies go to others, and then it goes.
+    Leaves,
+}
+
 /// A tablet server, as its last registration left it.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct Server {
@@ -64,6 +79,8 @@ pub struct Server {
     pub boot_ids_past: Vec<u64>,
     /// When it registered, milliseconds since 1970.
     pub registered_ms: u64,
+    /// What it is wanted for.
+    pub duty: Duty,
 }
 
 impl Server {
@@ -111,6 +128,15 @@ pub struct Replica {
     pub lost: bool,
 }
 
+/// A copy on its way in and the one that it takes the place of. One at a time per tablet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Move {
+    /// The copy that comes: a learner until it is in the in-sync set.
+    pub to: ReplicaId,
+    /// The copy that goes once the other is in sync; none when the tablet lacked one.
+    pub from: Option<ReplicaId>,
+}
+
 /// Who leads an epoch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct Leader {
@@ -144,7 +170,7 @@ pub struct Tablet {
     pub epoch: Epoch,
     /// Who leads the epoch.
     pub leader: Option<Leader>,
-    /// Its copies, at most R.
+    /// Its copies: at most R, and one more while a copy is on its way in.
     pub replicas: Vec<Replica>,
     /// Copies whose answers an election needs.
     pub in_sync: BTreeSet<ReplicaId>,
@@ -162,6 +188,36 @@ pub struct Tablet {
     pub former: Option<FormerLeader>,
     /// Whether the present epoch began with fewer answers than a strict election needs.
     pub degraded: bool,
+    /// The change of its copies under way.
+    pub moving: Option<Move>,
+    /// The tablet that it was made of.
+    pub parent: Option<Parent>,
+    /// The last attempt to retire it that was aborted, 0 for none. While the tablet is there,
+    /// no attempt up to this one will ever be committed (m29).
+    pub aborted: Attempt,
+}
+
+/// What a tablet was made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Parent {
+    /// The tablet that is no more.
+    pub tablet: TabletId,
+    /// The attempt that was committed.
+    pub attempt: Attempt,
+    /// The epoch in which this tablet began.
+    pub epoch: Epoch,
+    /// The seal: the last entry of its log, which this tablet's log goes on from.
+    pub seal: LogEnd,
+}
+
+/// A tablet that is no more, and what took its place.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct RetiredTablet {
+    /// Its table.
+    pub table: TableId,
+    /// The tablets that hold its keys now, or that held them until they were retired too; in
+    /// key order.
+    pub successors: Vec<TabletId>,
 }
 
 impl Tablet {
@@ -171,10 +227,24 @@ impl Tablet {
         self.replicas.iter().find(|replica| replica.id == id)
     }
 
-    /// The copy on this server.
+    /// The copy on this server. One whose data is lost may stand beside its successor: it
+    /// counts for the quota and is nothing else.
     #[must_use]
     pub fn replica_on(&self, server: ServerId) -> Option<&Replica> {
-        self.replicas.iter().find(|replica| replica.server == server)
+        let here = || self.replicas.iter().filter(|replica| replica.server == server);
+        here().find(|replica| !replica.lost).or_else(|| here().next())
+    }
+
+    /// The copy that is to go, now that its successor is in sync.
+    #[must_use]
+    pub fn leaving(&self) -> Option<ReplicaId> {
+        self.moving.filter(|moving| self.in_sync.contains(&moving.to)).and_then(|moving| moving.from)
+    }
+
+    /// Whether this copy was appointed for the present epoch.
+    #[must_use]
+    pub fn is_led_by(&self, replica: ReplicaId) -> bool {
+        self.leader.is_some_and(|leader| leader.replica == replica)
     }
 
     /// Copies of the in-sync set.
@@ -192,6 +262,8 @@ pub(super) struct NextIds {
     pub tablet: TabletId,
     pub replica: ReplicaId,
     pub lineage: Lineage,
+    pub job: JobId,
+    pub attempt: Attempt,
 }
 
 impl Default for NextIds {
@@ -203,6 +275,8 @@ impl Default for NextIds {
             tablet: TabletId(1),
             replica: ReplicaId(1),
             lineage: Lineage(1),
+            job: JobId(1),
+            attempt: Attempt(1),
         }
     }
 }
@@ -217,6 +291,8 @@ pub struct State {
     pub(super) servers: BTreeMap<ServerId, Server>,
     pub(super) tables: BTreeMap<TableId, Table>,
     pub(super) tablets: BTreeMap<TabletId, Tablet>,
+    pub(super) retired: BTreeMap<TabletId, RetiredTablet>,
+    pub(super) jobs: BTreeMap<JobId, Job>,
     pub(super) next: NextIds,
     #[borsh(skip)]
     pub(super) index: Indexes,
@@ -229,6 +305,8 @@ pub(super) struct Indexes {
     pub ranges: BTreeMap<TableId, BTreeMap<Bytes, TabletId>>,
     pub generations: BTreeMap<DiskGeneration, ServerId>,
     pub replicas: BTreeMap<ServerId, BTreeSet<TabletId>>,
+    /// Jobs under way, by the tablets that they are about: at most one each.
+    pub jobs: BTreeMap<TabletId, JobId>,
 }
 
 impl State {
@@ -295,6 +373,12 @@ impl State {
         self.tablets.values()
     }
 
+    /// What took the place of a tablet that is no more.
+    #[must_use]
+    pub fn retired(&self, id: TabletId) -> Option<&RetiredTablet> {
+        self.retired.get(&id)
+    }
+
     /// Number of tablets.
     #[must_use]
     pub fn tablet_count(&self) -> usize {
@@ -356,6 +440,12 @@ impl State {
         self.servers.insert(server.id, server);
     }
 
+    pub(super) fn remove_server(&mut self, id: ServerId) {
+        if let Some(server) = self.servers.remove(&id) {
+            self.index.generations.remove(&server.disk_generation);
+        }
+    }
+
     pub(super) fn insert_table(&mut self, table: Table) {
         self.index.table_names.insert(table.name.clone(), table.id);
         self.tables.insert(table.id, table);
@@ -364,6 +454,32 @@ impl State {
     pub(super) fn insert_tablet(&mut self, tablet: Tablet) {
         self.index.add_tablet(&tablet);
         self.tablets.insert(tablet.id, tablet);
+    }
+
+    /// Puts a tablet with other copies in the place of the one of its id.
+    pub(super) fn replace_tablet(&mut self, tablet: Tablet) {
+        if let Some(old) = self.tablets.get(&tablet.id) {
+            self.index.remove_replicas(old);
+        }
+        self.insert_tablet(tablet);
+    }
+
+    /// Takes a tablet out; those that take its place are to be inserted next.
+    pub(super) fn remove_tablet(&mut self, id: TabletId) -> Option<Tablet> {
+        let tablet = self.tablets.remove(&id)?;
+        if let Some(ranges) = self.index.ranges.get_mut(&tablet.table) {
+            ranges.remove(tablet.range.start());
+        }
+        self.index.remove_replicas(&tablet);
+        Some(tablet)
+    }
+
+    /// Remembers what took the place of a tablet; the oldest such record may go.
+    pub(super) fn retire(&mut self, id: TabletId, retired: RetiredTablet) {
+        self.retired.insert(id, retired);
+        while self.retired.len() > RETIRED_TABLETS_MAX {
+            self.retired.pop_first();
+        }
     }
 
     /// Takes a table and its tablets out.
@@ -375,6 +491,7 @@ impl State {
         for tablet in &tablets {
             self.index.remove_replicas(tablet);
         }
+        self.retired.retain(|_, retired| retired.table != id);
         Some((table, tablets))
     }
 
@@ -389,6 +506,9 @@ impl State {
         }
         for tablet in self.tablets.values() {
             index.add_tablet(tablet);
+        }
+        for job in self.jobs.values().filter(|job| job.is_running()) {
+            index.jobs.extend(job.tablets().map(|tablet| (tablet, job.id)));
         }
         self.index = index;
     }

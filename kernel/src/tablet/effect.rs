@@ -1,8 +1,8 @@
 //! What a replica asks of its shell.
 
 use super::input::{PeerMessage, PeerRun};
-use crate::entry::{Entry, LogEnd};
-use crate::ids::{ConfigVersion, Epoch, Pos, ReplicaId, RequestId, Seq, ServerRun};
+use crate::entry::{Entry, LogEnd, SealRecord};
+use crate::ids::{Attempt, ConfigVersion, Epoch, Pos, ReplicaId, RequestId, Seq, ServerRun, TabletId};
 use crate::lease::LeaseTerms;
 use crate::op::Committed;
 use crate::sequence::Reject;
@@ -12,6 +12,8 @@ use crate::sequence::Reject;
 pub enum Effect {
     /// From now on list this tablet in every promise to that process (m20).
     Except {
+        /// This tablet, or the one that it was made of: its leader may not know of that yet.
+        tablet: TabletId,
         /// The process that led.
         to: ServerRun,
         /// The higher epoch.
@@ -70,6 +72,18 @@ pub enum Effect {
     },
     /// Ask metadata for a change of the in-sync set.
     ProposeInSync(Proposal),
+    /// The seal is applied: cut range tombstones that span children, make the children known to
+    /// the registry, then say `Staged`. They neither serve nor answer (m26).
+    Stage {
+        /// What is to take this tablet's place.
+        seal: SealRecord,
+        /// Where the seal stands.
+        end: LogEnd,
+    },
+    /// The seal was taken back: forget what was staged for it, then say `Staged` with none.
+    Unstage,
+    /// Ask metadata to commit a split.
+    ProposeSplit(SplitProposal),
     /// Readers and the lease: under these terms it is held.
     Lease(LeaseTerms),
     /// Reads and writes may come: the epoch has begun.
@@ -134,6 +148,19 @@ pub struct Proposal {
     pub run: Option<PeerRun>,
 }
 
+/// The commit of a split, as the leader of the sealed tablet asks for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SplitProposal {
+    /// The leader's epoch.
+    pub epoch: Epoch,
+    /// The attempt that the tablet is sealed for.
+    pub attempt: Attempt,
+    /// The seal.
+    pub seal: LogEnd,
+    /// The copies that are ready and how the leader knows them; none for its own.
+    pub ready: Vec<(ReplicaId, Option<PeerRun>)>,
+}
+
 /// What a replica's log ends in, as metadata's election wants to know it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FenceAnswer {
@@ -167,6 +194,10 @@ pub enum Refusal {
     NoLease,
     /// Leadership is being handed over.
     Transferring,
+    /// The tablet is sealed: others are about to take its place.
+    Sealed,
+    /// Others have taken the tablet's place.
+    Retired,
     /// A key lies outside of the tablet.
     OutOfRange,
     /// The in-sync copies that can be reached are too few for the level.

@@ -56,7 +56,11 @@ impl Tablet {
         if epoch > self.promised && Some(epoch) > self.promising {
             self.promising = Some(epoch);
             if let Some(attached) = self.attached.filter(|attached| attached.epoch < epoch) {
-                effects.push(Effect::Except { to: attached.run, epoch });
+                effects.push(Effect::Except { tablet: self.id, to: attached.run, epoch });
+                if let Some((parent, led)) = self.parent.filter(|(_, led)| *led == attached.epoch) {
+                    // That process may not have heard that its tablet is retired.
+                    effects.push(Effect::Except { tablet: parent, to: attached.run, epoch: led.next() });
+                }
             }
             effects.push(Effect::PersistPromise { epoch });
         }
@@ -120,6 +124,7 @@ impl Tablet {
     pub(super) fn append_failed(&mut self, context: Context<'_>, from: Seq, effects: &mut Vec<Effect>) {
         self.log.refuse(from);
         self.tokens.cut(from);
+        self.seals.cut(from);
         self.immediate.retain(|seq| *seq < from);
         self.step_down(effects);
         self.greet_again();

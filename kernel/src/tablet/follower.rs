@@ -54,7 +54,9 @@ impl Tablet {
             PeerMessage::Hello { end, epochs } => {
                 self.hello(context, from, run, epoch, (end, epochs), effects);
             }
-            PeerMessage::Ack { pos, q } => self.acknowledged(context, (from, run), epoch, pos, q, effects),
+            PeerMessage::Ack { pos, q, ready } => {
+                self.acknowledged(context, (from, run), epoch, (pos, q, ready), effects);
+            }
             PeerMessage::Refuse => self.superseded(epoch, effects),
             // The shell turns this into an input with a fresh timestamp.
             PeerMessage::CloseWanted { .. } => {}
@@ -175,6 +177,7 @@ impl Tablet {
         for entry in &entries {
             self.log.append(entry);
             self.tokens.note_entry(entry);
+            self.seals.note(entry);
         }
         self.note_matched(end.pos.seq);
         effects.push(Effect::AppendCopies { entries });
@@ -208,6 +211,7 @@ impl Tablet {
     /// Tells the leader what is durable, if that is news.
     pub(super) fn acknowledge(&mut self, effects: &mut Vec<Effect>) {
         let (promised, durable) = (self.promised, self.log.durable().pos.seq);
+        let ready = self.ready();
         let Some(following) = &mut self.following else { return };
         if !following.ack_due || following.hello_due || promised < following.epoch {
             return;
@@ -217,13 +221,13 @@ impl Tablet {
         let (to, epoch, q) = (following.leader, following.epoch, following.q);
         let is_attached = self.attached.is_some_and(|attached| attached.epoch == epoch);
         if let Some(pos) = self.log.pos_at(durable.min(limit)).filter(|_| is_attached) {
-            effects.push(Effect::Send { to, epoch, message: PeerMessage::Ack { pos, q } });
+            effects.push(Effect::Send { to, epoch, message: PeerMessage::Ack { pos, q, ready } });
         }
     }
 
     /// Begins to cut the log after `keep`, once nothing of it is on its way anywhere.
     fn cut_after(&mut self, keep: Seq, effects: &mut Vec<Effect>) {
-        if keep < self.safe && !mutated!(SafeEntriesCut) {
+        if keep < self.safe.max(self.base.pos.seq) && !mutated!(SafeEntriesCut) {
             let at = self.log.pos_at(keep.next()).unwrap_or(self.log.end().pos);
             self.following = None;
             effects.push(Effect::Diverged { at });
@@ -234,6 +238,11 @@ impl Tablet {
             return;
         }
         self.cutting = Some(keep);
+        if keep == self.base.pos.seq && keep > Seq(0) {
+            // The last entry that stays is in the parent's log.
+            effects.push(Effect::Truncate { keep: self.base });
+            return;
+        }
         effects.push(Effect::Locate { seq: keep });
     }
 
@@ -255,6 +264,7 @@ impl Tablet {
         }
         self.log.cut(end);
         self.tokens.cut(end.pos.seq.next());
+        self.seals.cut(end.pos.seq.next());
         self.applied = self.applied.min(applied).min(end.pos.seq);
         self.safe = self.safe.min(end.pos.seq);
         self.safe_points.cut(end.pos.seq);

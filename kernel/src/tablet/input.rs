@@ -1,9 +1,9 @@
 //! What happens to a replica.
 
-use crate::entry::{Entry, LogEnd};
+use crate::entry::{Entry, LogEnd, SealRecord};
 use crate::hlc::Hlc;
 use crate::ids::{
-    ConfigVersion, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId, ServerRun, Tick,
+    Attempt, ConfigVersion, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId, ServerRun, Tick,
 };
 use crate::op::{AckLevel, Op, Token};
 use crate::sequence::Evidence;
@@ -72,6 +72,11 @@ pub enum Input {
         /// The copy.
         to: ReplicaId,
     },
+    /// The next entries for a copy are no longer in the log.
+    Purged {
+        /// The copy.
+        to: ReplicaId,
+    },
     /// A client's batch, already checked against the limits.
     Write(WriteRequest),
     /// A reader wants to know that everything sequenced so far is applied. The shell has
@@ -113,6 +118,34 @@ pub enum Input {
         /// When to go on leading instead.
         until: Tick,
     },
+    /// Metadata wants the tablet sealed, so that others can take its place.
+    Seal {
+        /// The epoch.
+        epoch: Epoch,
+        /// What is to be.
+        seal: SealRecord,
+        /// Not later: the masters may be out of reach by then.
+        until: Tick,
+    },
+    /// What the seal names is known to the registry, or nothing is staged any more.
+    Staged {
+        /// The attempt; none when a seal was taken back.
+        attempt: Option<Attempt>,
+    },
+    /// Metadata refused for good the commit that was asked for.
+    SplitRefused {
+        /// The epoch.
+        epoch: Epoch,
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// Metadata shows that no attempt up to this one will ever be committed.
+    SplitAborted {
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// Others have taken the tablet's place; nothing follows.
+    Retire,
     /// Appended entries up to here are durable.
     Persisted {
         /// Index of the last of them.
@@ -165,6 +198,8 @@ pub struct Membership {
     pub in_sync: BTreeSet<ReplicaId>,
     /// Every copy that holds its data, and its server.
     pub members: BTreeMap<ReplicaId, ServerId>,
+    /// A copy whose place another has taken: it is to leave the set for good.
+    pub leaving: Option<ReplicaId>,
 }
 
 /// A leader as metadata named it.
@@ -257,6 +292,8 @@ pub enum PeerMessage {
         pos: Pos,
         /// Index of the Q.
         q: Seq,
+        /// The attempt whose children are staged there, 0 for none (m28).
+        ready: Attempt,
     },
     /// Follower: the message's epoch is promised, yours is over.
     Refuse,

@@ -3,13 +3,14 @@
 use super::pending::{PendingWrites, Window};
 use super::progress::Progress;
 use super::replicate::Peer;
+use super::seal::{Commit, Sealing};
 use super::{
     Answer, ApplyWhen, Appointment, Context, Effect, Membership, Proposal, Refusal, Tablet, WriteRequest,
 };
 use crate::entry::Payload;
 use crate::ids::{Epoch, Pos, ReplicaId, RequestId, Seq, Tick};
 use crate::lease::LeaseTerms;
-use crate::limits::LEASE_HEARTBEAT_MS;
+use crate::limits::{CHILD_PROBE_RETRY_MS, LEASE_HEARTBEAT_MS, PROBE_RETRY_MS_MIN};
 use crate::mutated;
 use crate::op::{AckLevel, Committed};
 use crate::sequence::Recent;
@@ -71,7 +72,17 @@ pub(super) struct Leader {
     pub proposal: Option<(Proposal, Tick)>,
     /// The in-sync set does not shrink below this.
     pub shrink_floor: usize,
+    /// A copy that is to leave the set, for good.
+    pub leaving: Option<ReplicaId>,
     pub transfer: Option<Transfer>,
+    /// The tablet is to be sealed once no write waits for copies.
+    pub sealing: Option<Sealing>,
+    /// The commit that was asked for and of which nothing is known (m24).
+    pub commit: Option<Commit>,
+    /// When so many copies were ready that a commit is possible.
+    pub ready_since: Option<Tick>,
+    /// No commit is asked for before.
+    pub commit_after: Tick,
     /// What readers were last told of the lease.
     pub terms: LeaseTerms,
     /// Somebody waits for nothing but the lease: when to look again.
@@ -112,8 +123,8 @@ impl Leader {
         let proposal = self.proposal.map(|(_, again)| again);
         let transfer = self.transfer.map(|transfer| transfer.until);
         let pending = self.pending.next_deadline();
-        let own =
-            [self.earliest, parked, peers, proposal, transfer, pending, self.lease_look, self.serve_look];
+        let (lease, serve, seal) = (self.lease_look, self.serve_look, self.seal_deadline());
+        let own = [self.earliest, parked, peers, proposal, transfer, pending, lease, serve, seal];
         own.into_iter().flatten().min()
     }
 
@@ -301,13 +312,17 @@ impl Tablet {
         let payload = Payload::EpochStart { replica: self.replica, incarnation: self.incarnation };
         let end = self.log.end();
         let entry = end.follow(epoch, ts.max(end.ts.next()), payload);
-        let Membership { version, in_sync, members } = membership;
+        let Membership { version, in_sync, members, leaving } = membership;
         self.led = epoch;
         self.following = None;
         self.attached = None;
         self.recent = Recent::new(self.applied);
         let (own, pending) = (self.replica, self.take_left_pending());
         let peers = members.into_iter().filter(|(replica, _)| *replica != own);
+        // Beside a child that begins here the others begin at the same time.
+        let is_new = end == self.base && end.pos.seq > Seq(0);
+        let pause_ms = if is_new { CHILD_PROBE_RETRY_MS } else { PROBE_RETRY_MS_MIN };
+        let peer = |(replica, server)| (replica, Peer::probed_every(server, context.now, pause_ms));
         self.leader = Some(Leader {
             epoch,
             start: entry.seq(),
@@ -322,10 +337,15 @@ impl Tablet {
             fast: BTreeMap::new(),
             slow: BTreeMap::new(),
             earliest: None,
-            peers: peers.map(|(replica, server)| (replica, Peer::new(server, context.now))).collect(),
+            peers: peers.map(peer).collect(),
             proposal: None,
             shrink_floor: usize::from(shrink_floor).max(1),
+            leaving,
             transfer: None,
+            sealing: None,
+            commit: None,
+            ready_since: None,
+            commit_after: Tick(0),
             terms: LeaseTerms::default(),
             lease_look: None,
             serve_look: None,

@@ -39,16 +39,18 @@ mod pending;
 mod progress;
 mod replicate;
 mod safe;
+mod seal;
 pub mod token;
 pub mod truncate;
 mod write;
 
-pub use effect::{Answer, ApplyWhen, Effect, FenceAnswer, Proposal, Refusal, Stream};
+pub use effect::{Answer, ApplyWhen, Effect, FenceAnswer, Proposal, Refusal, SplitProposal, Stream};
 pub use input::{Appointment, Input, Membership, PeerInput, PeerMessage, PeerRun, WriteRequest};
+pub use seal::Seals;
 
 use crate::entry::{Entry, LogEnd};
 use crate::hlc::Hlc;
-use crate::ids::{Epoch, Incarnation, Pos, ReplicaId, Seq, TabletId, Tick};
+use crate::ids::{Attempt, Epoch, Incarnation, Pos, ReplicaId, Seq, TabletId, Tick};
 use crate::lease::Promises;
 use crate::mutated;
 use crate::range::KeyRange;
@@ -101,6 +103,18 @@ pub struct Tablet {
     cutting: Option<Seq>,
     /// Highest epoch that this process has led; never again.
     led: Epoch,
+    /// The end of the parent's log that this one goes on from; zero for one that was created.
+    base: LogEnd,
+    /// The tablet that this one was made of in this process, and the epoch of its leader.
+    parent: Option<(TabletId, Epoch)>,
+    /// The seals of the log.
+    seals: Seals,
+    /// The attempt whose children are staged here, 0 for none.
+    staged: Attempt,
+    /// What is staged, or no longer, is on its way to the registry.
+    is_staging: bool,
+    /// Metadata has shown that no attempt up to this one is ever committed.
+    aborted: Attempt,
     /// With the seeded bug of m12: what an older epoch of this process left pending.
     left_pending: PendingWrites,
 }
@@ -126,6 +140,12 @@ pub struct Recovered {
     pub applied: Seq,
     /// The tokens of the log.
     pub tokens: TokenTable,
+    /// The end of the parent's log that this one goes on from; zero for one that was created.
+    pub base: LogEnd,
+    /// The seals of the log.
+    pub seals: Seals,
+    /// The attempt whose children are staged, 0 for none.
+    pub staged: Attempt,
 }
 
 /// The time and the promises between servers as a step finds them.
@@ -139,7 +159,8 @@ impl Tablet {
     /// A replica as it was found on disk.
     #[must_use]
     pub fn new(recovered: Recovered) -> Self {
-        let Recovered { id, replica, incarnation, range, promised, epochs, end, applied, tokens } = recovered;
+        let Recovered { id, replica, incarnation, range, promised, epochs, end, applied, tokens, .. } =
+            recovered;
         Self {
             id,
             replica,
@@ -164,6 +185,12 @@ impl Tablet {
             attached: None,
             cutting: None,
             led: Epoch(0),
+            base: recovered.base,
+            parent: None,
+            seals: recovered.seals,
+            staged: recovered.staged,
+            is_staging: false,
+            aborted: Attempt(0),
             left_pending: PendingWrites::default(),
         }
     }
@@ -186,6 +213,7 @@ impl Tablet {
             Input::Flush => self.flush(context, effects),
             Input::Sent { to, upto } => self.sent(to, upto),
             Input::StreamFailed { to } => self.stream_failed(context, to),
+            Input::Purged { to } => self.purged(context, to),
             Input::Write(request) => self.write(context, request, effects),
             Input::Barrier { request, ts, deadline } => self.barrier(request, ts, deadline, effects),
             Input::CloseWanted { ts, fresh } => self.close_wanted(ts, fresh, effects),
@@ -193,6 +221,11 @@ impl Tablet {
                 self.get_outcome(context, Question { request, token, wall_ms, ts, deadline }, effects);
             }
             Input::Transfer { epoch, to, until } => self.transfer(epoch, to, until, effects),
+            Input::Seal { epoch, seal, until } => self.seal(context, epoch, seal, until, effects),
+            Input::Staged { attempt } => self.note_staged(context, attempt, effects),
+            Input::SplitRefused { epoch, attempt } => self.split_refused(context, epoch, attempt, effects),
+            Input::SplitAborted { attempt } => self.split_aborted(context, attempt, effects),
+            Input::Retire => self.retire(effects),
             Input::Persisted { upto } => self.persisted(context, upto, effects),
             Input::Applied { upto } => self.applied_when_durable(context, upto, effects),
             Input::Settled { upto } => self.settled(context, upto, effects),
@@ -303,6 +336,20 @@ impl Tablet {
         self.leader.as_ref().map(|leader| leader.progress.in_sync().len())
     }
 
+    /// Copies that this leader cannot bring up from its log.
+    pub fn behind(&self) -> impl Iterator<Item = ReplicaId> {
+        let peers = self.leader.iter().flat_map(|leader| &leader.peers);
+        peers.filter(|(_, peer)| peer.is_behind()).map(|(id, _)| *id)
+    }
+
+    /// The write tokens of the log up to `upto`, for a copy that begins there.
+    #[must_use]
+    pub fn tokens_upto(&self, upto: Seq) -> TokenTable {
+        let mut tokens = self.tokens.clone();
+        tokens.cut(upto.next());
+        tokens
+    }
+
     /// How many write tokens are remembered.
     #[must_use]
     pub fn token_count(&self) -> usize {
@@ -313,8 +360,10 @@ impl Tablet {
     fn append(&mut self, entry: Entry, when: ApplyWhen, effects: &mut Vec<Effect>) {
         let allowed = entry.pos.epoch >= self.promised || mutated!(LowerEpochAccepted);
         assert!(allowed, "m5: nothing below the promise is appended");
+        self.assert_may_follow_seal(&entry);
         self.log.append(&entry);
         self.tokens.note_entry(&entry);
+        self.seals.note(&entry);
         if mutated!(OwnCopyCountedEarly) {
             self.count_own_copy(entry.pos);
         }
@@ -387,6 +436,7 @@ impl Tablet {
         self.publish(context, effects);
         self.apply_safe(effects);
         self.answer_waiting(context, effects);
+        self.proceed_seal(context, effects);
         self.proceed_transfer(effects);
     }
 

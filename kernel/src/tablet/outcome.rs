@@ -63,6 +63,11 @@ impl Tablet {
                 effects.push(Effect::Reply { request, answer });
                 return;
             }
+            TokenLookup::New if self.holds_writes() => {
+                // Nothing follows a seal; whoever takes the tablet's place knows its tokens.
+                effects.push(Effect::Reply { request, answer: Answer::Refused(Refusal::Sealed) });
+                return;
+            }
             TokenLookup::New => {
                 let payload = Payload::TokenFence { token: question.token };
                 let end = self.log.end();
@@ -81,7 +86,7 @@ impl Tablet {
     pub(super) fn close_wanted(&mut self, ts: Hlc, fresh: Hlc, effects: &mut Vec<Effect>) {
         if let Some(leader) = &self.leader {
             let end = self.log.end();
-            if end.ts < ts {
+            if end.ts < ts && self.seals.sealed().is_none() {
                 let entry = end.follow(leader.epoch, fresh.max(ts).max(end.ts.next()), Payload::Close);
                 self.append_immediate(entry, effects);
             }

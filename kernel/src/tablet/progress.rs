@@ -153,6 +153,12 @@ impl Progress {
         std::iter::once(self.in_sync.clone()).chain(changed)
     }
 
+    /// The in-sync members that no change under way takes out.
+    #[must_use]
+    pub fn counted_members(&self) -> BTreeSet<ReplicaId> {
+        self.counted().collect()
+    }
+
     /// Members that count for copies and Q.
     fn counted(&self) -> impl Iterator<Item = ReplicaId> {
         let leaving = self.change.filter(|change| !change.add && !mutated!(RemovedMemberCounts));

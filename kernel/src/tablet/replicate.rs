@@ -7,13 +7,16 @@
 //!        connection lost, no acknowledgement for a second, another run, a failed read
 //! ```
 //!
+//! A copy whose next entries the log no longer has is *behind*: metadata is told, and gives its
+//! server a new copy, which is built from the rows and begins where those end.
+//!
 //! Progress is bound to the process and the data that reported it: with another run, or after
 //! a cut, a copy begins anew with nothing (m15).
 
 use super::leader::Leader;
 use super::log_view::agreed;
 use super::{Context, Effect, PeerMessage, PeerRun, Stream, Tablet};
-use crate::ids::{Epoch, Pos, ReplicaId, Seq, ServerId, ServerRun, Tick};
+use crate::ids::{Attempt, Epoch, Pos, ReplicaId, Seq, ServerId, ServerRun, Tick};
 use crate::lease::{LeaseSet, LeaseTerms};
 use crate::limits::{
     ACK_SILENCE_MS, IN_SYNC_LAG_BYTES, IN_SYNC_LAG_MS, IN_SYNC_REJOIN_MS, PROBE_RETRY_MS_MAX,
@@ -31,8 +34,12 @@ pub(super) struct Peer {
     pub attached: Option<ServerRun>,
     /// Nothing was heard from its server for too long.
     pub is_silent: bool,
+    /// The attempt whose children it has staged, 0 for none.
+    pub ready: Attempt,
     /// Not taken into the in-sync set before.
     pub rejoins_at: Tick,
+    /// The log cannot bring it up.
+    is_behind: bool,
     state: PeerState,
     /// The first thing that it has not acknowledged.
     owed: Option<Owed>,
@@ -69,13 +76,20 @@ struct Owed {
 impl Peer {
     /// A copy that is asked at once where its log ends.
     pub(super) fn new(server: ServerId, now: Tick) -> Self {
-        let state = PeerState::Probing { again: now, pause_ms: PROBE_RETRY_MS_MIN };
+        Self::probed_every(server, now, PROBE_RETRY_MS_MIN)
+    }
+
+    /// A copy that is asked at once, and soon again.
+    pub(super) fn probed_every(server: ServerId, now: Tick, pause_ms: u64) -> Self {
+        let state = PeerState::Probing { again: now, pause_ms };
         Self {
             server,
             run: None,
             attached: None,
             is_silent: false,
+            ready: Attempt(0),
             rejoins_at: now,
+            is_behind: false,
             state,
             owed: None,
             q_sent: Seq(0),
@@ -88,6 +102,10 @@ impl Peer {
         self.owed.is_some_and(|owed| {
             now.ms_since(owed.since) >= IN_SYNC_LAG_MS || bytes - owed.bytes >= IN_SYNC_LAG_BYTES
         })
+    }
+
+    pub(super) fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// Asks it where its log ends, now and then until it says so.
@@ -115,7 +133,8 @@ impl Leader {
     /// What the lease rests on now.
     fn lease_terms(&self, own: ReplicaId) -> LeaseTerms {
         let views = if mutated!(LeaseOwnViewOnly) { 1 } else { usize::MAX };
-        let sets = self.progress.sets().take(views).map(|set| {
+        let named = self.named_ready().filter(|_| !mutated!(ReadySetIgnored));
+        let sets = self.progress.sets().take(views).chain(named).map(|set| {
             let needed = self.progress.min_in_sync().min(set.len()).saturating_sub(1);
             let others = set.iter().filter(|replica| **replica != own);
             let runs = others.filter_map(|replica| self.peers.get(replica)?.attached).collect();
@@ -181,13 +200,15 @@ impl Tablet {
             leader.progress.reset(from);
         }
         peer.is_silent = false;
+        peer.ready = Attempt(0);
         (peer.q_sent, peer.q_heard) = (Seq(0), Seq(0));
+        // Nothing in common is left to begin at.
+        peer.is_behind |= agreed.is_none();
         peer.state = match agreed {
             Some(agreed) => {
                 let (next, since) = (agreed.next(), context.now);
                 PeerState::Streaming { next, is_sending: false, since, agreed, is_new: true }
             }
-            // Nothing in common: only a rebuild helps, and nobody here can do that.
             None => PeerState::Probing {
                 again: context.now.plus_ms(PROBE_RETRY_MS_MAX),
                 pause_ms: PROBE_RETRY_MS_MAX,
@@ -202,8 +223,7 @@ impl Tablet {
         context: Context<'_>,
         (from, run): (ReplicaId, PeerRun),
         epoch: Epoch,
-        pos: Pos,
-        q: Seq,
+        (pos, q, ready): (Pos, Seq, Attempt),
         effects: &mut Vec<Effect>,
     ) {
         let own = self.log.pos_at(pos.seq).filter(|own| *own == pos || mutated!(AckByLength));
@@ -217,10 +237,12 @@ impl Tablet {
         peer.attached = Some(run.server);
         peer.is_silent = false;
         peer.q_heard = peer.q_heard.max(q);
+        peer.ready = ready;
         if let PeerState::Streaming { next, .. } = &mut peer.state {
             *next = own.seq.next().max(*next);
         }
         if own > leader.progress.of(from) {
+            peer.is_behind = false;
             leader.progressed_at = context.now;
         }
         leader.progress.durable(from, own);
@@ -284,6 +306,14 @@ impl Tablet {
         if let Some(peer) = self.leader.as_mut().and_then(|leader| leader.peers.get_mut(&to)) {
             peer.probe_soon(context.now.plus_ms(PROBE_RETRY_MS_MAX));
         }
+    }
+
+    /// The log cannot bring the copy up any more.
+    pub(super) fn purged(&mut self, context: Context<'_>, to: ReplicaId) {
+        if let Some(peer) = self.leader.as_mut().and_then(|leader| leader.peers.get_mut(&to)) {
+            peer.is_behind = true;
+        }
+        self.stream_failed(context, to);
     }
 
     /// Probes copies that say nothing, and looks whether the in-sync set still is one.

@@ -66,6 +66,9 @@ impl Tablet {
             self.answer_waiting(context, effects);
             return Ok(());
         }
+        if self.holds_writes() {
+            return Err(self.park(write));
+        }
         // A write that waited for another has an old timestamp, and somebody may have read since.
         let floor = if mutated!(ReadFloorForgotten) { Hlc::MIN } else { self.read_floor.next() };
         let ts = write.ts.max(self.log.end().ts.next()).max(floor);

@@ -23,15 +23,18 @@
 //! bound 2 until MS              this server has promised the server of copy 2 until then
 //! connected 2 | silent 2 | superseded 3 | transfer 2 to 3
 //! barrier q2 | outcome q3 token=7 [issued=MS] | close MS
+//! seal 1 aN at=m [within=MS]    metadata wants epoch 1 sealed for attempt N, cut at these keys
+//! staged [none] | split-refused 1 aN | aborted aN | retire
+//! become 8 2                    this copy switches to its child t8 in epoch 2
 //! forget MS | step-down | tick MS | show
 //! restart [incarnation=2]       a new process: what was not durable is gone
 //! ```
 
 use bytes::Bytes;
-use ebla_kernel::entry::{Entry, LogEnd, Payload};
+use ebla_kernel::entry::{Entry, LogEnd, Payload, SealRecord, SealedChild};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId,
     ServerRun, TabletId, Tick,
 };
 use ebla_kernel::lease::Promises;
@@ -42,7 +45,7 @@ use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::truncate::Cut;
 use ebla_kernel::tablet::{
     Answer, ApplyWhen, Appointment, Effect, Input, Membership, PeerInput, PeerMessage, PeerRun, Recovered,
-    Tablet, WriteRequest,
+    Seals, Tablet, WriteRequest,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -120,7 +123,7 @@ impl<'a> Words<'a> {
 }
 
 fn number(word: Option<&&str>) -> Option<u64> {
-    word.map(|word| word.trim_start_matches(['q', 'e']).parse().expect("a number"))
+    word.map(|word| word.trim_start_matches(['q', 'e', 'a']).parse().expect("a number"))
 }
 
 fn ids(text: &str) -> BTreeSet<ReplicaId> {
@@ -171,6 +174,9 @@ impl Session {
             "persist" | "apply" | "fail" => copy.progress(verb, rest),
             "settle" => copy.settle(),
             "cut" => copy.cut(),
+            "seal" => copy.seal(rest),
+            "staged" => copy.staged(rest),
+            "become" => return copy.become_child(rest),
             _ => copy.plain(verb, rest, ts),
         };
         self.step(id, input)
@@ -320,6 +326,12 @@ impl Copy {
                 let wanted = Hlc::new(WALL_MS + value.expect("milliseconds"), 0);
                 Input::CloseWanted { ts: wanted, fresh: ts }
             }
+            "split-refused" => {
+                let attempt = Attempt(number(words.plain.get(1)).expect("an attempt"));
+                Input::SplitRefused { epoch, attempt }
+            }
+            "aborted" => Input::SplitAborted { attempt: Attempt(value.expect("an attempt")) },
+            "retire" => Input::Retire,
             "forget" => Input::ForgetTokens { issued_before_ms: value.expect("milliseconds") },
             "step-down" => Input::StepDown,
             "tick" => Input::Tick,
@@ -330,6 +342,43 @@ impl Copy {
             },
             _ => panic!("unknown command {verb}"),
         }
+    }
+
+    /// Tablets from 8 on are to take the place of this one; copy n of each is replica n.
+    fn seal(&mut self, rest: &str) -> Input {
+        let words = Words::of(rest, &["at", "within"]);
+        let keys: Vec<Bytes> =
+            words.named["at"].split(',').map(|key| Bytes::copy_from_slice(key.as_bytes())).collect();
+        let cut = KeyRange::cut_at(&keys).expect("rising keys");
+        let ranges = cut.iter().filter_map(|part| part.intersect(self.tablet.range()));
+        let child = |(tablet, range)| SealedChild {
+            tablet: TabletId(tablet),
+            range,
+            replicas: (1..=3).map(|id| (ReplicaId(id), ReplicaId(id))).collect(),
+        };
+        let seal = SealRecord {
+            attempt: Attempt(number(words.plain.get(1)).expect("an attempt")),
+            children: (8..).zip(ranges).map(child).collect(),
+        };
+        let epoch = Epoch(number(words.plain.first()).expect("an epoch"));
+        Input::Seal { epoch, seal, until: self.now.plus_ms(words.number("within", 200)) }
+    }
+
+    fn staged(&self, rest: &str) -> Input {
+        let sealed = self.tablet.sealed().map(|(seal, _)| seal.attempt);
+        Input::Staged { attempt: sealed.filter(|_| rest != "none") }
+    }
+
+    fn become_child(&mut self, rest: &str) -> Vec<String> {
+        let words = Words::of(rest, &[]);
+        let tablet = TabletId(number(words.plain.first()).expect("a tablet"));
+        let epoch = Epoch(number(words.plain.get(1)).expect("an epoch"));
+        let (seal, end) = self.tablet.sealed().expect("a sealed tablet");
+        let child = seal.children.iter().find(|child| child.tablet == tablet).expect("a child");
+        let child = self.tablet.child(child, end, epoch, ReplicaId(self.id));
+        self.log.truncate(usize::try_from(end.pos.seq.0).expect("small"));
+        (self.tablet, self.promised, self.settling, self.durable) = (child, epoch, None, self.log.len());
+        vec![self.show()]
     }
 
     fn promise(&mut self, verb: &str, rest: &str) -> Vec<String> {
@@ -529,16 +578,24 @@ fn token(words: &Words<'_>) -> Token {
 fn membership(version: ConfigVersion, in_sync: &str, members: Option<&str>) -> Membership {
     let members = ids(members.unwrap_or(in_sync));
     let members = members.into_iter().map(|replica| (replica, ServerId(replica.0))).collect();
-    Membership { version, in_sync: ids(in_sync), members }
+    Membership { version, in_sync: ids(in_sync), members, leaving: None }
 }
 
 fn open(id: u64, incarnation: Incarnation, promised: Epoch, log: &[Entry], applied: Seq) -> Tablet {
     let epoch_start = |entry: &Entry| match entry.payload {
         Payload::EpochStart { .. } => Some((entry.pos.epoch, entry.seq())),
-        Payload::Write(_) | Payload::TokenFence { .. } | Payload::Revert { .. } | Payload::Close => None,
+        Payload::Write(_)
+        | Payload::TokenFence { .. }
+        | Payload::Revert { .. }
+        | Payload::Close
+        | Payload::Seal(_)
+        | Payload::Unseal { .. } => None,
     };
-    let mut tokens = TokenTable::default();
-    log.iter().for_each(|entry| tokens.note_entry(entry));
+    let (mut tokens, mut seals) = (TokenTable::default(), Seals::default());
+    for entry in log {
+        tokens.note_entry(entry);
+        seals.note(entry);
+    }
     Tablet::new(Recovered {
         id: TabletId(7),
         replica: ReplicaId(id),
@@ -549,6 +606,9 @@ fn open(id: u64, incarnation: Incarnation, promised: Epoch, log: &[Entry], appli
         end: log.last().map(Entry::end).unwrap_or_default(),
         applied,
         tokens,
+        base: LogEnd::default(),
+        seals,
+        staged: Attempt(0),
     })
 }
 
@@ -579,7 +639,12 @@ fn parse_op(text: &str) -> Op {
 
 fn show_effect(effect: &Effect) -> String {
     match effect {
-        Effect::Except { to, epoch } => format!("tell {to} with every promise of {epoch}"),
+        Effect::Except { tablet: TabletId(7), to, epoch } => {
+            format!("tell {to} with every promise of {epoch}")
+        }
+        Effect::Except { tablet, to, epoch } => {
+            format!("tell {to} with every promise of {epoch} of {tablet}")
+        }
         Effect::PersistPromise { epoch } => format!("persist promise {epoch}"),
         Effect::AnswerFence(answer) => {
             format!("answer fence {}: log ends at {}", answer.epoch, answer.end.pos)
@@ -604,6 +669,17 @@ fn show_effect(effect: &Effect) -> String {
             let verb = if proposal.add { "add" } else { "remove" };
             format!("propose to {verb} {} in version {}", proposal.replica, proposal.version)
         }
+        Effect::Stage { seal, end } => format!("stage {} sealed at {}", show_seal(seal), end.pos),
+        Effect::Unstage => "forget what is staged".into(),
+        Effect::ProposeSplit(proposal) => {
+            let ready: Vec<String> = proposal.ready.iter().map(|(id, _)| id.to_string()).collect();
+            format!(
+                "propose to commit {} sealed at {}, ready {}",
+                proposal.attempt,
+                proposal.seal.pos,
+                ready.join(" ")
+            )
+        }
         Effect::Lease(terms) => {
             let sets: Vec<String> =
                 terms.sets.iter().map(|set| format!("{} of {:?}", set.needed, set.runs)).collect();
@@ -616,6 +692,12 @@ fn show_effect(effect: &Effect) -> String {
         }
         Effect::Reply { request, answer } => format!("{request}: {}", show_answer(answer)),
     }
+}
+
+fn show_seal(seal: &SealRecord) -> String {
+    let children: Vec<String> =
+        seal.children.iter().map(|child| format!("{} {}", child.tablet, child.range)).collect();
+    format!("{} for {}", seal.attempt, children.join(" + "))
 }
 
 fn span(entries: &[Entry]) -> String {
@@ -638,7 +720,8 @@ fn show_message(message: &PeerMessage) -> String {
         PeerMessage::Append { prev, entries, q } => {
             format!("entries {} after {prev}, Q {}", span(entries), q_text(q))
         }
-        PeerMessage::Ack { pos, q } => format!("durable {pos}, knows Q {q}"),
+        PeerMessage::Ack { pos, q, ready: Attempt(0) } => format!("durable {pos}, knows Q {q}"),
+        PeerMessage::Ack { pos, q, ready } => format!("durable {pos}, knows Q {q}, ready for {ready}"),
         PeerMessage::Refuse => "your epoch is over".into(),
         PeerMessage::CloseWanted { ts } => format!("close {ts}"),
     }
@@ -677,6 +760,8 @@ fn show_payload(payload: &Payload) -> String {
         Payload::EpochStart { replica, incarnation } => format!("epoch start by {replica} {incarnation}"),
         Payload::TokenFence { token } => format!("token fence {}", token.seq),
         Payload::Close => "close".into(),
+        Payload::Seal(seal) => format!("seal {}", show_seal(seal)),
+        Payload::Unseal { attempt } => format!("unseal {attempt}"),
         Payload::Revert { targets } => {
             let targets: Vec<String> = targets.iter().map(|target| target.pos.to_string()).collect();
             format!("revert {}", targets.join(", "))

@@ -1,25 +1,29 @@
 //! What operators ask. Only the leading master answers; the others say who leads.
 
 use super::control::unexpected;
+use super::job;
+use super::moves;
 use super::route::no_table;
+use super::split::split_tablet;
 use super::transfer::transfer_leader;
 use super::{Shared, summary};
 use crate::controller::Events;
 use crate::limits::{
-    ADMIN_TIMEOUT, CREATE_POLL, CREATE_TABLETS_PER_SECOND_MIN, CREATE_TIMEOUT_MAX, TRANSFER_LEADER_TIMEOUT,
+    ADMIN_TIMEOUT, CREATE_POLL, CREATE_TABLETS_PER_SECOND_MIN, CREATE_TIMEOUT_MAX, SPLIT_TIMEOUT,
+    TRANSFER_LEADER_TIMEOUT,
 };
 use crate::placement::{Candidate, place};
 use ebla_kernel::ids::{ServerId, TableId, TabletId};
 use ebla_kernel::limits::REPLICAS_DEFAULT;
-use ebla_kernel::meta::{Command, NewTablet, Reply, Server, Table, TableSpec, check_table_name, cut_ranges};
+use ebla_kernel::meta::{Command, Duty, NewTablet, Rejection, Reply, Server, State, Table, TableSpec, check_table_name, cut_ranges};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::meta::{table_spec, table_to_wire};
 use ebla_proto::v1::admin_service_server::AdminService;
 use ebla_proto::v1::{
-    CreateTableRequest, CreateTableResponse, DescribeTableRequest, DescribeTableResponse,
-    DescribeTabletRequest, DescribeTabletResponse, DropTableRequest, DropTableResponse, GetStatusRequest,
-    GetStatusResponse, ListServersRequest, ListServersResponse, ListTablesRequest, ListTablesResponse,
-    ListTabletsRequest, ListTabletsResponse, ServerState, TransferLeaderRequest, TransferLeaderResponse,
+    CancelJobRequest, CancelJobResponse, CreateTableRequest, CreateTableResponse, DescribeJobRequest, DescribeJobResponse, DescribeTableRequest, DescribeTableResponse,
+    DescribeTabletRequest, DescribeTabletResponse, DropTableRequest, DropTableResponse, ForgetServerRequest, ForgetServerResponse, MoveTabletRequest, MoveTabletResponse, SetServerDutyRequest, SetServerDutyResponse, GetStatusRequest,
+    GetStatusResponse, ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse, ListTablesRequest, ListTablesResponse,
+    ListTabletsRequest, ListTabletsResponse, ServerState, SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -84,7 +88,7 @@ impl Admin {
         let state = self.shared.raft.view().state();
         let up = state.servers().filter(|server| {
             let health = self.shared.liveness.health(server.id);
-            health.connected && health.state == ServerState::Up
+            health.connected && health.state == ServerState::Up && server.duty == Duty::Serves
         });
         let candidate = |server: &Server| Candidate {
             id: server.id,
@@ -189,10 +193,7 @@ impl Admin {
     async fn describe_tablet(&self, id: u64) -> Result<DescribeTabletResponse, ApiError> {
         self.shared.confirm_leading().await?;
         let state = self.shared.raft.view().state();
-        let tablet = state.tablet(TabletId(id)).ok_or_else(|| {
-            let hint = format!("there is no tablet {id}: `ebla tablet list` shows them");
-            ApiError::new(Reason::TabletNotFound, hint)
-        })?;
+        let tablet = state.tablet(TabletId(id)).ok_or_else(|| no_tablet(&state, TabletId(id)))?;
         Ok(DescribeTabletResponse { tablet: Some(summary::tablet(&self.shared, &state, tablet)) })
     }
 
@@ -216,6 +217,15 @@ impl Admin {
         let state = self.shared.raft.view().state();
         Ok(summary::status(&self.shared, &state))
     }
+}
+
+/// The answer when there is no such tablet, or no longer.
+pub(super) fn no_tablet(state: &State, id: TabletId) -> ApiError {
+    if let Some(retired) = state.retired(id) {
+        return Rejection::Retired(id, retired.successors.clone()).into();
+    }
+    let hint = format!("there is no tablet {}: `ebla tablet list` shows them", id.0);
+    ApiError::new(Reason::TabletNotFound, hint)
 }
 
 fn table_exists(name: &str) -> ApiError {
@@ -282,6 +292,56 @@ impl AdminService for Admin {
     ) -> Result<Response<TransferLeaderResponse>, Status> {
         let limit = TRANSFER_LEADER_TIMEOUT + ADMIN_TIMEOUT;
         within(limit, transfer_leader(&self.shared, &self.events, request.into_inner())).await
+    }
+
+    async fn split_tablet(
+        &self,
+        request: Request<SplitTabletRequest>,
+    ) -> Result<Response<SplitTabletResponse>, Status> {
+        let limit = SPLIT_TIMEOUT + ADMIN_TIMEOUT;
+        within(limit, split_tablet(&self.shared, request.into_inner())).await
+    }
+
+    async fn move_tablet(
+        &self,
+        request: Request<MoveTabletRequest>,
+    ) -> Result<Response<MoveTabletResponse>, Status> {
+        within(ADMIN_TIMEOUT, moves::move_tablet(&self.shared, request.into_inner())).await
+    }
+
+    async fn set_server_duty(
+        &self,
+        request: Request<SetServerDutyRequest>,
+    ) -> Result<Response<SetServerDutyResponse>, Status> {
+        within(ADMIN_TIMEOUT, moves::set_duty(&self.shared, request.into_inner())).await
+    }
+
+    async fn forget_server(
+        &self,
+        request: Request<ForgetServerRequest>,
+    ) -> Result<Response<ForgetServerResponse>, Status> {
+        within(ADMIN_TIMEOUT, moves::forget(&self.shared, request.into_inner())).await
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
+        within(ADMIN_TIMEOUT, job::list(&self.shared, request.into_inner())).await
+    }
+
+    async fn describe_job(
+        &self,
+        request: Request<DescribeJobRequest>,
+    ) -> Result<Response<DescribeJobResponse>, Status> {
+        within(ADMIN_TIMEOUT, job::describe(&self.shared, request.into_inner())).await
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<CancelJobRequest>,
+    ) -> Result<Response<CancelJobResponse>, Status> {
+        within(ADMIN_TIMEOUT, job::cancel(&self.shared, request.into_inner())).await
     }
 
     async fn list_servers(

@@ -6,9 +6,10 @@ use crate::clock;
 use crate::controller::{Event, Events, superseded};
 use crate::limits::{HEARTBEAT_MS, REGISTER_TIMEOUT, SESSION_QUEUE_MAX, SUSPECT_SILENCE};
 use ebla_kernel::ids::{DiskGeneration, Incarnation, ServerId, TabletId};
-use ebla_kernel::meta::{ClusterId, Command, InSyncChange, RegisterServer, Registered, Reply};
+use ebla_kernel::meta::{ClusterId, Command, InSyncChange, RegisterServer, Registered, Reply, SplitCommit};
 use ebla_proto::error::{ApiError, Reason};
-use ebla_proto::meta::{fence_answer, gave_up, in_sync_change, server_run};
+use ebla_proto::meta::{behind, fence_answer, gave_up, in_sync_change, server_run};
+use ebla_proto::split::split_commit;
 use ebla_proto::v1::server_control_service_server::ServerControlService;
 use ebla_proto::v1::session_request::Message as Up;
 use ebla_proto::v1::session_response::Message as Down;
@@ -190,6 +191,10 @@ impl Session {
                 let changes = self.changes(&proposals.proposals);
                 self.tell(Event::Proposals { server, number, changes }).await;
             }
+            Some(Up::SplitCommits(asked)) => {
+                let commits = self.commits(&asked.commits);
+                self.tell(Event::Commits { server, number, commits }).await;
+            }
             Some(Up::Register(_)) | None => {
                 tracing::debug!(%server, "a message without a place in a session");
             }
@@ -202,6 +207,10 @@ impl Session {
         let epochs = gave_up(&heartbeat.tablets);
         if !epochs.is_empty() {
             self.tell(Event::GaveUp { server, number, epochs }).await;
+        }
+        let copies = behind(&heartbeat.tablets);
+        if !copies.is_empty() {
+            self.tell(Event::Behind { server, number, copies }).await;
         }
         let leaders: BTreeSet<_> = heartbeat.silent_leaders.iter().copied().map(server_run).collect();
         if leaders != self.silent {
@@ -219,6 +228,17 @@ impl Session {
             Some(in_sync_change(proposal, table.spec.kind))
         };
         proposals.iter().filter_map(change).collect()
+    }
+
+    /// The commits that a leader asks for; of a tablet that is gone it hears by assignment.
+    fn commits(&self, asked: &[v1::SplitCommit]) -> Vec<SplitCommit> {
+        let state = self.shared.raft.view().state();
+        let commit = |commit: &v1::SplitCommit| {
+            let tablet = state.tablet(TabletId(commit.tablet_id))?;
+            let table = state.table(tablet.table)?;
+            Some(split_commit(commit, table.spec.kind))
+        };
+        asked.iter().filter_map(commit).collect()
     }
 
     /// A controller that is gone ends the session by itself.

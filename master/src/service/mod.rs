@@ -4,7 +4,10 @@
 pub(crate) mod admin;
 pub(crate) mod control;
 pub(crate) mod meta_raft;
+mod moves;
+mod job;
 pub(crate) mod route;
+mod split;
 mod summary;
 mod transfer;
 

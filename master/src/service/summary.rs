@@ -4,7 +4,7 @@ use super::Shared;
 use ebla_kernel::ids::ServerId;
 use ebla_kernel::meta::{Server, State, Table, Tablet};
 use ebla_proto::meta::{server_to_wire, table_to_wire, tablet_to_wire};
-use ebla_proto::v1::{self, ServerState, TableState};
+use ebla_proto::v1::{self, ServerState, TableState, TabletState};
 use std::collections::BTreeMap;
 
 pub(super) fn table(shared: &Shared, state: &State, table: &Table) -> v1::TableSummary {
@@ -38,6 +38,17 @@ pub(super) fn tablet(shared: &Shared, state: &State, tablet: &Tablet) -> v1::Tab
         table: state.table(tablet.table).map(|table| table.name.clone()).unwrap_or_default(),
         rows_estimate: size.rows,
         bytes: size.bytes,
+        state: tablet_state(state, tablet) as i32,
+        job_id: state.job_of(tablet.id).map_or(0, |job| job.id.0),
+    }
+}
+
+fn tablet_state(state: &State, tablet: &Tablet) -> TabletState {
+    let is_led = tablet.leader.is_some_and(|leader| state.is_current(&leader));
+    match (is_led, state.split_of(tablet.id)) {
+        (false, _) => TabletState::Recovering,
+        (true, Some(_)) => TabletState::Splitting,
+        (true, None) => TabletState::Serving,
     }
 }
 
@@ -51,7 +62,7 @@ pub(super) fn servers(shared: &Shared, state: &State) -> Vec<v1::ServerSummary> 
     state.servers().map(|one| server(shared, state, one)).collect()
 }
 
-fn server(shared: &Shared, state: &State, server: &Server) -> v1::ServerSummary {
+pub(super) fn server(shared: &Shared, state: &State, server: &Server) -> v1::ServerSummary {
     let health = shared.liveness.health(server.id);
     let leads = |tablet: &&Tablet| {
         tablet.leader.is_some_and(|leader| leader.server == server.id && state.is_current(&leader))

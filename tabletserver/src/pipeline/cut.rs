@@ -124,8 +124,8 @@ impl Cutter {
     }
 
     fn locate(&self, handle: &TabletHandle, seq: Seq) -> Result<Option<(TabletId, LogEnd)>, Error> {
-        if seq == Seq(0) {
-            return Ok(Some((handle.id, LogEnd::default())));
+        if seq == handle.base.pos.seq {
+            return Ok(Some((handle.id, handle.base)));
         }
         match self.stores.oplog.read(handle.id, seq, 1) {
             Ok(entries) => Ok(entries.first().map(|entry| (handle.id, entry.end()))),
@@ -278,8 +278,9 @@ impl CutStores {
         if end.pos.seq <= looked.applied_max {
             return Ok(end);
         }
-        if looked.applied_max == Seq(0) {
-            return Ok(LogEnd::default());
+        let base = self.replicas.base(tablet);
+        if looked.applied_max == base.pos.seq {
+            return Ok(base);
         }
         let entry = self.oplog.read(tablet, looked.applied_max, 1)?.into_iter().next();
         let what = || format!("log of tablet {}: entry {} is gone", tablet.0, looked.applied_max);

@@ -10,6 +10,7 @@ use super::sequencer::{Sequencer, Slot};
 use super::{Item, TabletEntries};
 use crate::oplog::Logged;
 use crate::replication::Outgoing;
+use crate::succession::Staging;
 use ebla_kernel::entry::{Entry, LogEnd};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, ReplicaId, Seq, TabletId};
@@ -23,7 +24,7 @@ impl Sequencer {
     pub(super) fn carry_out(&mut self, id: TabletId, effect: Effect) {
         let Some(slot) = self.slots.get(&id) else { return };
         match effect {
-            Effect::Except { to, epoch } => self.leases.except(to, id, epoch),
+            Effect::Except { tablet, to, epoch } => self.leases.except(to, tablet, epoch),
             Effect::PersistPromise { epoch } => self.promises.push((id, epoch)),
             Effect::AnswerFence(answer) => self.fence_answers.push((id, slot.tablet.replica(), answer)),
             Effect::Append { entry, when } => self.append(id, entry, when),
@@ -46,6 +47,14 @@ impl Sequencer {
                 );
             }
             Effect::ProposeInSync(proposal) => self.proposals.push((id, proposal)),
+            Effect::Stage { seal, end } => {
+                let handle = Arc::clone(&slot.handle);
+                self.stagings.push(Staging { handle, seal: Some((seal, end)) });
+            }
+            Effect::Unstage => {
+                self.stagings.push(Staging { handle: Arc::clone(&slot.handle), seal: None });
+            }
+            Effect::ProposeSplit(proposal) => self.commits.push((id, proposal)),
             Effect::Lease(terms) => slot.handle.set_lease(terms),
             Effect::Serve { epoch } => {
                 info!(tablet = %id, %epoch, "serving");
@@ -119,6 +128,7 @@ impl Slot {
     pub(super) fn publish(&mut self) {
         let (handle, tablet) = (&self.handle, &self.tablet);
         handle.set_safe(tablet.safe());
+        handle.set_behind(tablet.behind());
         handle.set_everywhere(tablet.everywhere().map(|pos| pos.seq));
         if handle.epochs.load().as_slice() != tablet.epochs() {
             handle.epochs.store(Arc::new(tablet.epochs().to_vec()));

@@ -1,12 +1,14 @@
 //! What goes into the sequencer and what comes out of it.
 
 use crossbeam::channel::{Sender, TrySendError};
-use ebla_kernel::entry::LogEnd;
+use crate::succession::Staging;
+use ebla_kernel::entry::{LogEnd, SealRecord};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{ConfigVersion, Epoch, Incarnation, ReplicaId, Seq, ServerId, TabletId, Tick};
+use ebla_kernel::ids::{Attempt, ConfigVersion, Epoch, Incarnation, ReplicaId, Seq, ServerId, TabletId, Tick};
 use ebla_kernel::op::{AckLevel, Op, Token};
 use ebla_kernel::sequence::Evidence;
-use ebla_kernel::tablet::{Answer, FenceAnswer, Membership, PeerInput, Proposal, Tablet};
+use ebla_kernel::tablet::token::TokenTable;
+use ebla_kernel::tablet::{Answer, FenceAnswer, Membership, PeerInput, Proposal, SplitProposal, Tablet};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -107,6 +109,15 @@ pub enum Control {
     ProposalsRefused(Vec<(TabletId, Epoch, ConfigVersion)>),
     /// Metadata wants leaderships handed over.
     Transfer(Vec<(TabletId, Epoch, ReplicaId)>),
+    /// Metadata wants tablets sealed.
+    Seal(Vec<(TabletId, Epoch, SealRecord)>),
+    /// What is staged is known to the registry.
+    Staged(Vec<(TabletId, Option<Attempt>)>),
+    /// Metadata refused commits of splits for good.
+    SplitRefused(Vec<(TabletId, Epoch, Attempt)>),
+    /// Others take this tablet's place: give it up, and hand its core over when nothing of it is
+    /// in flight.
+    Retire(TabletId, oneshot::Sender<Option<Box<Tablet>>>),
     /// Promises are durable.
     PromisePersisted(Vec<(TabletId, Epoch)>),
     /// Other copies say something.
@@ -121,6 +132,11 @@ pub enum Control {
     Sent(Vec<(TabletId, ReplicaId, Seq)>),
     /// Entries could not be sent to copies.
     StreamFailed(Vec<(TabletId, ReplicaId)>),
+    /// The next entries for copies are no longer in the log.
+    Purged(Vec<(TabletId, ReplicaId)>),
+    /// The tokens of the log up to an entry, for a copy that begins there; none when the tablet
+    /// is not here.
+    Tokens(TabletId, Seq, oneshot::Sender<Option<TokenTable>>),
     /// A reader of a copy wants that nothing up to here can follow.
     CloseWanted(TabletId, Hlc),
     /// Entries up to these are durable.
@@ -164,6 +180,8 @@ pub struct Appointed {
     pub min_in_sync: u8,
     /// The in-sync set never shrinks below this.
     pub shrink_floor: u8,
+    /// No attempt up to this one to retire the tablet will be committed.
+    pub aborted: Attempt,
 }
 
 /// What cores ask of the rest of the server.
@@ -175,6 +193,10 @@ pub enum Outward {
     FenceAnswers(Vec<(TabletId, ReplicaId, FenceAnswer)>),
     /// Ask metadata for changes of in-sync sets.
     Proposals(Vec<(TabletId, Proposal)>),
+    /// Stage what cores want staged, then say `Staged`.
+    Stage(Vec<Staging>),
+    /// Ask metadata to commit splits.
+    Commits(Vec<(TabletId, SplitProposal)>),
     /// Some tablet began or ceased to serve.
     ServingChanged,
 }

@@ -14,14 +14,15 @@ use crate::clock::Clock;
 use crate::limits;
 use crate::promises::Leases;
 use crate::replication::Peers;
+use crate::succession::Staging;
 use crate::tablets::TabletHandle;
 use crossbeam::channel::{Receiver, Select, Sender, TrySendError};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, ReplicaId, RequestId, Seq, ServerId, TabletId, Tick};
-use ebla_kernel::limits::{TOKEN_WINDOW_MS, TOKENS_PER_SERVER_MAX};
+use ebla_kernel::limits::{SEAL_CONTACT_MS, TOKEN_WINDOW_MS, TOKENS_PER_SERVER_MAX};
 use ebla_kernel::tablet::{
-    Answer, Appointment, Effect, FenceAnswer, Input, Membership, PeerMessage, Proposal, Refusal, Tablet,
-    WriteRequest,
+    Answer, Appointment, Effect, FenceAnswer, Input, Membership, PeerMessage, Proposal, Refusal,
+    SplitProposal, Tablet, WriteRequest,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -86,6 +87,8 @@ pub struct Sequencer {
     /// Groups handed on and not applied yet, and those who wait for none to be.
     in_flight: usize,
     drained: Vec<oneshot::Sender<()>>,
+    /// Retired cores that wait for the same.
+    leaving: Vec<(Box<Tablet>, oneshot::Sender<Option<Box<Tablet>>>)>,
     /// Tablets whose cores have a deadline.
     timed: HashSet<TabletId>,
     /// Tablets that remember tokens, and how many there are in all.
@@ -105,6 +108,8 @@ pub struct Sequencer {
     pub(super) promises: Vec<(TabletId, Epoch)>,
     pub(super) fence_answers: Vec<(TabletId, ReplicaId, FenceAnswer)>,
     pub(super) proposals: Vec<(TabletId, Proposal)>,
+    pub(super) stagings: Vec<Staging>,
+    pub(super) commits: Vec<(TabletId, SplitProposal)>,
     pub(super) serving_changed: bool,
 }
 
@@ -138,6 +143,7 @@ impl Sequencer {
             parts: HashMap::new(),
             in_flight: 0,
             drained: Vec::new(),
+            leaving: Vec::new(),
             timed: HashSet::new(),
             with_tokens: HashSet::new(),
             tokens: 0,
@@ -152,6 +158,8 @@ impl Sequencer {
             promises: Vec::new(),
             fence_answers: Vec::new(),
             proposals: Vec::new(),
+            stagings: Vec::new(),
+            commits: Vec::new(),
             serving_changed: false,
         }
     }
@@ -250,6 +258,20 @@ impl Sequencer {
                 let transfers = transfers.into_iter().map(|(id, epoch, to)| (id, (epoch, to)));
                 self.each(transfers, |(epoch, to)| Input::Transfer { epoch, to, until });
             }
+            Control::Seal(orders) => {
+                // The order is the last word of the masters.
+                let until = self.clock.tick().plus_ms(SEAL_CONTACT_MS);
+                let orders = orders.into_iter().map(|(id, epoch, seal)| (id, (epoch, seal)));
+                for (id, (epoch, seal)) in orders {
+                    self.step(id, Input::Seal { epoch, seal, until });
+                }
+            }
+            Control::Staged(staged) => self.each(staged, |attempt| Input::Staged { attempt }),
+            Control::SplitRefused(refused) => {
+                let refused = refused.into_iter().map(|(id, epoch, attempt)| (id, (epoch, attempt)));
+                self.each(refused, |(epoch, attempt)| Input::SplitRefused { epoch, attempt });
+            }
+            Control::Retire(tablet, core) => self.retire(tablet, core),
             Control::PromisePersisted(promises) => {
                 self.each(promises, |epoch| Input::PromisePersisted { epoch });
             }
@@ -266,6 +288,14 @@ impl Sequencer {
                 self.each(sent, |(to, upto)| Input::Sent { to, upto });
             }
             Control::StreamFailed(failed) => self.each(failed, |to| Input::StreamFailed { to }),
+            Control::Purged(copies) => self.each(copies, |to| Input::Purged { to }),
+            Control::Tokens(tablet, upto, answer) => {
+                // What is sealed is about to be retired: its successors are sent.
+                let slot = self.slots.get(&tablet).filter(|slot| slot.tablet.sealed().is_none());
+                let tokens = slot.map(|slot| slot.tablet.tokens_upto(upto));
+                // Whoever asked may have gone.
+                let _ = answer.send(tokens);
+            }
             Control::CloseWanted(tablet, ts) => self.close_wanted(tablet, ts),
             Control::Persisted(ends) => self.persisted(ends),
             Control::Applied { groups, ends } => {
@@ -301,19 +331,44 @@ impl Sequencer {
             is_touched: false,
         };
         self.slots.insert(id, slot);
+        // Readers learn at once what of a child is safe already.
+        self.step(id, Input::Tick);
+    }
+
+    /// Gives a tablet up whose place others take. Its core is handed over when it is known that
+    /// no entry of it is under way.
+    fn retire(&mut self, id: TabletId, core: oneshot::Sender<Option<Box<Tablet>>>) {
+        self.step(id, Input::Retire);
+        let Some(tablet) = self.forget(id) else {
+            let _ = core.send(None);
+            return;
+        };
+        let end = tablet.end().pos.seq;
+        if tablet.durable_end().pos.seq == end && tablet.applied_seq() == end {
+            // Whoever waited is gone with its session.
+            let _ = core.send(Some(Box::new(tablet)));
+        } else {
+            self.leaving.push((Box::new(tablet), core));
+            self.tell_drained();
+        }
     }
 
     fn remove(&mut self, id: TabletId, done: oneshot::Sender<()>) {
         self.step(id, Input::StepDown);
-        if let Some(slot) = self.slots.remove(&id) {
-            self.tokens -= slot.tablet.token_count();
-        }
+        drop(self.forget(id));
+        self.drained.push(done);
+        self.tell_drained();
+    }
+
+    /// Takes a replica out.
+    fn forget(&mut self, id: TabletId) -> Option<Tablet> {
+        let slot = self.slots.remove(&id)?;
+        self.tokens -= slot.tablet.token_count();
         self.timed.remove(&id);
         self.with_tokens.remove(&id);
         self.with_tails.remove(&id);
         let _ = self.orders.send(Order::Forget(id));
-        self.drained.push(done);
-        self.tell_drained();
+        Some(slot.tablet)
     }
 
     fn fence(&mut self, fences: Vec<Fenced>) {
@@ -331,7 +386,15 @@ impl Sequencer {
                 error!("the timestamp bound cannot be persisted; appointments are refused");
                 return;
             };
-            let Appointed { epoch, replica, incarnation, membership, min_in_sync, shrink_floor } = appointed;
+            let Appointed {
+                epoch,
+                replica,
+                incarnation,
+                membership,
+                min_in_sync,
+                shrink_floor,
+                aborted,
+            } = appointed;
             if let Some(slot) = self.slots.get_mut(&tablet) {
                 slot.learn(&membership);
             }
@@ -341,6 +404,7 @@ impl Sequencer {
             // The core takes an appointment once; afterwards only the set is news.
             self.step(tablet, Input::Appoint(appointment));
             self.step(tablet, Input::InSync { epoch, membership: news });
+            self.step(tablet, Input::SplitAborted { attempt: aborted });
         }
     }
 
@@ -445,6 +509,9 @@ impl Sequencer {
         if self.in_flight == 0 && self.group.parts.is_empty() {
             for done in self.drained.drain(..) {
                 let _ = done.send(());
+            }
+            for (core, done) in self.leaving.drain(..) {
+                let _ = done.send(Some(core));
             }
         }
     }
@@ -586,6 +653,8 @@ impl Sequencer {
         let promises = std::mem::take(&mut self.promises);
         let answers = std::mem::take(&mut self.fence_answers);
         let proposals = std::mem::take(&mut self.proposals);
+        let stagings = std::mem::take(&mut self.stagings);
+        let commits = std::mem::take(&mut self.commits);
         let serving = std::mem::take(&mut self.serving_changed);
         let tell = |is_empty: bool, message: Outward| {
             if !is_empty {
@@ -596,6 +665,8 @@ impl Sequencer {
         tell(answers.is_empty(), Outward::FenceAnswers(answers));
         tell(!serving, Outward::ServingChanged);
         tell(proposals.is_empty(), Outward::Proposals(proposals));
+        tell(stagings.is_empty(), Outward::Stage(stagings));
+        tell(commits.is_empty(), Outward::Commits(commits));
     }
 }
 

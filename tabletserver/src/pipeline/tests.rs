@@ -6,7 +6,7 @@ use super::cut::{CutStores, Cutter, Work, finish};
 use super::{Control, Group, Item, TabletEntries};
 use crate::ledger::Ledger;
 use crate::oplog::{Append, Fsync, Logged, Oplog, OplogConfig, Tail};
-use crate::registry::{Registry, ReplicaRecord, ReplicaState, Truncation};
+use crate::registry::{Registry, RegistryContent, ReplicaRecord, ReplicaState, Truncation};
 use crate::replicas::Replicas;
 use crate::store::Store;
 use crate::store::cache::RowCache;
@@ -104,12 +104,14 @@ impl Bench {
             epochs: Vec::new(),
             flushed: LogEnd::default(),
             truncating: None,
+            base: LogEnd::default(),
+            parent: None,
             lineage: Lineage(1),
             config_version: ConfigVersion(1),
             rows_estimate: 0,
             bytes_estimate: 0,
         };
-        let replicas = Replicas::new(Arc::new(registry), BTreeMap::new());
+        let replicas = Replicas::new(Arc::new(registry), RegistryContent::default());
         replicas.put(vec![record]).unwrap();
         Self {
             handle: handle(LogEnd::default()),
@@ -184,6 +186,7 @@ fn handle(end: LogEnd) -> Arc<TabletHandle> {
         end,
         epochs: Vec::new(),
         lineage: Lineage(1),
+        base: LogEnd::default(),
     }))
 }
 

@@ -12,7 +12,7 @@ mod peers;
 mod service;
 mod tail;
 
-pub use link::{Links, endpoint, keep_connected};
+pub use link::{Links, connect_peer, endpoint, keep_connected};
 pub use peers::{Identity, Outgoing, Peer, Peers};
 pub use service::Replication;
 pub use tail::Tail;

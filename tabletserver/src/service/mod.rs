@@ -6,8 +6,10 @@ mod lost;
 mod pipe;
 mod route;
 mod scan;
+mod split;
 
 pub use heat::Heat as HeatReport;
 pub use kv::Kv;
 pub use lost::Lost;
 pub use route::Route;
+pub use split::Split;

@@ -1,0 +1,71 @@
+//! `ebla job`: what is under way in the cluster, and what became of it.
+
+use super::{connect, output};
+use crate::cli::{Global, Job};
+use crate::exit::Failure;
+use ebla_client::v1;
+use serde_json::{Value as Json, json};
+use std::process::ExitCode;
+
+const COLUMNS: [&str; 8] = ["id", "kind", "state", "tablet", "children", "progress", "by", "error"];
+
+/// Lists jobs, shows one, waits for it or ends it.
+pub async fn run(global: &Global, command: Job) -> anyhow::Result<ExitCode> {
+    let mut out = output(global);
+    match command {
+        Job::List(args) => {
+            let jobs = connect(global, args.wait).await?.admin().list_jobs(args.running).await?;
+            out.list(&COLUMNS, &jobs.iter().map(job_json).collect::<Vec<_>>())?;
+        }
+        Job::Show(args) => {
+            let job = connect(global, args.wait).await?.admin().describe_job(args.id).await?;
+            out.describe(&job_json(&job))?;
+        }
+        Job::Wait(args) => {
+            let client = connect(global, args.wait).await?;
+            let job = client.admin().wait_for_job(args.id, args.wait.timeout).await?;
+            out.describe(&job_json(&job))?;
+            if job.state() != v1::JobState::Done {
+                return Err(Failure::job_not_done(job.id, state(&job), &job.error).into());
+            }
+        }
+        Job::Cancel(args) => {
+            let job = connect(global, args.wait).await?.admin().cancel_job(args.id).await?;
+            out.one(&job_json(&job), || format!("job {} is cancelled", job.id))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn state(job: &v1::Job) -> &'static str {
+    match job.state() {
+        v1::JobState::Unspecified => "unknown",
+        v1::JobState::Running => "running",
+        v1::JobState::Done => "done",
+        v1::JobState::Failed => "failed",
+        v1::JobState::Cancelled => "cancelled",
+    }
+}
+
+fn job_json(job: &v1::Job) -> Json {
+    let kind = match job.kind() {
+        v1::JobKind::Unspecified => "unknown",
+        v1::JobKind::Split => "split",
+        v1::JobKind::Move => "move",
+    };
+    let time = |ms: u64| (ms > 0).then_some(ms);
+    json!({
+        "id": job.id,
+        "kind": kind,
+        "state": state(job),
+        "attempt": job.attempt,
+        "by": if job.automatic { "cluster" } else { "operator" },
+        "tablet": job.tablet_id,
+        "children": job.child_tablet_ids,
+        "progress": f64::from(job.progress_per_mille) / 1_000.0,
+        "error": (!job.error.is_empty()).then_some(&job.error),
+        "started_ms": time(job.started_ms),
+        "ended_ms": time(job.ended_ms),
+        "expected_ms": time(job.expected_ms),
+    })
+}

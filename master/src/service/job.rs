@@ -1,0 +1,47 @@
+//! Jobs, for people: what is under way, what became of it, and the way to end it.
+
+use super::Shared;
+use super::control::unexpected;
+use crate::clock;
+use ebla_kernel::ids::JobId;
+use ebla_kernel::meta::{Command, JobEnd, Rejection, Reply};
+use ebla_proto::error::ApiError;
+use ebla_proto::split::job_to_wire;
+use ebla_proto::v1::{
+    CancelJobRequest, CancelJobResponse, DescribeJobRequest, DescribeJobResponse, ListJobsRequest,
+    ListJobsResponse,
+};
+
+/// Every job that is remembered, or those under way.
+pub(super) async fn list(shared: &Shared, request: ListJobsRequest) -> Result<ListJobsResponse, ApiError> {
+    shared.confirm_leading().await?;
+    let state = shared.raft.view().state();
+    let wanted = state.jobs().filter(|job| job.is_running() || !request.running);
+    Ok(ListJobsResponse { jobs: wanted.map(|job| job_to_wire(job, clock::wall_ms())).collect() })
+}
+
+/// One job.
+pub(super) async fn describe(
+    shared: &Shared,
+    request: DescribeJobRequest,
+) -> Result<DescribeJobResponse, ApiError> {
+    shared.confirm_leading().await?;
+    let state = shared.raft.view().state();
+    let job = state.job(JobId(request.id)).ok_or(Rejection::NoJob(JobId(request.id)))?;
+    Ok(DescribeJobResponse { job: Some(job_to_wire(job, clock::wall_ms())) })
+}
+
+/// Ends a job that has not reached its commit point.
+pub(super) async fn cancel(
+    shared: &Shared,
+    request: CancelJobRequest,
+) -> Result<CancelJobResponse, ApiError> {
+    shared.confirm_leading().await?;
+    let (job, time_ms) = (JobId(request.id), clock::wall_ms());
+    let command = Command::EndJob { job, attempt: None, end: JobEnd::Cancelled, time_ms };
+    match shared.raft.propose(command).await.map_err(|why| shared.no_answer(why))? {
+        Reply::Job(job) => Ok(CancelJobResponse { job: Some(job_to_wire(&job, time_ms)) }),
+        Reply::Rejected(rejection) => Err(rejection.into()),
+        other => Err(unexpected(&other)),
+    }
+}

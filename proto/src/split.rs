@@ -1,0 +1,134 @@
+//! Jobs and splits, to the wire and back.
+
+use crate::convert;
+use crate::error::{ApiError, Reason};
+use crate::v1;
+use ebla_kernel::entry::{LogEnd, SealRecord, SealedChild};
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::{
+    Attempt, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, TabletId,
+};
+use ebla_kernel::meta::{Job, JobKind, JobState, Origin, SealOrder, SplitCommit, TableKind};
+use ebla_kernel::range::KeyRange;
+
+/// The end of a log for the wire.
+#[must_use]
+pub fn log_end_to_wire(end: LogEnd) -> v1::LogEnd {
+    v1::LogEnd { epoch: end.pos.epoch.0, seq: end.pos.seq.0, hash: end.hash, ts: end.ts.0 }
+}
+
+/// The end of a log.
+#[must_use]
+pub fn log_end(wire: v1::LogEnd) -> LogEnd {
+    LogEnd { pos: Pos::new(Epoch(wire.epoch), Seq(wire.seq)), hash: wire.hash, ts: Hlc(wire.ts) }
+}
+
+/// A job for the wire, as it stands at wall time `now_ms`.
+#[must_use]
+pub fn job_to_wire(job: &Job, now_ms: u64) -> v1::Job {
+    let (kind, tablet, children) = match &job.kind {
+        JobKind::Split(split) => {
+            let children = split.children.iter().map(|(id, _)| id.0).collect();
+            (v1::JobKind::Split, split.tablet, children)
+        }
+        JobKind::Move(copy) => (v1::JobKind::Move, copy.tablet, Vec::new()),
+    };
+    let (from, to) = match &job.kind {
+        JobKind::Split(_) => (None, None),
+        JobKind::Move(copy) => (copy.from_server, Some(copy.to_server)),
+    };
+    let state = match job.state {
+        JobState::Running => v1::JobState::Running,
+        JobState::Done => v1::JobState::Done,
+        JobState::Failed => v1::JobState::Failed,
+        JobState::Cancelled => v1::JobState::Cancelled,
+    };
+    v1::Job {
+        id: job.id.0,
+        attempt: job.attempt.0,
+        kind: kind as i32,
+        state: state as i32,
+        automatic: job.origin == Origin::Automatic,
+        tablet_id: tablet.0,
+        child_tablet_ids: children,
+        from_server_id: from.map_or(0, |server| server.0),
+        to_server_id: to.map_or(0, |server| server.0),
+        progress_per_mille: u32::from(job.progress),
+        error: job.error.clone().unwrap_or_default(),
+        started_ms: job.started_ms,
+        ended_ms: job.ended_ms,
+        expected_ms: expected_ms(job, now_ms),
+    }
+}
+
+/// When a job will be done if it goes on as so far; 0 when nothing can be said.
+fn expected_ms(job: &Job, now_ms: u64) -> u64 {
+    let took_ms = now_ms.saturating_sub(job.started_ms);
+    if job.is_running() && job.progress > 0 {
+        job.started_ms.saturating_add(took_ms.saturating_mul(1_000) / u64::from(job.progress))
+    } else {
+        0
+    }
+}
+
+/// The order to seal a tablet.
+#[must_use]
+pub fn seal_order_to_wire(order: &SealOrder) -> v1::SealOrder {
+    let copies = |at: usize| {
+        let of = |(parent, children): (&ReplicaId, &Vec<ReplicaId>)| {
+            let replica_id = children.get(at)?.0;
+            Some(v1::SealCopy { parent_replica_id: parent.0, replica_id })
+        };
+        order.split.replicas.iter().filter_map(of).collect()
+    };
+    let children = order.split.children.iter().enumerate().map(|(at, (id, range))| v1::SealChild {
+        tablet_id: id.0,
+        start: range.start().clone(),
+        end: range.end().cloned().unwrap_or_default(),
+        copies: copies(at),
+    });
+    v1::SealOrder {
+        tablet_id: order.tablet.0,
+        epoch: order.epoch.0,
+        attempt: order.attempt.0,
+        children: children.collect(),
+    }
+}
+
+/// The tablet that is to be sealed, the epoch that is meant, and the seal.
+///
+/// # Errors
+/// `BAD_REQUEST` for an inverted range.
+pub fn seal_order(wire: v1::SealOrder) -> Result<(TabletId, Epoch, SealRecord), ApiError> {
+    let child = |child: v1::SealChild| {
+        let copy = |copy: v1::SealCopy| (ReplicaId(copy.parent_replica_id), ReplicaId(copy.replica_id));
+        let range = KeyRange::new(child.start, convert::non_empty(child.end));
+        Ok(SealedChild {
+            tablet: TabletId(child.tablet_id),
+            range: range.map_err(|_| ApiError::new(Reason::BadRequest, "a child's range is inverted"))?,
+            replicas: child.copies.into_iter().map(copy).collect(),
+        })
+    };
+    let children = wire.children.into_iter().map(child).collect::<Result<_, ApiError>>()?;
+    let seal = SealRecord { attempt: Attempt(wire.attempt), children };
+    Ok((TabletId(wire.tablet_id), Epoch(wire.epoch), seal))
+}
+
+/// A commit that a leader asks for, of a table that keeps its rows as `kind` says.
+#[must_use]
+pub fn split_commit(wire: &v1::SplitCommit, kind: TableKind) -> SplitCommit {
+    let ready = |copy: &v1::ReadyCopy| {
+        let generation = match kind {
+            TableKind::Durable => Generation::Disk(DiskGeneration(copy.disk_generation)),
+            TableKind::Memory => Generation::Process(Incarnation(copy.incarnation)),
+        };
+        (ReplicaId(copy.replica_id), generation)
+    };
+    SplitCommit {
+        tablet: TabletId(wire.tablet_id),
+        attempt: Attempt(wire.attempt),
+        epoch: Epoch(wire.epoch),
+        seal: wire.seal.map(log_end).unwrap_or_default(),
+        ready: wire.ready.iter().map(ready).collect(),
+    }
+}
