@@ -132,11 +132,24 @@ pub enum Mutation {
     ReadFloorForgotten,
     /// Rows are applied up to whatever part of a Q is durable.
     SafeSplitByDisk,
+    /// Logs are purged whatever other copies lack, and whether it is safe.
+    PurgeUnchecked,
+    /// A condition is decided by a write that may still be taken back.
+    ConditionsRestOnPending,
+    /// What a delete range read is believed however old it is.
+    StaleRangeAccepted,
 }
 
 impl Mutation {
+    /// Rules of which the lack does no harm that a search could find, and why.
+    pub const REDUNDANT: [(Self, &'static str); 3] = [
+        (Self::ProgressSurvivesRun, "what another run had is still there, unless its data is lost (m16)"),
+        (Self::SafeEntriesCut, "no leader asks for it as long as every other rule holds"),
+        (Self::NewCopyPromisesNothing, "copies are created only with their table, before any epoch"),
+    ];
+
     /// Every seeded bug.
-    pub const ALL: [Self; 62] = [
+    pub const ALL: [Self; 65] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -199,7 +212,17 @@ impl Mutation {
         Self::LogRaisesNoClock,
         Self::ReadFloorForgotten,
         Self::SafeSplitByDisk,
+        Self::PurgeUnchecked,
+        Self::ConditionsRestOnPending,
+        Self::StaleRangeAccepted,
     ];
+
+    /// Why an honest search finds nothing when this rule is left out, if so: another rule holds
+    /// the line behind it. Such a rule stays as an assertion or a guard (decision 0010).
+    #[must_use]
+    pub fn redundant(self) -> Option<&'static str> {
+        Self::REDUNDANT.iter().find(|(mutation, _)| *mutation == self).map(|(_, reason)| *reason)
+    }
 
     /// The rule that it breaks.
     #[must_use]
@@ -250,7 +273,7 @@ impl Mutation {
             Self::AnyGenerationCounts => "m15",
             Self::LostCopyAnswers => "m16",
             Self::StrictShrinksBelowD => "strict in-sync set keeps D",
-            Self::GoneIsGuessed => "m18, a leader is gone when it says so or its process is over",
+            Self::GoneIsGuessed => "m18, gone is not guessed",
             Self::NewCopyPromisesNothing => "m23",
             Self::RevertIgnored => "reverts are applied",
             Self::FlushedOverCut => "flushed after a cut",
@@ -264,6 +287,82 @@ impl Mutation {
             Self::LogRaisesNoClock => "clock above the log",
             Self::ReadFloorForgotten => "reads close the past",
             Self::SafeSplitByDisk => "rows stop at a Q",
+            Self::PurgeUnchecked => "purged when nobody lacks it",
+            Self::ConditionsRestOnPending => "conditions wait for pending",
+            Self::StaleRangeAccepted => "ranges see every write",
+        }
+    }
+    /// What it stands for: rules of the protocol, sections of the protocol on the order of
+    /// durable steps (2.1), sequencing (2.2), delete ranges (2.3), versions and scans (2.4),
+    /// tokens (2.5) and the row cache (2.6), and bugs that other systems had.
+    #[must_use]
+    pub fn stands_for(self) -> &'static [&'static str] {
+        match self {
+            Self::LowerEpochAccepted => &["m5"],
+            Self::AnyIncarnationLeads => &["m7", "m36", "rDSN-496"],
+            Self::QCountsOlderEpochs => &["m13"],
+            Self::FenceAnsweredUndrained => &["m32"],
+            Self::PromiseInFlightIgnored => &["m32"],
+            Self::OwnCopyCountedEarly => &["m33", "tikv-994"],
+            Self::TokensNotRebuilt => &["m37", "2.5", "SERVER-55305"],
+            Self::QueuedTokensIgnored => &["m37"],
+            Self::TokenFloorForgotten => &["m37", "2.5"],
+            Self::ApplyBeforeDurable => &["m38"],
+            Self::RefusalBeforeDurable => &["2.2"],
+            Self::StaleEvidenceAccepted => &["2.2"],
+            Self::ClockBoundIgnored => &["SERVER-48453"],
+            Self::FlushedBeforeFlush => &["2.1 flush"],
+            Self::CacheFillUnchecked => &["2.6"],
+            Self::RemovedMemberCounts => &["m2", "redisraft-17"],
+            Self::OutsiderCounts => &["m3", "elasticsearch-20031"],
+            Self::AddedMemberIgnored => &["m8"],
+            Self::ShrinkUnchecked => &["m9"],
+            Self::ExpandUnchecked => &["m10"],
+            Self::RevertedSaidEarly => &["m11"],
+            Self::OlderEpochReverted => &["m12"],
+            Self::ProgressSurvivesRun => &["m15", "SERVER-16570"],
+            Self::LeaseOwnViewOnly => &["m17"],
+            Self::FenceNotHeld => &["m18"],
+            Self::UnattachedPromiseCounts => &["m19"],
+            Self::ExceptionsForgotten => &["m20"],
+            Self::NoBootWait => &["m21"],
+            Self::FollowerLapsesFirst => &["m22"],
+            Self::ProposalForgotten => &["m24"],
+            Self::RevertBelowQ => &["m31"],
+            Self::QBetweenOpAndRevert => &["m31"],
+            Self::PromiseInMemoryOnly => &["m34"],
+            Self::AckByLength => &["m35"],
+            Self::RevertedTokensForgotten => &["m37"],
+            Self::PendingShown => &["patroni-1412"],
+            Self::LeaseUncheckedAtAck => &["yugabyte-db-16"],
+            Self::CutByWatermark => &["KIP-101"],
+            Self::TruncationUndoForgotten => &["2.1 truncate"],
+            Self::ElectionQuotaShort => &["m1"],
+            Self::ElectionEditsInSync => &["m4"],
+            Self::LongestLogWins => &["m6"],
+            Self::LostLeavesQuota => &["m14"],
+            Self::AnyGenerationCounts => &["m15", "KIP-903"],
+            Self::LostCopyAnswers => &["m16"],
+            Self::GoneIsGuessed => &["m18"],
+            Self::NewCopyPromisesNothing => &["m23"],
+            Self::FlushedOverCut => &["2.1 flush"],
+            Self::CutIntentSkipped => &["2.1 truncate", "SERVER-38925"],
+            Self::CutBeforeFlush => &["2.1 truncate"],
+            Self::CutRevertForgotten => &["2.1 truncate"],
+            Self::LossLedgerSkipped => &["2.1 truncate"],
+            Self::SessionEpochIgnored => &["KIP-320"],
+            Self::FollowerReadsUnsafe => &["tikv-16069"],
+            Self::LeaseCheckedBefore => &["tikv-10011"],
+            Self::ReadFloorForgotten => &["2.4"],
+            Self::SafeSplitByDisk => &["2.4"],
+            Self::PurgeUnchecked => &["2.1 purge", "pegasus-2284"],
+            Self::ConditionsRestOnPending => &["2.2"],
+            Self::StaleRangeAccepted => &["2.3"],
+            Self::FollowerAppliesEarly
+            | Self::SafeEntriesCut
+            | Self::StrictShrinksBelowD
+            | Self::RevertIgnored
+            | Self::LogRaisesNoClock => &[],
         }
     }
 }
@@ -281,4 +380,30 @@ pub fn seed_bug(mutation: Option<Mutation>) {
 #[must_use]
 pub fn is_seeded(mutation: Mutation) -> bool {
     SEEDED.get() == Some(mutation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Rules m25 to m30 come with split and merge.
+    #[test]
+    fn every_rule_has_a_seeded_bug() {
+        let rules = (1..=24).chain(31..=38).map(|n| format!("m{n}"));
+        let sections = ["2.1 flush", "2.1 purge", "2.1 truncate", "2.2", "2.3", "2.4", "2.5", "2.6"];
+        let seeded: BTreeSet<&str> =
+            Mutation::ALL.into_iter().flat_map(Mutation::stands_for).copied().collect();
+        let wanted: Vec<String> = rules.chain(sections.map(str::to_string)).collect();
+        let missing: Vec<&String> = wanted.iter().filter(|id| !seeded.contains(id.as_str())).collect();
+        assert!(missing.is_empty(), "rules without a seeded bug: {missing:?}");
+        let elsewhere = seeded.len() - wanted.len();
+        assert!(elsewhere >= 10, "only {elsewhere} bugs of other systems");
+    }
+
+    #[test]
+    fn every_seeded_bug_is_listed_once() {
+        let names: BTreeSet<String> = Mutation::ALL.iter().map(|mutation| format!("{mutation:?}")).collect();
+        assert_eq!(names.len(), Mutation::ALL.len());
+    }
 }

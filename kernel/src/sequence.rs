@@ -262,7 +262,9 @@ pub fn sequence(
         match batch.run(index, op) {
             Ok(result) => results.push(result),
             // What a refusal rests on must not be taken back after it was told.
-            Err(_) if batch.rests_on_pending.get() => return Err(Reject::Pending),
+            Err(_) if batch.rests_on_pending.get() && !mutated!(ConditionsRestOnPending) => {
+                return Err(Reject::Pending);
+            }
             Err(reject) => return Err(reject),
         }
     }
@@ -355,7 +357,7 @@ impl Batch<'_> {
 
     /// Keys of `range` that may be live: read, written lately, or put by this batch.
     fn live_keys(&self, range: &KeyRange, read: &RangeEvidence) -> Result<BTreeSet<Bytes>, Reject> {
-        if self.evidence.as_of < self.recent.forgotten {
+        if self.evidence.as_of < self.recent.forgotten && !mutated!(StaleRangeAccepted) {
             return Err(Reject::ReadAgain);
         }
         let start = range.start().clone();
@@ -381,7 +383,8 @@ impl Batch<'_> {
     fn sequenced(&self, key: &Bytes) -> Result<Option<Version>, Reject> {
         if let Some(Found { version, pending }) = self.recent.newest(key) {
             if let Some(seq) = pending {
-                if self.chain_from.is_none_or(|from| seq < from) {
+                let shares_fate = self.chain_from.is_some_and(|from| seq >= from);
+                if !shares_fate && !mutated!(ConditionsRestOnPending) {
                     return Err(Reject::Pending);
                 }
                 self.rests_on_pending.set(true);

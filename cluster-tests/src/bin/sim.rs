@@ -10,6 +10,7 @@ usage: sim [--seeds N] [--start S]     runs seeds S to S+N-1 (default 500 from 1
        sim --seed X                    runs one seed and tells every step
        sim --mutants [--seeds N]       seeds every known bug; each must be found
        sim --mutant NAME [--seed X]    one known bug
+       sim --mutants --control         the worlds of the known bugs without the bugs
 Known bugs need the feature `mutations`.";
 
 #[derive(Default)]
@@ -19,6 +20,7 @@ struct Args {
     seed: Option<u64>,
     mutant: Option<String>,
     mutants: bool,
+    control: bool,
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args> {
             "--seed" => args.seed = Some(value()?.parse()?),
             "--mutant" => args.mutant = Some(value()?),
             "--mutants" => args.mutants = true,
+            "--control" => args.control = true,
             _ => bail!("unknown flag {word}\n{USAGE}"),
         }
     }
@@ -106,29 +109,40 @@ mod mutants {
 
 #[cfg(feature = "mutations")]
 mod mutants {
-    use super::{Args, Narration, Result, bail, run};
+    use super::{Args, Narration, Report, Result, bail};
     use anyhow::Context;
+    use ebla_cluster_tests::sim::run_suited;
     use ebla_kernel::mutation::{Mutation, seed_bug};
 
+    /// Seeds within which every bug must be found.
     const SEEDS_MAX: u64 = 2_000;
 
-    /// Seeds bug after bug and looks for a seed that finds it.
+    /// Seeds that each world is tried with, without its bug.
+    const CONTROL_SEEDS: u64 = 50;
+
+    /// Seeds bug after bug and looks for a seed that finds it; or looks whether the worlds in
+    /// which they are found are innocent.
     pub fn hunt(name: Option<&str>, args: &Args) -> Result<()> {
         if args.seed.is_none() {
             // Many of these bugs end in an assertion; one line of each is enough.
             std::panic::set_hook(Box::new(|_| {}));
         }
-        let mut missed = Vec::new();
+        println!("{:<24} {:<26} {:>5} {:>8}  what was seen", "seeded bug", "rule", "seed", "steps");
+        let mut wrong = Vec::new();
         for mutation in chosen(name)? {
-            seed_bug(Some(mutation));
-            if !find(mutation, args) {
-                missed.push(format!("{mutation:?}"));
+            seed_bug((!args.control).then_some(mutation));
+            let found = find(mutation, args);
+            let should_be = !args.control && mutation.redundant().is_none();
+            if found.is_some() != should_be {
+                wrong.push(format!("{mutation:?}"));
             }
+            tell(mutation, found, if args.seed.is_some() { usize::MAX } else { 150 });
         }
         seed_bug(None);
-        match missed.is_empty() {
-            true => Ok(()),
-            false => bail!("not found: {}", missed.join(", ")),
+        match (wrong.is_empty(), args.control) {
+            (true, _) => Ok(()),
+            (false, true) => bail!("violations without a bug: {}", wrong.join(", ")),
+            (false, false) => bail!("not found, or found although called redundant: {}", wrong.join(", ")),
         }
     }
 
@@ -140,24 +154,34 @@ mod mutants {
             .with_context(|| format!("no known bug {name}: {:?}", Mutation::ALL))
     }
 
-    fn find(mutation: Mutation, args: &Args) -> bool {
+    /// The first seed with a violation.
+    fn find(mutation: Mutation, args: &Args) -> Option<Report> {
+        let most = if args.control { CONTROL_SEEDS } else { SEEDS_MAX };
         let (start, seeds, narration) = match args.seed {
             Some(seed) => (seed, 1, Narration::Told),
-            None => (args.start.unwrap_or(1), args.seeds.unwrap_or(SEEDS_MAX), Narration::Silent),
+            None => (args.start.unwrap_or(1), args.seeds.unwrap_or(most), Narration::Silent),
         };
-        let name = format!("{mutation:?}");
-        let mut events = 0;
-        for seed in start..start.saturating_add(seeds) {
-            let report = run(seed, narration);
-            events += report.events;
+        (start..start.saturating_add(seeds)).find_map(|seed| {
+            let report = run_suited(seed, narration, mutation);
             report.log.iter().for_each(|line| println!("{line}"));
-            if let Some(violation) = report.violation {
-                let what: String = violation.to_string().chars().take(150).collect();
-                println!("{name:<24} {:<20} seed {seed:<5} {events:>9} events  {what}", mutation.rule());
-                return true;
-            }
-        }
-        println!("{name:<24} {:<20} NOT FOUND in {seeds} seeds, {events} events", mutation.rule());
-        false
+            report.violation.is_some().then_some(report)
+        })
+    }
+
+    fn tell(mutation: Mutation, found: Option<Report>, length: usize) {
+        let (name, rule) = (format!("{mutation:?}"), mutation.rule());
+        let Some((Report { seed, events, .. }, violation)) =
+            found.and_then(|report| Some((report.clone(), report.violation?)))
+        else {
+            println!(
+                "{name:<24} {rule:<26} {:>5} {:>8}  {}",
+                "-",
+                "-",
+                mutation.redundant().unwrap_or("nothing")
+            );
+            return;
+        };
+        let what: String = violation.to_string().replace('\n', " ").chars().take(length).collect();
+        println!("{name:<24} {rule:<26} {seed:>5} {events:>8}  {what}");
     }
 }

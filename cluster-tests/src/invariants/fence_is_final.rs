@@ -1,12 +1,13 @@
 //! m5, m32: after a copy answered a fence, nothing from a leader of a lower epoch is appended,
-//! becomes durable or is acknowledged there: everything of it is inside the reported end.
+//! becomes durable or is acknowledged there: everything of it is inside the reported end. An
+//! acknowledgement is such an answer too (m34).
 
 use super::{Invariant, Observation};
 use crate::oracle::Oracle;
 use ebla_kernel::ids::{Epoch, Pos, TabletId};
 use std::collections::BTreeMap;
 
-/// The highest fence that each copy answered.
+/// The highest epoch in which each copy answered a fence or acknowledged something.
 #[derive(Debug, Default)]
 pub struct FenceIsFinal {
     answered: BTreeMap<(TabletId, usize), Epoch>,
@@ -14,7 +15,7 @@ pub struct FenceIsFinal {
 
 impl Invariant for FenceIsFinal {
     fn name(&self) -> &'static str {
-        "m32 a fence answer is final"
+        "m5, m32, m34 an answer is final"
     }
 
     fn observe(&mut self, oracle: &Oracle, observation: &Observation<'_>) -> Result<(), String> {
@@ -35,7 +36,10 @@ impl Invariant for FenceIsFinal {
                 self.judge((*tablet, *server), *by, entry.pos)
             }
             Observation::AckSent { tablet, server, epoch, pos } => {
-                self.judge((*tablet, *server), *epoch, *pos)
+                self.judge((*tablet, *server), *epoch, *pos)?;
+                let answered = self.answered.entry((*tablet, *server)).or_default();
+                *answered = (*epoch).max(*answered);
+                Ok(())
             }
             Observation::Wiped { server } => {
                 self.answered.retain(|(_, copy), _| copy != server);
@@ -58,7 +62,7 @@ impl FenceIsFinal {
         match self.answered.get(&copy) {
             Some(answered) if by < *answered => {
                 let (tablet, server) = copy;
-                Err(format!("{tablet} server {server}: {pos} of {by} comes after the fence of {answered}"))
+                Err(format!("{tablet} server {server}: {pos} of {by} comes after an answer in {answered}"))
             }
             Some(_) | None => Ok(()),
         }

@@ -17,6 +17,7 @@ mod lost_is_kept;
 mod monotone;
 mod one_leader;
 mod q_is_durable;
+mod quota_has_acks;
 mod range_map;
 mod reverts;
 mod rows_are_log;
@@ -260,6 +261,7 @@ impl Watch {
             Box::new(q_is_durable::QIsDurable::default()),
             Box::new(acked_durable::AckedDurable::default()),
             Box::new(epoch_has_acks::EpochHasAcks::default()),
+            Box::new(quota_has_acks::QuotaHasAcks::default()),
             Box::new(followers_wait::FollowersWait::default()),
             Box::new(reverts::Reverts::default()),
             Box::new(tokens_once::TokensOnce::default()),

@@ -25,6 +25,12 @@ impl Invariant for Monotone {
                 *answered = answer.epoch.max(*answered);
                 Ok(())
             }
+            // Whoever acknowledges an append of an epoch has promised that epoch (m34).
+            Observation::AckSent { tablet, server, epoch, .. } => {
+                let answered = self.answered.entry((*tablet, *server)).or_default();
+                *answered = (*epoch).max(*answered);
+                Ok(())
+            }
             Observation::Stepped(view) => self.stepped(view),
             Observation::Cut { tablet, server, .. } => {
                 self.last.remove(&(*tablet, *server));
@@ -38,7 +44,6 @@ impl Invariant for Monotone {
             Observation::Appended { .. }
             | Observation::Durable { .. }
             | Observation::Applied { .. }
-            | Observation::AckSent { .. }
             | Observation::Acked { .. }
             | Observation::SaidReverted { .. }
             | Observation::LeaseHeld { .. }
@@ -52,7 +57,7 @@ impl Monotone {
     fn stepped(&mut self, view: &CoreView) -> Result<(), String> {
         let copy = (view.tablet, view.server);
         if self.answered.get(&copy).is_some_and(|answered| view.promised < *answered) {
-            return Err(format!("{copy:?} answered a fence above its promise {}", view.promised));
+            return Err(format!("{copy:?} answered in an epoch above its promise {}", view.promised));
         }
         let Some(last) = self.last.insert(copy, *view) else { return Ok(()) };
         if view.on_disk < last.on_disk {

@@ -1,5 +1,6 @@
 //! A read at a timestamp gives what the log says for that timestamp, for ever: on a leader the
-//! log of its epoch, on any other copy the log that survives.
+//! log of its epoch, on any other copy the log that survives. Where there is one copy, every
+//! later epoch begins above what was read: its clock starts above its bound.
 
 use super::{End, Invariant};
 use crate::oracle::{Operation, Outcome, Trust, Truth, reverted};
@@ -22,7 +23,9 @@ impl Invariant for Snapshots {
         for operation in &end.history.operations {
             let Some(truth) = end.truths.get(&operation.tablet) else { continue };
             let Some(Outcome::Row { version, at: Some(at) }) = operation.outcome() else { continue };
+            let is_alone = truth.fate.copies.len() == 1 && truth.fate.trust == Trust::Copies;
             let upto = match operation.epoch {
+                Some(_) if is_alone => truth.fate.end,
                 Some(epoch) => truth.story.last_of(epoch),
                 None if truth.fate.trust < Trust::Copies => continue,
                 None => truth.fate.end,

@@ -15,15 +15,16 @@ pub struct WallClock {
 }
 
 impl WallClock {
+    /// A clock that is wrong by at most `ms_max`, either way.
+    pub fn draw(rng: &mut Rng, ms_max: u64) -> Self {
+        let offset = i64::try_from(rng.below(2 * ms_max + 1)).expect("a skew is small");
+        Self { offset_ms: offset - i64::try_from(ms_max).expect("a skew is small") }
+    }
+
     /// What the clock shows at `now_us` of simulated time.
     #[must_use]
     pub fn ms(&self, now_us: u64) -> u64 {
         (EPOCH_MS + now_us / 1_000).saturating_add_signed(self.offset_ms)
-    }
-
-    /// Sets the clock wrong by `offset_ms`.
-    pub fn set(&mut self, offset_ms: i64) {
-        self.offset_ms = offset_ms;
     }
 }
 

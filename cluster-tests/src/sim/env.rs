@@ -74,6 +74,14 @@ pub struct Route {
     pub spare: u32,
 }
 
+impl Route {
+    /// Whether a server holds a copy.
+    #[must_use]
+    pub fn is_on(&self, server: usize) -> bool {
+        self.copies.values().any(|copy| *copy == server)
+    }
+}
+
 /// What everybody is told of the metadata.
 #[derive(Clone, Debug, Default)]
 pub struct Directory {

@@ -47,6 +47,8 @@ pub struct Profile {
     pub wall_jump_us: Option<SpanUs>,
     /// Greatest jump of a wall clock, either way, in milliseconds.
     pub wall_jump_ms_max: u64,
+    /// Greatest difference of a server's wall clock from the first, either way, in milliseconds.
+    pub skew_ms_max: u64,
     /// Greatest difference of a client's clock, either way, in milliseconds.
     pub client_skew_ms_max: u64,
     /// Requests of which the task is slow between reading and sequencing, per mille.
@@ -160,6 +162,7 @@ impl Profile {
             down_us: (1_000, 1 << (12 + rng.below(11))),
             wall_jump_us: maybe(rng, (100_000, 2 * SECOND_US)),
             wall_jump_ms_max: [20, 600, 10_000, 3_600_000][rng.index(4)],
+            skew_ms_max: [0, 50, 400][rng.index(3)],
             client_skew_ms_max: [0, 1_000, 5_000][rng.index(3)],
             slow_task_pm: [0, 20, 200][rng.index(3)],
             slow_task_us: (1_000, 800_000),

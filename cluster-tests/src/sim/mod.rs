@@ -32,6 +32,8 @@ pub mod workload;
 pub mod world;
 
 use crate::invariants::Violation;
+#[cfg(feature = "mutations")]
+use ebla_kernel::mutation::Mutation;
 use fault::Profile;
 use rng::Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -66,8 +68,21 @@ pub enum Narration {
 /// Runs one seed from beginning to end. A panic anywhere in it is a violation.
 #[must_use]
 pub fn run(seed: u64, narration: Narration) -> Report {
+    run_in(seed, narration, |_| {})
+}
+
+/// Runs one seed in the world that suits a seeded bug, whether it is seeded or not: without it
+/// the same world must be without a violation.
+#[cfg(feature = "mutations")]
+#[must_use]
+pub fn run_suited(seed: u64, narration: Narration, mutation: Mutation) -> Report {
+    run_in(seed, narration, |profile| profile.suit(mutation))
+}
+
+fn run_in(seed: u64, narration: Narration, suit: impl FnOnce(&mut Profile)) -> Report {
     let mut rng = Rng::new(seed);
-    let profile = profile(&mut rng);
+    let mut profile = Profile::draw(&mut rng);
+    suit(&mut profile);
     let mut world = World::new(rng, profile);
     if narration == Narration::Told {
         world.env.log = Some(Vec::new());
@@ -84,22 +99,6 @@ pub fn run(seed: u64, narration: Narration) -> Report {
         violation,
         log: world.env.log.take().unwrap_or_default(),
     }
-}
-
-#[cfg(not(feature = "mutations"))]
-fn profile(rng: &mut Rng) -> Profile {
-    Profile::draw(rng)
-}
-
-/// With a seeded bug the world is one in which it shows itself.
-#[cfg(feature = "mutations")]
-fn profile(rng: &mut Rng) -> Profile {
-    use ebla_kernel::mutation::{Mutation, is_seeded};
-    let mut profile = Profile::draw(rng);
-    for mutation in Mutation::ALL.into_iter().filter(|mutation| is_seeded(*mutation)) {
-        profile.suit(mutation);
-    }
-    profile
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> String {

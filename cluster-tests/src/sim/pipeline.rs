@@ -253,7 +253,8 @@ impl Server {
             let lacked = self.lacked(env, *id);
             let Some(run) = &mut self.run else { return };
             let (Some(copy), Some(log)) = (run.copies.get(id), self.disk.log.tablet(*id)) else { continue };
-            let upto = lacked.min(*flushed).min(copy.core.safe());
+            let safe = lacked.min(copy.core.safe());
+            let upto = if mutated!(PurgeUnchecked) { *flushed } else { safe.min(*flushed) };
             if log.entries.len() <= env.profile.log_entries_max || run.purging.contains_key(id) {
                 continue;
             }

@@ -422,7 +422,8 @@ impl Server {
         env.send(self.address(), Address::Meta, Message::Register(registration));
     }
 
-    /// Whether every copy here leads or follows a leader.
+    /// Whether every copy that should be here is, and leads or follows a leader. A stream that
+    /// lost nothing would have told which should; here messages get lost one by one.
     fn is_content(&self, env: &Env) -> bool {
         let Some(run) = &self.run else { return false };
         let now = self.now(env);
@@ -430,7 +431,9 @@ impl Server {
             run.lease(now, copy.core.id()).is_some()
                 || (copy.core.follows().is_some() && run.pledges.hears(env.now_us, copy))
         };
-        !run.copies.is_empty() && run.copies.values().all(is_well)
+        let mut routes = env.directory.routes.iter();
+        let has_all = routes.all(|route| run.copies.contains_key(&route.tablet) || !route.is_on(self.index));
+        has_all && !run.copies.is_empty() && run.copies.values().all(is_well)
     }
 
     /// Tells which epochs ended though the process lives, again and again until others begin.
@@ -452,6 +455,8 @@ impl Server {
             return;
         }
         run.identity = Some((welcome.server, welcome.incarnation));
+        let (index, incarnation) = (self.index, welcome.incarnation);
+        env.say(|| format!("server {index} is registered as {incarnation}"));
         if self.disk.registry.identity.is_none() {
             self.write_registry(env, RegistryChange::Identity(welcome.cluster_id, welcome.server));
         }

@@ -15,7 +15,14 @@ impl Profile {
                 self.wall_jump_us = Some((50_000, 400_000));
                 self.wall_jump_ms_max = 600;
             }
-            Mutation::RemovedMemberCounts | Mutation::ShrinkUnchecked | Mutation::LeaseOwnViewOnly => {
+            Mutation::LeaseOwnViewOnly => {
+                self.copies(2, 2);
+                self.spec.policy = Policy::Degraded;
+                self.cuts();
+                self.network.cut_us = Some((100_000, 1_500_000));
+                self.chaos_us = 20 * SECOND_US;
+            }
+            Mutation::RemovedMemberCounts | Mutation::ShrinkUnchecked => {
                 self.copies(3, 2);
                 self.cuts();
                 self.waits();
@@ -72,7 +79,28 @@ impl Profile {
                 self.waits();
                 self.wipe = Some(((100_000, SECOND_US), WipeBudget::Within));
             }
-            Mutation::CutBeforeFlush | Mutation::CutRevertForgotten | Mutation::FlushedOverCut => {
+            Mutation::CutBeforeFlush => {
+                self.copies(3, 2);
+                self.cuts();
+                self.storms();
+                self.server_crash_us = Some((200_000, 1_500_000));
+                self.down_us = (1_000, 150_000);
+                self.wait_pm = 200;
+                self.think_us = (0, 5_000);
+                self.disk.flush_every_us = (200_000, 2 * SECOND_US);
+            }
+            Mutation::CutRevertForgotten => {
+                self.copies(3, 2);
+                self.cuts();
+                self.waits();
+                self.depose_us = Some((50_000, 3 * SECOND_US));
+                self.server_crash_us = None;
+                self.deadline_ms = (20, 200);
+                self.network.delay_us = (5_000, 120_000);
+                self.think_us = (0, 5_000);
+                self.chaos_us = 20 * SECOND_US;
+            }
+            Mutation::FlushedOverCut => {
                 self.copies(3, 2);
                 self.crashes();
                 self.storms();
@@ -91,16 +119,49 @@ impl Profile {
             Mutation::LeaseCheckedBefore => {
                 self.copies(3, 2);
                 self.sleep_us = Some((50_000, 400_000));
-                self.asleep_us = (900_000, 2_500_000);
+                self.asleep_us = (1_200_000, 3 * SECOND_US);
                 self.think_us = (0, 2_000);
+                self.clients = 8;
+                self.keys = 12;
+                self.follower_read_pm = 0;
+                self.chaos_us = 20 * SECOND_US;
             }
-            Mutation::ReadFloorForgotten | Mutation::SafeSplitByDisk => {
+            Mutation::SafeSplitByDisk => {
+                self.copies(3, 2);
+                self.waits();
+                self.cuts();
+                self.deadline_ms = (20, 200);
+                self.disk.sync_us = (1_000, 60_000);
+                self.frame_entries_max = 1;
+                self.follower_read_pm = 800;
+                self.think_us = (0, 3_000);
+                self.keys = 2;
+                self.chaos_us = 20 * SECOND_US;
+            }
+            Mutation::ReadFloorForgotten => {
                 self.copies(3, 2);
                 self.waits();
                 self.cuts();
                 self.deadline_ms = (20, 400);
                 self.disk.sync_us = (500, 40_000);
                 self.keys = 2;
+            }
+            Mutation::PurgeUnchecked => {
+                self.copies(3, 2);
+                self.cuts();
+                self.log_entries_max = 5;
+                self.disk.flush_every_us = (5_000, 60_000);
+            }
+            Mutation::ConditionsRestOnPending => {
+                self.copies(3, 2);
+                self.cuts();
+                self.waits();
+                self.deadline_ms = (20, 400);
+                self.keys = 2;
+            }
+            Mutation::StaleRangeAccepted => {
+                self.slow_task_pm = 300;
+                self.keys = 3;
             }
             _ => {}
         }

@@ -1,6 +1,6 @@
 //! The loop: takes event after event, breaks things, heals them, and judges.
 
-use super::clock::MonotonicClock;
+use super::clock::{MonotonicClock, WallClock};
 use super::env::{Env, Event, Route};
 use super::fault::{Profile, SECOND_US, SpanUs, WipeBudget};
 use super::meta::MetaNode;
@@ -76,8 +76,12 @@ impl World {
     /// A cluster that has not started.
     #[must_use]
     pub fn new(mut rng: Rng, profile: Profile) -> Self {
-        let drifts = profile.drifts;
-        let mut server = |index| Server::new(index, MonotonicClock::draw(&mut rng, drifts));
+        let (drifts, skew_ms) = (profile.drifts, profile.skew_ms_max);
+        let mut server = |index| {
+            let mut server = Server::new(index, MonotonicClock::draw(&mut rng, drifts));
+            server.wall = WallClock::draw(&mut rng, skew_ms);
+            server
+        };
         let servers = (0..profile.servers).map(&mut server).collect();
         let clients = (0..profile.clients).map(Client::new).collect();
         Self { env: Env::new(rng, profile), events: 0, meta: MetaNode::new(), servers, clients }
@@ -299,7 +303,10 @@ impl World {
             route.copies.values().all(|server| *server != victim) || lost < route.spare
         });
         let may = budget == Some(WipeBudget::Beyond) || bears;
-        if may && !self.env.directory.routes.is_empty() {
+        // Whoever loses a disk that does not know its server yet comes back as another server,
+        // and nobody ever hears of the first again.
+        let is_known = self.servers[victim].disk.registry.identity.is_some();
+        if may && is_known && !self.env.directory.routes.is_empty() {
             self.servers[victim].wipe(&mut self.env);
             let down = self.env.profile.down_us;
             self.schedule(Some(down), Fault::StartServer(victim));
@@ -370,10 +377,9 @@ impl World {
 
     fn jump_wall(&mut self, ms_max: u64) {
         let victim = self.env.rng.index(self.servers.len());
-        let ms = i64::try_from(self.env.rng.below(2 * ms_max + 1)).expect("a jump is small");
-        let offset = ms - i64::try_from(ms_max).expect("a jump is small");
-        self.env.say(|| format!("the wall clock of server {victim} is off by {offset} ms"));
-        self.servers[victim].wall.set(offset);
+        let wall = WallClock::draw(&mut self.env.rng, ms_max);
+        self.env.say(|| format!("the wall clock of server {victim} jumps: {wall:?}"));
+        self.servers[victim].wall = wall;
     }
 
     fn operate(&mut self) {
@@ -398,7 +404,7 @@ impl World {
             server.start(env);
         }
         // Wall clocks are right again: one that is hours ahead refuses every token as too old.
-        self.servers.iter_mut().for_each(|server| server.wall.set(0));
+        self.servers.iter_mut().for_each(|server| server.wall = WallClock::default());
         self.clients.iter_mut().for_each(|client| client.is_active = false);
     }
 

@@ -61,11 +61,14 @@ impl Tablet {
         }
     }
 
-    /// Nothing was heard from a server for too long: its copy is to leave the set.
+    /// Nothing was heard from a server for too long: its copy is to leave the set. It is asked
+    /// from now on, because a copy that lacks nothing would say nothing by itself when it is
+    /// back.
     pub(super) fn silent(&mut self, context: Context<'_>, server: ServerId, effects: &mut Vec<Effect>) {
         let Some(leader) = &mut self.leader else { return };
         for peer in leader.peers.values_mut().filter(|peer| peer.server == server) {
             peer.is_silent = true;
+            peer.probe_soon(context.now);
         }
         self.review_membership(context, effects);
     }
@@ -122,7 +125,8 @@ impl Leader {
         let must_have = self.must_have();
         let rest = || self.progress.in_sync().iter().filter(|id| **id != leaving);
         let has_all = |id: &ReplicaId| self.progress.of(*id).seq >= must_have;
-        let is_large = rest().count() >= self.shrink_floor;
+        let floor = if mutated!(StrictShrinksBelowD) { 1 } else { self.shrink_floor };
+        let is_large = rest().count() >= floor;
         is_large && (rest().all(has_all) || mutated!(ShrinkUnchecked))
     }
 }

@@ -146,7 +146,7 @@ impl Tablet {
             incarnation,
             range,
             // m34: the log may know of a higher epoch than the registry.
-            promised: promised.max(end.pos.epoch),
+            promised: if mutated!(PromiseInMemoryOnly) { promised } else { promised.max(end.pos.epoch) },
             promising: None,
             log: LogView::new(epochs, end),
             applied,

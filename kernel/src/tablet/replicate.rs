@@ -90,7 +90,8 @@ impl Peer {
         })
     }
 
-    fn probe_soon(&mut self, now: Tick) {
+    /// Asks it where its log ends, now and then until it says so.
+    pub(super) fn probe_soon(&mut self, now: Tick) {
         self.state = PeerState::Probing { again: now, pause_ms: PROBE_RETRY_MS_MIN };
     }
 }
