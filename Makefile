@@ -21,7 +21,7 @@ endif
 # Seeds of the simulator, rounds of the tests with real processes, and rows at each level in those
 # of copies: in `make sim` and `make chaos`.
 SEEDS ?= 20000
-SEEDS_IN_CHECK ?= 2000
+SEEDS_IN_CHECK ?= 500
 ROUNDS ?= 20
 ROWS ?= 100000
 
@@ -70,11 +70,15 @@ bench-meta: deps ## measure the metadata core with 1,000 servers and 1,000,000 t
 	cargo build --locked --release --bin ebla-bench-meta
 	"$(TARGET_DIR)/release/ebla-bench-meta" $(ARGS)
 
-sim: deps ## many seeds of the simulator; SEEDS=20000, or one in words with SEED=n
-	cargo run --locked --release --bin sim -- $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+sim: deps ## models, then many seeds of the simulator; SEEDS=20000, or one in words with SEED=n
+	cargo build --locked --release --bin sim --bin models
+	$(if $(SEED),,"$(TARGET_DIR)/release/models")
+	"$(TARGET_DIR)/release/sim" $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
-sim-mutants: deps ## seed known bugs, one per rule; the simulator must find each
-	cargo run --locked -p ebla-cluster-tests --features mutations --bin sim -- --mutants
+sim-mutants: deps ## seed known bugs, one per rule; the simulator must find each, and nothing without them
+	cargo build --locked -p ebla-cluster-tests --features mutations --bin sim
+	"$(TARGET_DIR)/debug/sim" --mutants
+	"$(TARGET_DIR)/debug/sim" --mutants --control
 
 chaos: build ## kill real processes again and again; ROUNDS=20
 	@for round in $$(seq $(ROUNDS)); do \

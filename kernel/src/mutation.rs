@@ -170,7 +170,8 @@ pub enum Mutation {
 
 impl Mutation {
     /// Rules of which the lack does no harm that a search could find, and why.
-    pub const REDUNDANT: [(Self, &'static str); 2] = [
+    pub const REDUNDANT: [(Self, &'static str); 3] = [
+        (Self::ProgressSurvivesRun, "what another run had is still there, unless its data is lost (m16)"),
         (Self::SafeEntriesCut, "no leader asks for it as long as every other rule holds"),
         (Self::NewCopyPromisesNothing, "copies are created only with their table, before any epoch"),
     ];

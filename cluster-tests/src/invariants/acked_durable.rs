@@ -69,6 +69,10 @@ impl AckedDurable {
             AckLevel::Leader => (true, 1),
             // A leader that was replaced may learn late of what is true already.
             AckLevel::Copies(n) if *now != epoch => (everywhere >= usize::from(n), usize::from(n)),
+            // Q had decided it before a degraded table lost the members that it needs.
+            AckLevel::Copies(n) if members.len() < usize::from(n) => {
+                (everywhere >= usize::from(n), usize::from(n))
+            }
             AckLevel::Copies(n) => (held >= usize::from(n), usize::from(n)),
             AckLevel::InSync => (*now != epoch || held == members.len(), members.len()),
         };

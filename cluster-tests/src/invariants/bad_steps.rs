@@ -153,6 +153,19 @@ fn acknowledgements_to_a_leader_that_was_fenced() {
 }
 
 #[test]
+fn an_acknowledgement_is_a_promise() {
+    let acked = Observation::AckSent { tablet: TABLET, server: 0, epoch: Epoch(2), pos: pos(1, 1) };
+    let mut steps = Steps::new();
+    steps.0.observe(&acked);
+    steps.durable(0, 1, &log()[0]);
+    steps.rejected("m34");
+    let mut steps = Steps::new();
+    steps.0.observe(&acked);
+    steps.stepped(CoreView { promised: Epoch(1), incarnation: Incarnation(2), ..view() });
+    steps.rejected("I3");
+}
+
+#[test]
 fn a_fence_answer_that_names_another_end() {
     let mut steps = Steps::new();
     steps.durable(0, 1, &log()[0]);
@@ -230,6 +243,12 @@ fn reverts_that_reach_too_far() {
     judged(None, &revert(1, vec![target(pos(1, 3))])).passed();
     judged(None, &revert(2, vec![target(pos(1, 3))])).rejected("m12");
     judged(Some(pos(1, 3)), &revert(1, vec![target(pos(1, 3))])).rejected("m31");
+    // What a later leader has acknowledged a former one may take back in vain.
+    let mut steps = Steps::new();
+    log().iter().for_each(|entry| steps.durable(0, 1, entry));
+    steps.acked(2, &committed(pos(1, 3), AckLevel::Leader));
+    steps.appended(&revert(1, vec![target(pos(1, 3))]));
+    steps.passed();
 }
 
 #[test]

@@ -124,3 +124,56 @@ fn raise(last: &mut BTreeMap<Epoch, Pos>, pos: Pos) -> bool {
     *known = pos.max(*known);
     is_news
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ebla_kernel::entry::{Entry, LogEnd, Payload};
+    use ebla_kernel::hlc::Hlc;
+    use ebla_kernel::ids::Incarnation;
+    use ebla_kernel::op::Committed;
+    use std::rc::Rc;
+
+    const TABLET: TabletId = TabletId(1);
+
+    fn entry() -> Entry {
+        let payload = Payload::EpochStart { replica: ReplicaId(1), incarnation: Incarnation(1) };
+        LogEnd::default().follow(Epoch(1), Hlc(1), payload)
+    }
+
+    /// Copies 1 to `members` are in sync, D is 2, and those on `servers` have the entry.
+    fn acked(members: u64, servers: &[usize], level: AckLevel, gone: Option<usize>) -> Result<(), String> {
+        let mut judge = QuotaHasAcks::default();
+        let place = |n: u64| (ReplicaId(n), usize::try_from(n - 1).expect("small"));
+        let members = (1..=members).map(place).collect();
+        judge.tablets.insert(TABLET, Known { members, min_in_sync: 2, ..Known::default() });
+        let mut oracle = Oracle::default();
+        servers.iter().for_each(|server| oracle.durable(TABLET, *server, &Rc::new(entry())));
+        if let Some(server) = gone {
+            judge.observe(&oracle, &Observation::Wiped { server })?;
+        }
+        let committed = Committed { pos: entry().pos, ts: Hlc(1), level, results: Vec::new() };
+        let (tablet, server, epoch, committed) = (TABLET, 0, Epoch(1), &committed);
+        judge.observe(&oracle, &Observation::Acked { tablet, server, epoch, committed })
+    }
+
+    #[test]
+    fn a_quota_without_an_acknowledged_write_is_seen() {
+        let copies = AckLevel::Copies(2);
+        assert!(acked(3, &[0, 2], copies, None).is_ok());
+        assert!(acked(3, &[0], copies, None).is_err());
+        assert!(acked(2, &[0], copies, None).is_err());
+        assert!(acked(2, &[0], AckLevel::Leader, None).is_ok());
+    }
+
+    #[test]
+    fn no_member_lacks_what_was_acknowledged_in_sync() {
+        assert!(acked(3, &[0, 1, 2], AckLevel::InSync, None).is_ok());
+        assert!(acked(3, &[0, 1], AckLevel::InSync, None).is_err());
+    }
+
+    #[test]
+    fn whoever_lost_its_disk_is_in_no_quota() {
+        assert!(acked(2, &[0], AckLevel::Copies(2), Some(1)).is_ok());
+    }
+}

@@ -119,10 +119,26 @@ impl Profile {
             Mutation::LeaseCheckedBefore => {
                 self.copies(3, 2);
                 self.sleep_us = Some((50_000, 400_000));
-                self.asleep_us = (900_000, 2_500_000);
+                self.asleep_us = (1_200_000, 3 * SECOND_US);
                 self.think_us = (0, 2_000);
+                self.clients = 8;
+                self.keys = 12;
+                self.follower_read_pm = 0;
+                self.chaos_us = 20 * SECOND_US;
             }
-            Mutation::ReadFloorForgotten | Mutation::SafeSplitByDisk => {
+            Mutation::SafeSplitByDisk => {
+                self.copies(3, 2);
+                self.waits();
+                self.cuts();
+                self.deadline_ms = (20, 200);
+                self.disk.sync_us = (1_000, 60_000);
+                self.frame_entries_max = 1;
+                self.follower_read_pm = 800;
+                self.think_us = (0, 3_000);
+                self.keys = 2;
+                self.chaos_us = 20 * SECOND_US;
+            }
+            Mutation::ReadFloorForgotten => {
                 self.copies(3, 2);
                 self.waits();
                 self.cuts();
