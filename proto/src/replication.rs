@@ -6,7 +6,9 @@ use crate::v1::replica_message::Message;
 use bytes::Bytes;
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Attempt, DiskGeneration, Epoch, Generation, Pos, ReplicaId, Seq, ServerRun, TabletId};
+use ebla_kernel::ids::{
+    Attempt, DiskGeneration, Epoch, Generation, Pos, ReplicaId, Seq, ServerRun, TabletId,
+};
 use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun};
 
 /// Between whom a message goes.

@@ -21,13 +21,13 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
     Attempt, ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
 };
+use ebla_kernel::meta::Parent;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Membership, Recovered, Seals, Tablet};
 use ebla_proto::convert;
 use ebla_proto::split::log_end;
-use ebla_kernel::meta::Parent;
 use ebla_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -136,9 +136,8 @@ impl ReplicaSet {
         for parent in assigned.iter().filter_map(|assigned| assigned.parent) {
             let Some(handle) = directory.tablet(parent.tablet) else { continue };
             let staged = self.replicas.staged(parent.tablet);
-            let is_meant = |staged: &StagedRecord| {
-                (staged.seal.attempt, staged.end) == (parent.attempt, parent.seal)
-            };
+            let is_meant =
+                |staged: &StagedRecord| (staged.seal.attempt, staged.end) == (parent.attempt, parent.seal);
             if let Some(staged) = staged.filter(is_meant) {
                 committed.insert(parent.tablet, (Arc::clone(handle), staged, parent.epoch));
             }

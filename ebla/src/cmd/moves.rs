@@ -22,7 +22,8 @@ pub async fn move_tablet(global: &Global, args: MoveTablet, out: &mut Output) ->
     let id = admin.move_tablet(args.id, from, to).await?;
     let object = json!({ "job": id, "tablet": args.id });
     if args.no_wait {
-        return out.one(&object, || format!("job {id} moves tablet {}: follow `ebla job show {id}`", args.id));
+        return out
+            .one(&object, || format!("job {id} moves tablet {}: follow `ebla job show {id}`", args.id));
     }
     let job = admin.wait_for_job(id, args.wait.timeout).await?;
     match job.state() {

@@ -34,8 +34,8 @@ use bytes::Bytes;
 use ebla_kernel::entry::{Entry, LogEnd, Payload, SealRecord, SealedChild};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId,
-    ServerRun, TabletId, Tick,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq,
+    ServerId, ServerRun, TabletId, Tick,
 };
 use ebla_kernel::lease::Promises;
 use ebla_kernel::op::{AckLevel, Action, Body, Change, Condition, Op, OpResult, Token, Version};

@@ -386,15 +386,8 @@ impl Sequencer {
                 error!("the timestamp bound cannot be persisted; appointments are refused");
                 return;
             };
-            let Appointed {
-                epoch,
-                replica,
-                incarnation,
-                membership,
-                min_in_sync,
-                shrink_floor,
-                aborted,
-            } = appointed;
+            let Appointed { epoch, replica, incarnation, membership, min_in_sync, shrink_floor, aborted } =
+                appointed;
             if let Some(slot) = self.slots.get_mut(&tablet) {
                 slot.learn(&membership);
             }

@@ -134,7 +134,9 @@ fn what_is_none_of_the_range_is_refused() {
 #[test]
 fn a_cleared_range_gives_its_space_back() {
     let disk = Disk::new();
-    let value = |byte: u8| Body::Value((0..2_000_u32).map(|at| (at as u8).wrapping_mul(byte)).collect::<Vec<_>>().into());
+    let value = |byte: u8| {
+        Body::Value((0..2_000_u32).map(|at| (at as u8).wrapping_mul(byte)).collect::<Vec<_>>().into())
+    };
     for number in 0..2_000_u32 {
         let key = Bytes::from(format!("{number:05}"));
         let change = Change::Put { key, body: value(number as u8), expires_ms: None };
