@@ -87,6 +87,7 @@ impl Error {
             | Reason::JobFailed
             | Reason::ServerNotFound
             | Reason::RecordNotFound
+            | Reason::NotMovable
             | Reason::NotTransferable
             | Reason::TooFewServers
             | Reason::WriteLost

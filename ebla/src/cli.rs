@@ -145,6 +145,10 @@ pub struct Master {
     /// Where its log is kept
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
+    /// How long a tablet server may be away before its copies are replaced on others; `off`:
+    /// for ever
+    #[arg(long, default_value = "10m", value_parser = parse::interval, value_name = "TIME")]
+    pub replace_after: parse::Interval,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
     pub http: Option<String>,
@@ -168,6 +172,9 @@ pub struct Tabletserver {
     /// replays all of the log. The log keeps every acknowledged row either way
     #[arg(long, default_value = "60s", value_parser = parse::interval, value_name = "TIME")]
     pub flush_interval: parse::Interval,
+    /// Bytes per second, such as 50MiB, at which copies are sent to servers that lack them
+    #[arg(long, default_value = "50MiB", value_parser = parse::bytes, value_name = "BYTES")]
+    pub bootstrap_rate: u64,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
     pub http: Option<String>,

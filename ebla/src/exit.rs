@@ -136,6 +136,7 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::TokenFenced
         | Reason::Reverted
         | Reason::WriteLost
+        | Reason::NotMovable
         | Reason::NotTransferable
         | Reason::TooFewServers
         | Reason::Superseded

@@ -33,6 +33,22 @@ pub fn interval(text: &str) -> Result<Interval, String> {
 /// Longest duration that is taken: sums with the present time stay within every clock.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
+/// A number of bytes above zero, with a unit of 1024: `50MiB`.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "no number of bytes: give one above zero, such as 50MiB, 512KiB or 1048576".to_owned();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let number = number.parse::<u64>().ok().filter(|number| *number > 0);
+    number.and_then(|number| number.checked_mul(factor)).ok_or_else(wrong)
+}
+
 /// An acknowledgement level.
 pub fn ack(text: &str) -> Result<AckLevel, String> {
     match (text, text.strip_prefix("copies=").map(str::parse::<u8>)) {
@@ -181,6 +197,15 @@ mod tests {
     fn at_second(text: &str) -> Option<u64> {
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
         at_from(text, now).ok().map(|at| at.ms() / 1_000)
+    }
+
+    #[test]
+    fn bytes_have_units_of_1024() {
+        assert_eq!(bytes("50MiB"), Ok(50 << 20));
+        assert_eq!(bytes("7"), Ok(7));
+        for wrong in ["", "0", "MiB", "1MB", "-1", "99999999999GiB"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

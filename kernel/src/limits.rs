@@ -167,6 +167,15 @@ pub const PENDING_WRITES_MAX: usize = 65_536;
 /// finds none in common.
 pub const HELLO_EPOCHS_MAX: usize = 256;
 
+/// Copies that are on their way to one server at a time. Each keeps the log of its tablet at
+/// the leader from being purged, and the server builds few of them at once.
+pub const COPIES_ON_THEIR_WAY_MAX: usize = 16;
+
+/// Pause before a change of a tablet's copies is proposed again while its fate is unknown.
+pub const REPLICA_CHANGE_RETRY_MS: u64 = 2_000;
+
+/// Tablets that are looked at again when a copy has arrived: those that waited for its place.
+pub const REPAIRS_RETRIED_MAX: usize = 64;
 /// Most tablets that one split makes of one: each has a log of its own to begin, and the
 /// seal names all of them in one entry.
 pub const SPLIT_CHILDREN_MAX: usize = 64;

@@ -12,9 +12,9 @@ use ebla_kernel::ids::{
 };
 use ebla_kernel::meta::{
     Appointment, Changes, ClusterId, Command, Comparison, Control, Effect, FenceAnswer, GaveUp, InSyncChange,
-    Input, Job, JobEnd, JobKind, NewTablet, Origin, Policy, RegisterServer, Reply, SplitCommit, SplitJob,
-    State, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot,
-    state_hash,
+    Input, Job, JobEnd, JobKind, NewTablet, Origin, Policy, RegisterServer, ReplicaChange, Reply, Settings,
+    SplitCommit, SplitJob, State, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges, decode_snapshot,
+    encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -153,6 +153,26 @@ impl World {
                 let masters = BTreeMap::from([(1, 11)]);
                 self.step(Input::BecameLeader { cluster_id: ClusterId(7), masters });
             }
+            "repairs" => {
+                let after = args.text("after").map(|_| args.number("after"));
+                self.control = Control::new(Settings { replaces_copies: true, replace_after_ms: after });
+            }
+            "behind" => {
+                let copy =
+                    (TabletId(args.number("t")), Epoch(args.number("epoch")), ReplicaId(args.number("r")));
+                self.step(Input::Behind { server: ServerId(args.number("s")), copies: vec![copy] });
+            }
+            "add" => {
+                let tablet = TabletId(args.number("t"));
+                let instead_of = args.text("for").map(|_| ReplicaId(args.number("for")));
+                let change = ReplicaChange::Add { tablet, server: ServerId(args.number("s")), instead_of };
+                self.apply(Command::ChangeReplicas { changes: vec![change] });
+            }
+            "remove" => {
+                let (tablet, replica) = (TabletId(args.number("t")), ReplicaId(args.number("r")));
+                let changes = vec![ReplicaChange::Remove { tablet, replica }];
+                self.apply(Command::ChangeReplicas { changes });
+            }
             "unlead" => self.step(Input::LostLeadership),
             "open" => self.step(Input::SessionOpened {
                 server: ServerId(args.number("s")),
@@ -265,7 +285,7 @@ impl World {
             }
             Reply::Created(table, tablets) => format!("{} {tablets:?}", table.id),
             Reply::Dropped(table) => format!("dropped {}", table.id),
-            Reply::Elections(results) | Reply::InSync(results) => {
+            Reply::Elections(results) | Reply::InSync(results) | Reply::Replicas(results) => {
                 let results = results.iter().map(|result| match result {
                     Ok(tablet) => tablet_text(tablet),
                     Err(rejection) => format!("rejected: {rejection}"),
@@ -314,8 +334,12 @@ fn tablet_text(tablet: &Tablet) -> String {
         format!(" after {} {} {}", former.leader.replica, former.leader.incarnation, former.epoch)
     });
     let replicas = replicas.collect::<Vec<_>>().join(" ");
+    let moving = tablet.moving.map_or(String::new(), |moving| {
+        let from = moving.from.map_or(String::new(), |from| format!(" for {from}"));
+        format!(" moving {}{from}", moving.to)
+    });
     format!(
-        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]",
+        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]{moving}",
         tablet.id, tablet.range, tablet.epoch, tablet.config_version
     )
 }
@@ -352,6 +376,16 @@ fn command_text(command: &Command) -> String {
             };
             format!("appoint {}", appointments.iter().map(one).collect::<Vec<_>>().join(", "))
         }
+        Command::ChangeReplicas { changes } => {
+            let one = |change: &ReplicaChange| match change {
+                ReplicaChange::Add { tablet, server, instead_of } => {
+                    let old = instead_of.map_or(String::new(), |old| format!(" for {old}"));
+                    format!("add {tablet} on {server}{old}")
+                }
+                ReplicaChange::Remove { tablet, replica } => format!("remove {replica} of {tablet}"),
+            };
+            changes.iter().map(one).collect::<Vec<_>>().join(", ")
+        }
         Command::EndJob { job, attempt, end, .. } => {
             format!("end {job} {}: {end:?}", attempt.map_or("any attempt".to_owned(), |a| a.to_string()))
         }
@@ -378,8 +412,8 @@ fn register(args: &Args) -> Command {
         server_id: args.text("s").map(|_| ServerId(args.number("s"))),
         disk_generation: DiskGeneration(args.number("disk")),
         boot_id: args.number("boot"),
-        address: "h:1".to_owned(),
-        zone: String::new(),
+        address: args.text("at").unwrap_or("h:1").to_owned(),
+        zone: args.text("zone").unwrap_or_default().to_owned(),
         time_ms: 0,
     })
 }

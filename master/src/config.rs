@@ -1,9 +1,11 @@
 //! How a master is started.
 
 use crate::error::Error;
-use crate::limits::{MASTERS, SNAPSHOT_ENTRIES_DEFAULT};
+use crate::limits::{MASTERS, REPLACE_AFTER_DEFAULT, SNAPSHOT_ENTRIES_DEFAULT};
+use ebla_kernel::meta::Settings;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// How a master is started.
 #[derive(Clone, Debug)]
@@ -16,13 +18,28 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Entries after which a snapshot is taken and the log is cut.
     pub snapshot_entries: u64,
+    /// How long a tablet server may be away before its copies are replaced on others; none:
+    /// for ever.
+    pub replace_after: Option<Duration>,
 }
 
 impl Config {
     /// A master with default settings.
     #[must_use]
     pub fn new(id: u64, peers: BTreeMap<u64, String>, data_dir: PathBuf) -> Self {
-        Self { id, peers, data_dir, snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT }
+        Self {
+            id,
+            peers,
+            data_dir,
+            snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
+            replace_after: Some(REPLACE_AFTER_DEFAULT),
+        }
+    }
+
+    /// What the control core is set to.
+    pub(crate) fn settings(&self) -> Settings {
+        let ms = |after: Duration| u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        Settings { replaces_copies: true, replace_after_ms: self.replace_after.map(ms) }
     }
 
     /// Where this master listens.

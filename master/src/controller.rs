@@ -9,10 +9,10 @@ use crate::limits::CONTROL_QUEUE_MAX;
 use crate::liveness::Liveness;
 use crate::raft::node::Raft;
 use crate::raft::view::Role;
-use ebla_kernel::ids::{Attempt, Epoch, Incarnation, ServerId, TabletId, Tick};
+use ebla_kernel::ids::{Attempt, Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
 use ebla_kernel::meta::{
     Changes, ClusterId, Command, Control, Effect, Fence, FenceAnswer, GaveUp, InSyncChange, Input, Reply,
-    SplitCommit, State, TransferRefusal,
+    Settings, SplitCommit, State, TransferRefusal,
 };
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::{meta, split, v1};
@@ -41,6 +41,8 @@ pub(crate) enum Event {
     GaveUp { server: ServerId, number: u64, epochs: Vec<GaveUp> },
     /// A server says whom it has not heard of.
     Silent { server: ServerId, number: u64, leaders: BTreeSet<(ServerId, Incarnation)> },
+    /// A server says which copies of what it leads are too far behind.
+    Behind { server: ServerId, number: u64, copies: Vec<(TabletId, Epoch, ReplicaId)> },
     /// A server asks for changes of the in-sync sets of tablets that it leads.
     Proposals { server: ServerId, number: u64, changes: Vec<InSyncChange> },
     /// A command with such changes was applied: the changes and whether each was accepted.
@@ -101,12 +103,13 @@ impl Controller {
         raft: Raft,
         liveness: Arc<Liveness>,
         peers: BTreeMap<u64, String>,
+        settings: Settings,
     ) -> (Self, Events, mpsc::Receiver<Event>) {
         let (events, inbox) = mpsc::channel(CONTROL_QUEUE_MAX);
         let controller = Self {
             raft,
             liveness,
-            core: Control::default(),
+            core: Control::new(settings),
             events: events.downgrade(),
             sessions: BTreeMap::new(),
             term: None,
@@ -217,6 +220,9 @@ impl Controller {
             Event::Silent { server, number, leaders } if self.is_present(server, number) => {
                 self.step(Input::Silent { server, leaders });
             }
+            Event::Behind { server, number, copies } if self.is_present(server, number) => {
+                self.step(Input::Behind { server, copies });
+            }
             Event::Answers { server, number, answers } if self.is_present(server, number) => {
                 self.step(Input::FenceAnswered { server, answers });
             }
@@ -243,6 +249,7 @@ impl Controller {
             | Event::CommitRefused { .. }
             | Event::GaveUp { .. }
             | Event::Silent { .. }
+            | Event::Behind { .. }
             | Event::Answers { .. }
             | Event::Proposals { .. }
             | Event::Altered { .. }
@@ -327,8 +334,7 @@ impl Controller {
     }
 
     fn refuse_split(&mut self, server: ServerId, tablet: TabletId, epoch: Epoch, attempt: Attempt) {
-        let refusal =
-            v1::SplitRefusal { tablet_id: tablet.0, epoch: epoch.0, attempt: attempt.0 };
+        let refusal = v1::SplitRefusal { tablet_id: tablet.0, epoch: epoch.0, attempt: attempt.0 };
         let refusals = v1::SplitRefusals { refusals: vec![refusal] };
         let message = v1::session_response::Message::SplitRefusals(refusals);
         if let Some(server) = self.send(server, message) {

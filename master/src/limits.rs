@@ -131,3 +131,7 @@ pub const SPLIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How often to look whether the children of a split serve.
 pub const SPLIT_POLL: Duration = Duration::from_millis(5);
+
+/// How long a tablet server may be away before its copies are replaced on others: longer than
+/// a reboot, shorter than a second server takes to fail.
+pub const REPLACE_AFTER_DEFAULT: Duration = Duration::from_secs(10 * 60);

@@ -79,8 +79,9 @@ impl Master {
             liveness: Arc::new(Liveness::new()),
             stopping: stop,
         };
+        let (peers, settings) = (config.peers.clone(), config.settings());
         let (controller, sender, events) =
-            Controller::new(raft.clone(), Arc::clone(&shared.liveness), config.peers.clone());
+            Controller::new(raft.clone(), Arc::clone(&shared.liveness), peers, settings);
         let failure: FailureSender = Arc::new(watch::channel(None).0);
         let server = serve(shared, sender, identity.directory_id, !identity.directories.is_empty(), listener);
         let serving = tokio::spawn(report(server, Arc::clone(&failure)));

@@ -67,6 +67,8 @@ reasons! {
     TooFewServers = "TOO_FEW_SERVERS", FailedPrecondition;
     /// Leadership cannot go where it was asked to go.
     NotTransferable = "NOT_TRANSFERABLE", FailedPrecondition;
+    /// A copy cannot move where it was asked to go.
+    NotMovable = "NOT_MOVABLE", FailedPrecondition;
     /// No such record in the loss ledger.
     RecordNotFound = "RECORD_NOT_FOUND", NotFound;
     /// This copy is not recent enough for the read; another one, or the leader, may be.

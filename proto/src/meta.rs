@@ -44,6 +44,11 @@ impl From<Rejection> for ApiError {
             | Rejection::TooFewInSync(_)
             | Rejection::StaleAttempt(_)
             | Rejection::NotReady(_) => Reason::Internal,
+            Rejection::ChangeUnderWay(_)
+            | Rejection::HasCopy(_)
+            | Rejection::CopyIsNeeded(_)
+            | Rejection::EnoughCopies(_) => Reason::NotMovable,
+            Rejection::NoServer(_) => Reason::ServerNotFound,
             Rejection::Retired(..) => Reason::TabletRetired,
             Rejection::BadSplitPoint(_) | Rejection::BadSplitCount => Reason::BadRequest,
             Rejection::JobRuns(_) => Reason::JobConflict,
@@ -180,6 +185,7 @@ fn replica_to_wire(tablet: &Tablet, replica: &Replica) -> v1::Replica {
         server_id: replica.server.0,
         in_sync: tablet.in_sync.contains(&replica.id),
         lost: replica.lost,
+        leaving: tablet.leaving() == Some(replica.id),
     }
 }
 
@@ -219,6 +225,16 @@ pub fn gave_up(reports: &[v1::TabletReport]) -> Vec<GaveUp> {
         successor: (report.successor_replica_id > 0).then_some(ReplicaId(report.successor_replica_id)),
     });
     gave_up.collect()
+}
+
+/// The copies that a server cannot bring up from its log, with the epoch that it leads.
+#[must_use]
+pub fn behind(reports: &[v1::TabletReport]) -> Vec<(TabletId, Epoch, ReplicaId)> {
+    let of = |report: &v1::TabletReport| {
+        let (tablet, epoch) = (TabletId(report.tablet_id), Epoch(report.serving_epoch));
+        report.behind_replica_ids.iter().map(move |id| (tablet, epoch, ReplicaId(*id))).collect::<Vec<_>>()
+    };
+    reports.iter().flat_map(of).collect()
 }
 
 /// One run of a server.

@@ -27,6 +27,8 @@ pub struct Config {
     pub flush_interval: Option<Duration>,
     /// How often old versions and dead tombstones are looked for.
     pub gc_interval: Duration,
+    /// Bytes per second at which copies are sent to servers that lack them.
+    pub bootstrap_bytes_per_s: u64,
 }
 
 impl Config {
@@ -44,6 +46,7 @@ impl Config {
             oplog_bytes_max: limits::OPLOG_BYTES_MAX_DEFAULT,
             flush_interval: Some(limits::FLUSH_INTERVAL_DEFAULT),
             gc_interval: limits::GC_INTERVAL_DEFAULT,
+            bootstrap_bytes_per_s: limits::BOOTSTRAP_BYTES_PER_S_DEFAULT,
         }
     }
 }

@@ -228,5 +228,5 @@ fn noted(tablet: &TabletHandle) -> Flushed {
     let begun = tablet.epochs.load();
     let begun = begun.iter().filter(|(_, first)| *first <= end.pos.seq);
     let epochs = begun.map(|(epoch, first)| EpochSpan { epoch: *epoch, first: *first }).collect();
-    Flushed { tablet: tablet.id, end, epochs, rows, bytes }
+    Flushed { tablet: tablet.id, replica: tablet.replica, end, epochs, rows, bytes }
 }

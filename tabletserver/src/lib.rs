@@ -7,6 +7,7 @@ mod bootstrap;
 mod clock;
 mod config;
 mod copy_read;
+mod copying;
 mod disk;
 #[cfg(test)]
 mod documented;

@@ -282,3 +282,39 @@ pub const SPLIT_WALK_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Keys that are noted on such a walk; when there are more, every second one is forgotten.
 pub const SPLIT_NOTES_MAX: usize = 8_192;
+
+/// Bytes per second at which copies are sent to servers that lack them: a third of what an
+/// ordinary network or disk gives, so that clients keep the rest.
+pub const BOOTSTRAP_BYTES_PER_S_DEFAULT: u64 = 50 * 1024 * 1024;
+
+/// Bytes of versions in one part of a bootstrap, but for its last version: one file of the
+/// store, held in memory while it is received and checked.
+pub const BOOTSTRAP_PART_BYTES: usize = 32 * 1024 * 1024;
+
+/// Largest part that is taken: one version more than a part holds.
+pub const BOOTSTRAP_PART_BYTES_MAX: usize = 48 * 1024 * 1024;
+
+/// Bytes in one chunk of a part, but for its last version: what is sent between two looks at
+/// the rate.
+pub const BOOTSTRAP_CHUNK_BYTES: usize = 512 * 1024;
+
+/// Chunks that wait for a slow receiver.
+pub const BOOTSTRAP_CHUNKS_WAITING: usize = 4;
+
+/// Copies that a server builds at once; each holds a part in memory.
+pub const BOOTSTRAPS_IN_MAX: usize = 2;
+
+/// Copies that a server sends at once; each holds a thread.
+pub const BOOTSTRAPS_OUT_MAX: usize = 4;
+
+/// How long old versions are kept for a copy whose stream broke.
+pub const BOOTSTRAP_PIN_TTL: Duration = Duration::from_secs(60);
+
+/// Bytes of tokens that come with a copy: those of the whole window of a busy server.
+pub const BOOTSTRAP_TOKENS_BYTES_MAX: usize = 512 * 1024 * 1024;
+
+/// Pause before a copy is asked for again.
+pub const BOOTSTRAP_RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a source may take until the next message of a stream.
+pub const BOOTSTRAP_SILENCE: Duration = Duration::from_secs(30);

@@ -13,7 +13,9 @@ use crate::replica_set::{ReplicaSet, clock_floor};
 use crate::replicas::Replicas;
 use crate::store::Store;
 use crate::succession::stage;
-use ebla_kernel::ids::{Attempt, ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId};
+use ebla_kernel::ids::{
+    Attempt, ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId,
+};
 use ebla_kernel::tablet::{FenceAnswer, PeerRun, Proposal, SplitProposal};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::split::{log_end_to_wire, seal_order};
@@ -193,7 +195,7 @@ pub struct Link {
     /// The server.
     pub node: Arc<Node>,
     /// Its replicas.
-    pub set: ReplicaSet,
+    pub set: Arc<ReplicaSet>,
     /// The run that the first registration gave.
     pub incarnation: Incarnation,
     /// Answers to fences, and tablets that began or ceased to serve.
@@ -353,8 +355,7 @@ impl Link {
         let own = self.dir.lock().expect("no holder of this lock panics").identity().disk_generation;
         let own = (self.incarnation, Generation::Disk(own));
         let copy = |(replica, run): &(ReplicaId, Option<PeerRun>)| {
-            let (incarnation, generation) =
-                run.map_or(own, |run| (run.server.incarnation, run.generation));
+            let (incarnation, generation) = run.map_or(own, |run| (run.server.incarnation, run.generation));
             let disk_generation = disk_number(generation);
             v1::ReadyCopy { replica_id: replica.0, incarnation: incarnation.0, disk_generation }
         };
@@ -386,9 +387,10 @@ impl Link {
                 bytes,
                 gave_up_epoch,
                 successor_replica_id: successor.map_or(0, |replica| replica.0),
+                behind_replica_ids: tablet.behind().iter().map(|replica| replica.0).collect(),
             };
             if self.told.get(&tablet.id) != Some(&report) && tablets.len() < limits::REPORTS_PER_MESSAGE {
-                self.told.insert(tablet.id, report);
+                self.told.insert(tablet.id, report.clone());
                 tablets.push(report);
             }
         }

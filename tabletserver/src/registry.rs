@@ -83,6 +83,12 @@ pub enum ReplicaState {
     Active,
     /// Metadata has removed it; its range is still to be cleared. Never becomes active again.
     Tombstoned,
+    /// It is being built from another copy: what its range and its log hold is garbage, which is
+    /// never served, never acknowledged, and cleared before it is built.
+    Bootstrapping {
+        /// Counts the tries.
+        attempt: u64,
+    },
 }
 
 /// A cut of a log's tail that has begun. A crash anywhere makes it run again from here.

@@ -5,10 +5,12 @@
 //! before the first row is cleared, the record's end after the last.
 
 use crate::bootstrap::RecoveredReplica;
+use crate::copying::{Arrivals, Target};
 use crate::error::Error;
+use crate::limits;
 use crate::node::Node;
 use crate::oplog::Oplog;
-use crate::pipeline::{Appointed, Control};
+use crate::pipeline::{Appointed, Control, PeerMessages};
 use crate::registry::{EpochSpan, ReplicaRecord, ReplicaState, StagedRecord};
 use crate::replicas::{Replicas, Switch};
 use crate::replication::Identity;
@@ -19,18 +21,18 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
     Attempt, ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
 };
+use ebla_kernel::meta::Parent;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Membership, Recovered, Seals, Tablet};
 use ebla_proto::convert;
 use ebla_proto::split::log_end;
-use ebla_kernel::meta::Parent;
 use ebla_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{info, warn};
 
 /// The replicas of this server.
@@ -43,21 +45,39 @@ pub struct ReplicaSet {
     members: Mutex<BTreeMap<TabletId, BTreeSet<ServerId>>>,
     /// Names rows in the row cache; a replica that comes anew gets a new one.
     next_generation: AtomicU64,
+    /// Held while the directory changes.
+    changing: tokio::sync::Mutex<()>,
+    /// Copies that are being built.
+    arrivals: Arrivals,
+    /// Room for those that are at work.
+    building: Arc<Semaphore>,
+    target: Target,
+    /// Told when the server must end.
+    failed: mpsc::UnboundedSender<Error>,
 }
 
 impl ReplicaSet {
     /// Takes the recovered replicas in: from now on they answer fences.
     #[must_use]
     pub fn new(
-        node: Arc<Node>,
-        replicas: Arc<Replicas>,
-        oplog: Arc<Oplog>,
+        target: Target,
         own: &Identity,
         recovered: Vec<RecoveredReplica>,
+        failed: mpsc::UnboundedSender<Error>,
     ) -> Self {
-        let incarnation = own.run.incarnation;
-        let (next_generation, members) = (AtomicU64::new(1), Mutex::default());
-        let set = Self { node, replicas, oplog, incarnation, next_generation, members };
+        let set = Self {
+            node: Arc::clone(&target.node),
+            replicas: Arc::clone(&target.replicas),
+            oplog: Arc::clone(&target.oplog),
+            incarnation: own.run.incarnation,
+            next_generation: AtomicU64::new(1),
+            members: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            arrivals: Arrivals::default(),
+            building: Arc::new(Semaphore::new(limits::BOOTSTRAPS_IN_MAX)),
+            target,
+            failed,
+        };
         let mut directory = Directory::default();
         for replica in recovered {
             set.node.clock.raise(replica.end.ts);
@@ -71,24 +91,18 @@ impl ReplicaSet {
     ///
     /// # Errors
     /// When the registry or a store fails: the server must end.
-    pub async fn assign(&self, assignments: v1::Assignments) -> Result<(), Error> {
+    pub async fn assign(self: &Arc<Self>, assignments: v1::Assignments) -> Result<(), Error> {
         let assigned = assignments.assignments.iter().filter_map(read_assignment);
         // A copy whose data is gone is never made anew under its old name (m16).
         let assigned: Vec<Assigned> = assigned.filter(|assigned| !assigned.is_lost).collect();
-        for (parent, staged, epoch) in self.committed(&assigned) {
-            self.switch(&parent, &staged, epoch).await?;
+        self.switch_committed(&assigned).await?;
+        let gone = self.gone(&assignments, &assigned);
+        for tablet in &gone {
+            self.arrivals.cancel(*tablet).await;
         }
-        let directory = self.node.directory.load_full();
-        let mut gone: BTreeSet<TabletId> =
-            assignments.removed_tablet_ids.iter().copied().map(TabletId).collect();
-        if assignments.full {
-            let wanted: BTreeSet<TabletId> = assigned.iter().map(|assigned| assigned.tablet).collect();
-            gone.extend(directory.tablets().map(|tablet| tablet.id).filter(|id| !wanted.contains(id)));
-        }
-        gone.extend(assigned.iter().filter(|assigned| assigned.replaces(&directory)).map(|a| a.tablet));
-        gone.retain(|id| directory.tablet(*id).is_some());
+        let _changing = self.changing.lock().await;
         if !gone.is_empty() {
-            self.remove(gone.into_iter().collect()).await?;
+            self.remove(gone).await?;
         }
         self.create(&assigned)?;
         self.meet_servers(&assigned);
@@ -96,6 +110,19 @@ impl ReplicaSet {
         let appointed: Vec<_> = appointed.collect();
         if !appointed.is_empty() {
             let _ = self.node.sequencer.control.send(Control::Appoint(appointed));
+        }
+        Ok(())
+    }
+
+    /// Lets others take the place of tablets here for which metadata has committed that.
+    async fn switch_committed(&self, assigned: &[Assigned]) -> Result<(), Error> {
+        let committed = self.committed(assigned);
+        if committed.is_empty() {
+            return Ok(());
+        }
+        let _changing = self.changing.lock().await;
+        for (parent, staged, epoch) in committed {
+            self.switch(&parent, &staged, epoch).await?;
         }
         Ok(())
     }
@@ -108,9 +135,8 @@ impl ReplicaSet {
         for parent in assigned.iter().filter_map(|assigned| assigned.parent) {
             let Some(handle) = directory.tablet(parent.tablet) else { continue };
             let staged = self.replicas.staged(parent.tablet);
-            let is_meant = |staged: &StagedRecord| {
-                (staged.seal.attempt, staged.end) == (parent.attempt, parent.seal)
-            };
+            let is_meant =
+                |staged: &StagedRecord| (staged.seal.attempt, staged.end) == (parent.attempt, parent.seal);
             if let Some(staged) = staged.filter(is_meant) {
                 committed.insert(parent.tablet, (Arc::clone(handle), staged, parent.epoch));
             }
@@ -170,6 +196,18 @@ impl ReplicaSet {
         }))
     }
 
+    /// Tablets whose copy here is no longer wanted, as far as the registry has one.
+    fn gone(&self, assignments: &v1::Assignments, assigned: &[Assigned]) -> Vec<TabletId> {
+        let wanted: BTreeMap<TabletId, ReplicaId> =
+            assigned.iter().map(|assigned| (assigned.tablet, assigned.replica)).collect();
+        let removed: BTreeSet<u64> = assignments.removed_tablet_ids.iter().copied().collect();
+        let is_gone = |record: &ReplicaRecord| match wanted.get(&record.tablet) {
+            Some(replica) => *replica != record.replica,
+            None => assignments.full || removed.contains(&record.tablet.0),
+        };
+        self.replicas.all().iter().filter(|record| is_gone(record)).map(|record| record.tablet).collect()
+    }
+
     /// Connects to the servers that hold copies of what is here.
     fn meet_servers(&self, assigned: &[Assigned]) {
         let directory = self.node.directory.load();
@@ -177,22 +215,31 @@ impl ReplicaSet {
         for assigned in assigned {
             members.insert(assigned.tablet, assigned.membership.members.values().copied().collect());
         }
-        members.retain(|tablet, _| directory.tablet(*tablet).is_some());
+        members.retain(|tablet, _| directory.tablet(*tablet).is_some() || self.arrivals.has(*tablet));
         let own = self.node.peers.identity().map(|own| own.run.server);
         let others = members.values().flatten().copied().filter(|server| Some(*server) != own);
         self.node.peers.want(&others.collect(), &self.node.leases);
     }
 
     /// Adds the replicas that are not here yet. A new one promises the present epoch (m23).
-    fn create(&self, assigned: &[Assigned]) -> Result<(), Error> {
+    /// One that others have had entries of is built from their rows first.
+    fn create(self: &Arc<Self>, assigned: &[Assigned]) -> Result<(), Error> {
         let directory = self.node.directory.load_full();
-        let new: Vec<&Assigned> =
-            assigned.iter().filter(|assigned| directory.tablet(assigned.tablet).is_none()).collect();
+        let is_new = |assigned: &&Assigned| {
+            directory.tablet(assigned.tablet).is_none() && !self.arrivals.has(assigned.tablet)
+        };
+        let new: Vec<&Assigned> = assigned.iter().filter(is_new).collect();
         if new.is_empty() {
             return Ok(());
         }
-        let records: Vec<ReplicaRecord> = new.iter().map(|assigned| assigned.new_record()).collect();
+        let record = |assigned: &&Assigned| assigned.new_record(self.replicas.get(assigned.tablet).as_ref());
+        let records: Vec<ReplicaRecord> = new.iter().map(record).collect();
         self.replicas.put(records.clone())?;
+        let (learners, records): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|record| record.state != ReplicaState::Active);
+        for learner in learners {
+            self.begin_copying(&learner);
+        }
         let mut directory = Directory::clone(&directory);
         for record in records {
             directory.insert(self.install(RecoveredReplica {
@@ -208,6 +255,56 @@ impl ReplicaSet {
         info!(replicas = new.len(), "created replicas");
         self.node.directory.store(Arc::new(directory));
         Ok(())
+    }
+
+    /// Builds a copy beside everything else.
+    fn begin_copying(self: &Arc<Self>, record: &ReplicaRecord) {
+        info!(tablet = %record.tablet, replica = %record.replica, "a copy is to be built");
+        let (set, learner) = (Arc::clone(self), record.clone());
+        self.arrivals.begin(record, |cancelled| {
+            tokio::spawn(async move {
+                if let Err(error) = set.copy(&learner, cancelled).await {
+                    let _ = set.failed.send(error);
+                }
+            })
+        });
+    }
+
+    async fn copy(&self, record: &ReplicaRecord, mut cancelled: watch::Receiver<bool>) -> Result<(), Error> {
+        loop {
+            let fetched = async {
+                let room = Arc::clone(&self.building).acquire_owned().await;
+                (self.target.fetch(record).await, room)
+            };
+            let (fetched, _room) = tokio::select! {
+                fetched = fetched => fetched,
+                _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(()),
+            };
+            // What has begun to be installed is brought to its end.
+            let Some(arrived) = self.target.finish(fetched).await? else {
+                tokio::time::sleep(limits::BOOTSTRAP_RETRY_PAUSE).await;
+                continue;
+            };
+            let _changing = tokio::select! {
+                changing = self.changing.lock() => changing,
+                // Whoever cancels finds the record and removes what was built.
+                _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(()),
+            };
+            info!(tablet = %record.tablet, upto = %arrived.replica.end.pos, "a copy is built");
+            metrics::counter!("ebla_bootstrap_copies_total").increment(1);
+            self.node.clock.raise(arrived.replica.end.ts);
+            let (replica, probe) = (arrived.replica, arrived.probe);
+            let mut directory = Directory::clone(&self.node.directory.load_full());
+            directory.insert(self.install(replica));
+            self.node.directory.store(Arc::new(directory));
+            self.arrivals.arrived(record.tablet, record.replica);
+            // As if the leader had asked, so that it is answered at once.
+            let room = Arc::new(Semaphore::new(0)).try_acquire_many_owned(0);
+            let room = room.expect("no permit is always there");
+            let messages = vec![(record.tablet, record.replica, probe)];
+            let _ = self.node.sequencer.control.send(Control::Peers(PeerMessages { messages, room }));
+            return Ok(());
+        }
     }
 
     fn install(&self, replica: RecoveredReplica) -> Arc<TabletHandle> {
@@ -262,7 +359,8 @@ impl ReplicaSet {
             let _ = drained.await;
         }
         self.replicas.tombstone(&tablets)?;
-        let ranges = handles.iter().map(|handle| (handle.table, handle.range.clone())).collect();
+        let records = tablets.iter().filter_map(|id| self.replicas.get(*id));
+        let ranges = records.map(|record| (record.table, record.range)).collect();
         let (node, replicas, oplog) =
             (Arc::clone(&self.node), Arc::clone(&self.replicas), Arc::clone(&self.oplog));
         let cleared = tokio::task::spawn_blocking(move || clear(&node, &replicas, &oplog, ranges, &tablets));
@@ -361,6 +459,7 @@ struct Assigned {
     leads: bool,
     /// The data of this copy is gone.
     is_lost: bool,
+    is_in_sync: bool,
     membership: Membership,
     min_in_sync: u8,
     shrink_floor: u8,
@@ -372,19 +471,23 @@ struct Assigned {
 }
 
 impl Assigned {
-    /// Another copy of the tablet is here, which this one takes the place of.
-    fn replaces(&self, directory: &Directory) -> bool {
-        directory.tablet(self.tablet).is_some_and(|known| known.replica != self.replica)
-    }
-
-    fn new_record(&self) -> ReplicaRecord {
+    /// The record of a copy that is to begin here, after the one that is there now.
+    fn new_record(&self, before: Option<&ReplicaRecord>) -> ReplicaRecord {
+        let tried = before.filter(|before| before.replica == self.replica);
+        let attempt = match before.map(|before| before.state) {
+            Some(ReplicaState::Bootstrapping { attempt }) => attempt + 1,
+            Some(ReplicaState::Active | ReplicaState::Tombstoned) | None => 1,
+        };
         ReplicaRecord {
             tablet: self.tablet,
             table: self.table,
             replica: self.replica,
             range: self.range.clone(),
-            state: ReplicaState::Active,
-            promised_epoch: self.epoch,
+            state: match self.is_in_sync {
+                true => ReplicaState::Active,
+                false => ReplicaState::Bootstrapping { attempt },
+            },
+            promised_epoch: tried.map_or(self.epoch, |tried| tried.promised_epoch.max(self.epoch)),
             epochs: Vec::<EpochSpan>::new(),
             flushed: LogEnd::default(),
             truncating: None,
@@ -425,6 +528,7 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
         epoch: Epoch(tablet.epoch),
         leads: wire.leads,
         is_lost: own.is_some_and(|own| own.lost),
+        is_in_sync: own.is_some_and(|own| own.in_sync),
         membership: membership(tablet),
         min_in_sync,
         shrink_floor: if is_degraded { 1 } else { min_in_sync.min(copies(spec.replicas)) },
@@ -448,6 +552,7 @@ fn membership(tablet: &v1::Tablet) -> Membership {
         version: ConfigVersion(tablet.config_version),
         in_sync: in_sync.map(|r| replica(r).0).collect(),
         members: live.map(replica).collect(),
+        leaving: tablet.replicas.iter().find(|r| r.leaving).map(|r| ReplicaId(r.replica_id)),
     }
 }
 

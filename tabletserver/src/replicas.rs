@@ -8,7 +8,7 @@ use crate::registry::{
     RetiredRecord, StagedRecord, Truncation,
 };
 use ebla_kernel::entry::LogEnd;
-use ebla_kernel::ids::{Epoch, TabletId};
+use ebla_kernel::ids::{Epoch, ReplicaId, TabletId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -44,6 +44,8 @@ pub struct Switch {
 pub struct Flushed {
     /// The tablet.
     pub tablet: TabletId,
+    /// Its copy.
+    pub replica: ReplicaId,
     /// Everything up to here is on disk.
     pub end: LogEnd,
     /// The terms of its log up to there, rising.
@@ -94,10 +96,8 @@ impl Replicas {
     pub fn retired_without_heirs(&self) -> Vec<TabletId> {
         let records = self.lock();
         let active = records.values().filter(|record| record.state == ReplicaState::Active);
-        let needed: BTreeSet<TabletId> = active
-            .flat_map(|record| self.ancestors(record))
-            .map(|retired| retired.tablet)
-            .collect();
+        let needed: BTreeSet<TabletId> =
+            active.flat_map(|record| self.ancestors(record)).map(|retired| retired.tablet).collect();
         let retired = self.retired().into_iter().map(|retired| retired.tablet);
         retired.filter(|tablet| !needed.contains(tablet)).collect()
     }
@@ -202,6 +202,39 @@ impl Replicas {
         })
     }
 
+    /// The record of a tablet's copy here.
+    #[must_use]
+    pub fn get(&self, tablet: TabletId) -> Option<ReplicaRecord> {
+        self.lock().get(&tablet).cloned()
+    }
+
+    /// Notes that a copy is built: its rows and its log are those of the source up to `end`.
+    /// None when the record is no longer that of this try.
+    ///
+    /// # Errors
+    /// When that is not durable; then it is built again.
+    pub fn end_bootstrap(
+        &self,
+        tried: &ReplicaRecord,
+        built: &Flushed,
+    ) -> Result<Option<ReplicaRecord>, RegistryError> {
+        let mut ended = None;
+        self.change(|records, touched| {
+            let record = records.get_mut(&tried.tablet);
+            let is_meant =
+                |record: &&mut ReplicaRecord| (record.replica, record.state) == (tried.replica, tried.state);
+            if let Some(record) = record.filter(is_meant) {
+                record.state = ReplicaState::Active;
+                record.flushed = built.end;
+                record.epochs = latest(&built.epochs);
+                (record.rows_estimate, record.bytes_estimate) = (built.rows, built.bytes);
+                touched.push(tried.tablet);
+                ended = Some(record.clone());
+            }
+        })?;
+        Ok(ended)
+    }
+
     /// Stores promises: nothing below them is accepted any more.
     ///
     /// # Errors
@@ -233,9 +266,15 @@ impl Replicas {
             return Ok(false);
         }
         let stored = self.change(|records, touched| {
-            for Flushed { tablet, end, epochs, rows, bytes } in flushed {
-                // A cut that is under way has lowered the position.
-                let record = records.get_mut(tablet).filter(|record| record.truncating.is_none());
+            for Flushed { tablet, replica, end, epochs, rows, bytes } in flushed {
+                // A cut that is under way has lowered the position; another copy of the tablet
+                // may have taken the place of the one that was flushed.
+                let is_meant = |record: &&mut ReplicaRecord| {
+                    record.truncating.is_none()
+                        && record.replica == *replica
+                        && record.state == ReplicaState::Active
+                };
+                let record = records.get_mut(tablet).filter(is_meant);
                 if let Some(record) = record.filter(|_| self.cuts() == cuts) {
                     record.epochs = latest(epochs);
                     record.flushed = *end;

@@ -3,6 +3,7 @@
 use crate::bootstrap::{self, Opened};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::copying::{Rate, Source, Target, clear_leftovers};
 use crate::disk::{DiskGauge, SyncWatch};
 use crate::error::Error;
 use crate::flusher::Flusher;
@@ -31,6 +32,7 @@ use arc_swap::ArcSwap;
 use crossbeam::channel::{self, Receiver};
 use ebla_kernel::ids::{Incarnation, ServerId, ServerRun, TabletId};
 use ebla_proto::v1;
+use ebla_proto::v1::bootstrap_service_server::BootstrapServiceServer;
 use ebla_proto::v1::kv_service_server::KvServiceServer;
 use ebla_proto::v1::lost_service_server::LostServiceServer;
 use ebla_proto::v1::replication_service_server::ReplicationServiceServer;
@@ -112,7 +114,9 @@ impl TabletServer {
         let room = Arc::new(Semaphore::new(limits::COPIES_BYTES_MAX));
         let links = Links { node: Arc::clone(&node), oplog: Arc::clone(&opened.oplog), room };
         let answering = Answering { node: Arc::clone(&node), replicas: Arc::clone(&opened.replicas), syncs };
+        let rate = Arc::new(Rate::new(config.bootstrap_bytes_per_s));
         let services = Services {
+            source: Source::new(Arc::clone(&node), Arc::clone(&opened.oplog), rate),
             node: Arc::clone(&node),
             ledger: Arc::clone(&opened.ledger),
             replication: Replication { links: links.clone(), answering },
@@ -427,12 +431,13 @@ struct Services {
     node: Arc<Node>,
     ledger: Arc<Ledger>,
     replication: Replication,
+    source: Source,
 }
 
 impl Services {
     /// The gRPC server.
     async fn serve(self, listener: TcpListener, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
-        let Self { node, ledger, replication } = self;
+        let Self { node, ledger, replication, source } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<KvServiceServer<Kv>>().await;
         health.set_serving::<RouteServiceServer<Route>>().await;
@@ -450,6 +455,7 @@ impl Services {
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let split = SplitServiceServer::new(Split { node: Arc::clone(&node) });
+        let source = BootstrapServiceServer::new(source).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let route =
             RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         // The builder's own option does not reach a listener that was bound before.
@@ -461,6 +467,7 @@ impl Services {
             .add_service(lost)
             .add_service(split)
             .add_service(replication)
+            .add_service(source)
             .add_service(health_service)
             .add_service(reflection().build_v1().map_err(bad_descriptors)?)
             .add_service(reflection().build_v1alpha().map_err(bad_descriptors)?)
@@ -495,7 +502,15 @@ async fn link(linking: Linking) -> Result<(), Error> {
     info!(server = %own.run.server, %incarnation, "registered");
     node.peers.set_identity(own.clone());
     let (reports, reports_received) = mpsc::unbounded_channel();
-    let set = ReplicaSet::new(Arc::clone(&node), Arc::clone(&replicas), opened.oplog, &own, opened.recovered);
+    let target = Target {
+        node: Arc::clone(&node),
+        replicas: Arc::clone(&replicas),
+        oplog: opened.oplog,
+        dir: config.data_dir.join("incoming"),
+    };
+    clear_leftovers(&target.dir)?;
+    let (failed, mut failures) = mpsc::unbounded_channel();
+    let set = Arc::new(ReplicaSet::new(target, &own, opened.recovered, failed));
     set.finish_removals(&replicas.all())?;
     registered.store(true, Ordering::Relaxed);
     let store = Arc::clone(&node.reader.store);
@@ -513,6 +528,7 @@ async fn link(linking: Linking) -> Result<(), Error> {
     tokio::select! {
         result = link.run(session) => result,
         result = forwarding => result,
+        Some(error) = failures.recv() => Err(error),
     }
 }
 

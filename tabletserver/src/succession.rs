@@ -192,9 +192,10 @@ fn put(
     store: &dyn Store,
 ) -> Result<(), StoreError> {
     let table = record.table;
-    let names = entry.reverts().iter().flat_map(|target| {
-        target.rows.iter().filter_map(|row| name(table, target.ts, row, &record.range))
-    });
+    let names = entry
+        .reverts()
+        .iter()
+        .flat_map(|target| target.rows.iter().filter_map(|row| name(table, target.ts, row, &record.range)));
     let names: Vec<VersionName> = names.collect();
     if !names.is_empty() {
         store.remove(&names)?;
@@ -213,9 +214,7 @@ fn put(
 fn name(table: TableId, ts: Hlc, row: &RevertedRow, range: &KeyRange) -> Option<VersionName> {
     let is_own = |key: &Bytes| range.contains(key);
     match row {
-        RevertedRow::Row { key } => {
-            is_own(key).then(|| VersionName::Row { table, key: key.clone(), ts })
-        }
+        RevertedRow::Row { key } => is_own(key).then(|| VersionName::Row { table, key: key.clone(), ts }),
         RevertedRow::Range { from } => {
             is_own(from).then(|| VersionName::RangeTombstone { table, from: from.clone(), ts })
         }

@@ -146,7 +146,7 @@ fn route_map(addresses: &[String], cuts: &[&'static str]) -> v1::RouteMap {
 }
 
 fn copy(server_id: u64) -> v1::Replica {
-    v1::Replica { replica_id: server_id, server_id, in_sync: true, lost: false }
+    v1::Replica { replica_id: server_id, server_id, in_sync: true, lost: false, leaving: false }
 }
 
 async fn serve(server: Server, listener: TcpListener) {
@@ -532,6 +532,34 @@ impl AdminService for Server {
         _: Request<v1::DropTableRequest>,
     ) -> Result<Response<v1::DropTableResponse>, Status> {
         Err(ApiError::new(Reason::TableNotFound, "there is no such table").into())
+    }
+
+    async fn split_tablet(
+        &self,
+        _: Request<v1::SplitTabletRequest>,
+    ) -> Result<Response<v1::SplitTabletResponse>, Status> {
+        Err(ApiError::new(Reason::TabletNotFound, "there is no such tablet").into())
+    }
+
+    async fn list_jobs(
+        &self,
+        _: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        Ok(Response::new(v1::ListJobsResponse::default()))
+    }
+
+    async fn describe_job(
+        &self,
+        _: Request<v1::DescribeJobRequest>,
+    ) -> Result<Response<v1::DescribeJobResponse>, Status> {
+        Err(ApiError::new(Reason::JobNotFound, "there is no such job").into())
+    }
+
+    async fn cancel_job(
+        &self,
+        _: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        Err(ApiError::new(Reason::JobNotFound, "there is no such job").into())
     }
 
     async fn list_tablets(

@@ -439,6 +439,7 @@ fn assignment(state: &State, id: TabletId, server: ServerId) -> Option<Assignmen
             version: tablet.config_version,
             in_sync: tablet.in_sync.clone(),
             members: held.map(|replica| (replica.id, replica.server)).collect(),
+            leaving: tablet.leaving(),
         },
         shrink_floor: u8::try_from(spec.in_sync_min()).unwrap_or(u8::MAX),
         min_in_sync: spec.min_in_sync,

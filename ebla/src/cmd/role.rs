@@ -105,7 +105,10 @@ pub async fn run_master(args: MasterArgs) -> anyhow::Result<ExitCode> {
         );
         return Err(Failure::usage(hint).into());
     }
-    let config = ebla_master::Config::new(args.id, peers, args.data_dir);
+    let config = ebla_master::Config {
+        replace_after: args.replace_after.0,
+        ..ebla_master::Config::new(args.id, peers, args.data_dir)
+    };
     run(async { Ok(Master::start(config).await?) }, args.http.as_deref()).await
 }
 
@@ -114,6 +117,7 @@ pub async fn run_tabletserver(args: Tabletserver) -> anyhow::Result<ExitCode> {
     let config = ebla_tabletserver::Config {
         zone: args.zone,
         flush_interval: args.flush_interval.0,
+        bootstrap_bytes_per_s: args.bootstrap_rate,
         ..ebla_tabletserver::Config::new(args.masters, args.listen, args.data_dir)
     };
     run(async { Ok(TabletServer::start(config).await?) }, args.http.as_deref()).await

@@ -4,11 +4,12 @@
 //! A command whose guard fails changes nothing and is answered with the record as it stands,
 //! so that a proposer whose answer was lost reads its own outcome.
 
-use super::command::{Appointment, Command, InSyncChange, NewTablet};
+use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
 use super::in_sync::alter;
 use super::job::{self, Job};
 use super::registration::register_server;
 use super::rejection::Rejection;
+use super::replicas::change_replica;
 use super::snapshot::state_hash;
 use super::spec::{TableKind, TableSpec, check_table_name};
 use super::split;
@@ -35,6 +36,8 @@ pub enum Reply {
     Elections(Vec<Result<Tablet, Rejection>>),
     /// One result per change of an `AlterInSync`.
     InSync(Vec<Result<Tablet, Rejection>>),
+    /// One result per change of a `ChangeReplicas`.
+    Replicas(Vec<Result<Tablet, Rejection>>),
     /// The job as it stands now: started, ended or committed.
     Job(Box<Job>),
     /// How this state compares with the proposer's.
@@ -78,6 +81,8 @@ pub struct Changes {
     pub tablets: BTreeSet<TabletId>,
     /// Tablets that are gone, with their table and the servers that held copies.
     pub removed_tablets: BTreeMap<TabletId, (TableId, Vec<ServerId>)>,
+    /// Servers that hold a copy no longer of a tablet that goes on without it.
+    pub removed_copies: BTreeSet<(TabletId, ServerId)>,
     /// New and changed jobs.
     pub jobs: BTreeSet<JobId>,
 }
@@ -108,6 +113,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::DropTable { .. }
         | Command::Recover { .. }
         | Command::AlterInSync { .. }
+        | Command::ChangeReplicas { .. }
         | Command::StartJob { .. }
         | Command::EndJob { .. }
         | Command::CommitSplit { .. }
@@ -131,9 +137,11 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
             let alter = |change: InSyncChange| alter(state, proposer, &change, &mut changes);
             Ok(Reply::InSync(asked.into_iter().map(alter).collect()))
         }
-        Command::StartJob { wish, origin, time_ms } => {
-            job::start(state, wish, origin, time_ms, &mut changes)
+        Command::ChangeReplicas { changes: asked } => {
+            let change = |change: ReplicaChange| change_replica(state, change, &mut changes);
+            Ok(Reply::Replicas(asked.into_iter().map(change).collect()))
         }
+        Command::StartJob { wish, origin, time_ms } => job::start(state, wish, origin, time_ms, &mut changes),
         Command::EndJob { job, attempt, end, time_ms } => {
             job::end(state, job, attempt, end, time_ms, &mut changes)
         }
@@ -232,6 +240,7 @@ fn create_tablet(state: &mut State, table: TableId, kind: TableKind, new: NewTab
         appointed_ts: Hlc::MIN,
         former: None,
         degraded: false,
+        moving: None,
         parent: None,
         aborted: Attempt(0),
     };

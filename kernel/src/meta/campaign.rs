@@ -1,19 +1,25 @@
 //! How the control core brings a tablet to its next leader: raise the epoch, fence the copies,
 //! appoint the best. Work is collected over all tablets of a step and leaves as one command.
 
-use super::command::{Appointment, Command, InSyncChange};
+use super::command::{Appointment, Command, InSyncChange, ReplicaChange};
 use super::control::{Control, Effect};
 use super::election::{Fence, FenceAnswer, Preference, best, may_answer, tablet_quota};
 use super::spec::Policy;
 use super::state::{Replica, State, Tablet};
-use crate::ids::{Epoch, Incarnation, ServerId, TabletId, Tick};
+use crate::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{DEGRADED_ELECTION_MS, ELECTION_BATCH_TABLETS_MAX, ELECTION_GRACE_MS};
 use crate::mutated;
 use std::collections::BTreeMap;
 
-/// Commands and fences that one step collects.
+/// Commands and orders that one step collects.
 #[derive(Default)]
-struct Batch {
+pub(super) struct Batch {
+    /// Copies that are to come and go.
+    pub replicas: Vec<ReplicaChange>,
+    /// How many of them go to each server.
+    pub coming: BTreeMap<ServerId, usize>,
+    /// Copies that are to lead: at whose word, of what, in which epoch, which.
+    pub transfers: Vec<(ServerId, TabletId, Epoch, ReplicaId)>,
     recover: Vec<(TabletId, Epoch)>,
     appoint: Vec<Appointment>,
     fences: BTreeMap<ServerId, Vec<Fence>>,
@@ -43,11 +49,13 @@ impl Control {
                         self.elect(now, state, tablet, &mut batch);
                     } else {
                         self.finish(id);
+                        self.repair(now, state, tablet, &mut batch);
                     }
                     self.drive_split(now, state, tablet, effects);
                 }
                 None => {
                     self.gave_up.remove(&id);
+                    self.repairs.forget(id);
                     self.finish(id);
                 }
             }
@@ -265,5 +273,11 @@ impl Batch {
             effects.push(Effect::Propose(Command::Appoint { appointments }));
         }
         effects.extend(self.alter.into_iter().map(Effect::Propose));
+        for changes in self.replicas.chunks(ELECTION_BATCH_TABLETS_MAX) {
+            effects.push(Effect::Propose(Command::ChangeReplicas { changes: changes.to_vec() }));
+        }
+        for (server, tablet, epoch, replica) in self.transfers {
+            effects.push(Effect::SendTransfer { server, tablet, epoch, replica });
+        }
     }
 }

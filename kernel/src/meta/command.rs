@@ -69,6 +69,11 @@ pub enum Command {
         /// What it asks for.
         changes: Vec<InSyncChange>,
     },
+    /// Adds and removes copies, each on its own.
+    ChangeReplicas {
+        /// What is to change.
+        changes: Vec<ReplicaChange>,
+    },
     /// Starts a job, with its first attempt. For a split this is the intent.
     StartJob {
         /// What it is to do.
@@ -98,6 +103,29 @@ pub enum Command {
         commit: SplitCommit,
         /// When, milliseconds since 1970.
         time_ms: u64,
+    },
+}
+
+/// One copy that is added or removed. A new copy is a learner: it counts for nothing before it
+/// is in the in-sync set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum ReplicaChange {
+    /// A new copy begins.
+    Add {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where it goes.
+        server: ServerId,
+        /// The copy that it takes the place of, which goes when it is in sync; at once if it
+        /// lies on the same server and is not in the in-sync set.
+        instead_of: Option<ReplicaId>,
+    },
+    /// A copy outside of the in-sync set ends.
+    Remove {
+        /// The tablet.
+        tablet: TabletId,
+        /// Which.
+        replica: ReplicaId,
     },
 }
 

@@ -12,8 +12,9 @@
 use super::apply::Changes;
 use super::command::Command;
 use super::election::{Election, Fence, FenceAnswer, GaveUp, counts, may_answer};
-use super::state::{ClusterId, Leader, State, Tablet};
+use super::repair::Repairs;
 use super::split_control::{SealOrder, Splits};
+use super::state::{ClusterId, Leader, State, Tablet};
 use super::suspicion::Suspicions;
 use crate::hlc::Hlc;
 use crate::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
@@ -66,6 +67,14 @@ pub enum Input {
         server: ServerId,
         /// All the runs of servers that lead tablets of which it has copies, and are silent.
         leaders: BTreeSet<(ServerId, Incarnation)>,
+    },
+    /// A server says which copies of tablets that it leads are too far behind: their next
+    /// entries are no longer in its log.
+    Behind {
+        /// Which server.
+        server: ServerId,
+        /// Copies, and the epoch in which they were found behind.
+        copies: Vec<(TabletId, Epoch, ReplicaId)>,
     },
     /// An operator wants another copy to lead; see [`Control::transfer_target`].
     Transfer {
@@ -129,10 +138,22 @@ pub enum Effect {
     },
 }
 
+/// What may be set of the control core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Settings {
+    /// Whether copies that are lost, or gone for too long, are replaced.
+    pub replaces_copies: bool,
+    /// How long a server may be away before its copies are replaced on others, in
+    /// milliseconds; none: for ever.
+    pub replace_after_ms: Option<u64>,
+}
+
 /// The control core.
 #[derive(Debug, Default)]
 pub struct Control {
+    pub(super) settings: Settings,
     leading: bool,
+    pub(super) repairs: Repairs,
     pub(super) wall: Hlc,
     pub(super) sessions: BTreeMap<ServerId, Incarnation>,
     pub(super) elections: BTreeMap<TabletId, Election>,
@@ -146,21 +167,41 @@ pub struct Control {
 }
 
 impl Control {
+    /// A core that does not lead.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
     /// Takes one input; `state` is the applied state, never older than what inputs said of it.
     pub fn step(&mut self, now: Tick, state: &State, input: Input, effects: &mut Vec<Effect>) {
         match input {
-            Input::BecameLeader { cluster_id, masters } => self.lead(state, cluster_id, masters, effects),
-            Input::LostLeadership => *self = Self::default(),
-            Input::Applied(changes) => self.on_applied(state, &changes, effects),
+            Input::BecameLeader { cluster_id, masters } => {
+                self.lead(now, state, cluster_id, masters, effects);
+            }
+            Input::LostLeadership => *self = Self::new(self.settings),
+            Input::Applied(changes) => {
+                self.on_applied(state, &changes, effects);
+                if changes.all || !changes.servers.is_empty() {
+                    self.note_away(now, state);
+                }
+            }
             Input::SessionOpened { server, incarnation } => {
                 self.on_opened(state, server, incarnation, effects);
             }
-            Input::SessionClosed { server } => self.on_closed(state, server),
+            Input::SessionClosed { server } => {
+                self.on_closed(state, server);
+                self.note_away(now, state);
+            }
             Input::FenceAnswered { server, answers } => self.on_answers(now, state, server, answers),
             Input::GaveUp { server, epochs } => self.on_gave_up(state, server, epochs),
             Input::Silent { server, leaders } => self.on_silent(state, server, leaders),
+            Input::Behind { server, copies } => self.on_behind(state, server, copies),
             Input::Transfer { tablet, replica } => self.on_transfer(state, tablet, replica, effects),
-            Input::Tick { wall } => self.on_tick(now, wall),
+            Input::Tick { wall } => {
+                self.on_tick(now, wall);
+                self.look_at_away(now, state);
+            }
         }
         if self.leading {
             self.advance(now, state, effects);
@@ -170,7 +211,8 @@ impl Control {
     /// When the next `Tick` is due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        self.deadlines.first().map(|(at, _)| *at)
+        let dated = self.deadlines.first().map(|(at, _)| *at);
+        dated.into_iter().chain(self.next_overdue()).min()
     }
 
     /// Number of elections under way.
@@ -181,16 +223,18 @@ impl Control {
 
     fn lead(
         &mut self,
+        now: Tick,
         state: &State,
         cluster_id: ClusterId,
         masters: BTreeMap<u64, u64>,
         effects: &mut Vec<Effect>,
     ) {
-        *self = Self { leading: true, ..Self::default() };
+        *self = Self { leading: true, ..Self::new(self.settings) };
         if state.cluster_id().is_none() {
             effects.push(Effect::Propose(Command::InitCluster { cluster_id, masters }));
         }
         self.dirty.extend(state.tablets().map(|tablet| tablet.id));
+        self.note_away(now, state);
     }
 
     fn on_applied(&mut self, state: &State, changes: &Changes, effects: &mut Vec<Effect>) {
@@ -209,6 +253,7 @@ impl Control {
             if let Some(election) = self.elections.get_mut(id) {
                 election.proposed = false;
             }
+            self.repairs.decided(*id);
             self.dirty.insert(*id);
         }
         self.on_jobs(state, &changes.jobs);
@@ -258,6 +303,9 @@ impl Control {
                 news.entry(*server).or_default().1.push(*id);
             }
         }
+        for (id, server) in &changes.removed_copies {
+            news.entry(*server).or_default().1.push(*id);
+        }
         for (server, (tablets, removed)) in news {
             if self.sessions.contains_key(&server) {
                 effects.push(Effect::SendAssignments { server, full: false, tablets, removed });
@@ -278,6 +326,7 @@ impl Control {
         self.on_closed(state, server);
         self.sessions.insert(server, incarnation);
         self.end_if_over(state, server, effects);
+        self.came_back(state, server);
         if self.sessions.contains_key(&server) {
             effects.push(full_assignments(state, server));
         }

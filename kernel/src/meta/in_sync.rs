@@ -22,6 +22,8 @@ pub(super) fn alter(
     let tablet = state.tablets.get_mut(&change.tablet).ok_or(Rejection::NoTablet(change.tablet))?;
     if change.add {
         tablet.in_sync.insert(change.replica);
+        let arrived = |moving: &super::state::Move| moving.to == change.replica && moving.from.is_none();
+        tablet.moving = tablet.moving.filter(|moving| !arrived(moving));
         // It has everything of this epoch, so what it had besides is in its loss ledger.
         tablet.former = tablet.former.filter(|former| former.leader.replica != change.replica);
     } else {
@@ -56,7 +58,7 @@ fn check_add(state: &State, tablet: &Tablet, change: &InSyncChange) -> Result<()
     let Some(replica) = tablet.replica(change.replica) else {
         return refuse(Rejection::NoReplica);
     };
-    if tablet.in_sync.contains(&replica.id) {
+    if tablet.in_sync.contains(&replica.id) || tablet.leaving() == Some(replica.id) {
         return refuse(Rejection::NothingToChange);
     }
     let is_run = state.server(replica.server).is_some_and(|server| server.incarnation == change.incarnation);

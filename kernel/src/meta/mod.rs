@@ -20,6 +20,8 @@ mod in_sync;
 mod job;
 mod registration;
 mod rejection;
+mod repair;
+mod replicas;
 mod snapshot;
 mod spec;
 mod split;
@@ -29,8 +31,10 @@ mod suspicion;
 mod transfer;
 
 pub use apply::{Changes, Comparison, Registered, Reply, apply};
-pub use command::{Appointment, Command, CommandError, InSyncChange, NewTablet, RegisterServer};
-pub use control::{Control, Effect, Input};
+pub use command::{
+    Appointment, Command, CommandError, InSyncChange, NewTablet, RegisterServer, ReplicaChange,
+};
+pub use control::{Control, Effect, Input, Settings};
 pub use election::{Fence, FenceAnswer, GaveUp};
 pub use job::{Job, JobEnd, JobKind, JobState, Origin, SplitJob, Wish};
 pub use rejection::Rejection;
@@ -39,6 +43,6 @@ pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ran
 pub use split::{SplitCommit, check_split_keys};
 pub use split_control::SealOrder;
 pub use state::{
-    ClusterId, FormerLeader, Leader, Parent, Replica, RetiredTablet, Server, State, Table, Tablet,
+    ClusterId, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State, Table, Tablet,
 };
 pub use transfer::TransferRefusal;

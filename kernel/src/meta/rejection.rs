@@ -59,6 +59,16 @@ pub enum Rejection {
     NothingToChange(Box<Tablet>),
     /// The in-sync set may not become smaller.
     TooFewInSync(Box<Tablet>),
+    /// Another change of the tablet's copies is under way.
+    ChangeUnderWay(Box<Tablet>),
+    /// The server holds a copy of the tablet already.
+    HasCopy(Box<Tablet>),
+    /// The copy leads or is in the in-sync set.
+    CopyIsNeeded(Box<Tablet>),
+    /// The tablet has as many copies as its table wants.
+    EnoughCopies(Box<Tablet>),
+    /// No such server.
+    NoServer(ServerId),
     /// The tablet is no more; these took its place.
     Retired(TabletId, Vec<TabletId>),
     /// A split point is not strictly inside of the tablet, or they do not rise.
@@ -131,9 +141,31 @@ impl fmt::Display for Rejection {
             Self::TooFewInSync(tablet) => {
                 write!(f, "the in-sync set of tablet {} may not become smaller", tablet.id)
             }
+            Self::ChangeUnderWay(tablet) => write!(
+                f,
+                "another copy of tablet {} is on its way: wait until `ebla tablet describe {}` shows it in sync",
+                tablet.id, tablet.id.0
+            ),
+            Self::HasCopy(tablet) => {
+                write!(f, "the server has a copy of tablet {} already: choose another", tablet.id)
+            }
+            Self::CopyIsNeeded(tablet) => {
+                write!(f, "the copy of tablet {} leads or is in sync", tablet.id)
+            }
+            Self::EnoughCopies(tablet) => {
+                write!(f, "tablet {} has as many copies as its table wants", tablet.id)
+            }
+            Self::NoServer(id) => {
+                write!(f, "there is no server {}: `ebla server list` shows them", id.0)
+            }
             Self::Retired(id, successors) => {
                 let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
-                write!(f, "tablet {} is no more, its keys are in tablets {}: name one of them", id.0, ids.join(", "))
+                write!(
+                    f,
+                    "tablet {} is no more, its keys are in tablets {}: name one of them",
+                    id.0,
+                    ids.join(", ")
+                )
             }
             Self::BadSplitPoint(tablet) => write!(
                 f,
@@ -146,7 +178,10 @@ impl fmt::Display for Rejection {
             Self::JobRuns(job) => write!(
                 f,
                 "job {} ({}) is under way on the tablet: wait with `ebla job wait {}` or end it with `ebla job cancel {}`",
-                job.id.0, job.kind.name(), job.id.0, job.id.0
+                job.id.0,
+                job.kind.name(),
+                job.id.0,
+                job.id.0
             ),
             Self::NoJob(id) => write!(f, "there is no job {}: `ebla job list` shows them", id.0),
             Self::JobEnded(job) => {

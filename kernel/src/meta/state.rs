@@ -114,6 +114,15 @@ pub struct Replica {
     pub lost: bool,
 }
 
+/// A copy on its way in and the one that it takes the place of. One at a time per tablet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Move {
+    /// The copy that comes: a learner until it is in the in-sync set.
+    pub to: ReplicaId,
+    /// The copy that goes once the other is in sync; none when the tablet lacked one.
+    pub from: Option<ReplicaId>,
+}
+
 /// Who leads an epoch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct Leader {
@@ -147,7 +156,7 @@ pub struct Tablet {
     pub epoch: Epoch,
     /// Who leads the epoch.
     pub leader: Option<Leader>,
-    /// Its copies, at most R.
+    /// Its copies: at most R, and one more while a copy is on its way in.
     pub replicas: Vec<Replica>,
     /// Copies whose answers an election needs.
     pub in_sync: BTreeSet<ReplicaId>,
@@ -165,6 +174,8 @@ pub struct Tablet {
     pub former: Option<FormerLeader>,
     /// Whether the present epoch began with fewer answers than a strict election needs.
     pub degraded: bool,
+    /// The change of its copies under way.
+    pub moving: Option<Move>,
     /// The tablet that it was made of.
     pub parent: Option<Parent>,
     /// The last attempt to retire it that was aborted, 0 for none. While the tablet is there,
@@ -202,10 +213,24 @@ impl Tablet {
         self.replicas.iter().find(|replica| replica.id == id)
     }
 
-    /// The copy on this server.
+    /// The copy on this server. One whose data is lost may stand beside its successor: it
+    /// counts for the quota and is nothing else.
     #[must_use]
     pub fn replica_on(&self, server: ServerId) -> Option<&Replica> {
-        self.replicas.iter().find(|replica| replica.server == server)
+        let here = || self.replicas.iter().filter(|replica| replica.server == server);
+        here().find(|replica| !replica.lost).or_else(|| here().next())
+    }
+
+    /// The copy that is to go, now that its successor is in sync.
+    #[must_use]
+    pub fn leaving(&self) -> Option<ReplicaId> {
+        self.moving.filter(|moving| self.in_sync.contains(&moving.to)).and_then(|moving| moving.from)
+    }
+
+    /// Whether this copy was appointed for the present epoch.
+    #[must_use]
+    pub fn is_led_by(&self, replica: ReplicaId) -> bool {
+        self.leader.is_some_and(|leader| leader.replica == replica)
     }
 
     /// Copies of the in-sync set.
@@ -409,6 +434,14 @@ impl State {
     pub(super) fn insert_tablet(&mut self, tablet: Tablet) {
         self.index.add_tablet(&tablet);
         self.tablets.insert(tablet.id, tablet);
+    }
+
+    /// Puts a tablet with other copies in the place of the one of its id.
+    pub(super) fn replace_tablet(&mut self, tablet: Tablet) {
+        if let Some(old) = self.tablets.get(&tablet.id) {
+            self.index.remove_replicas(old);
+        }
+        self.insert_tablet(tablet);
     }
 
     /// Takes a tablet out; those that take its place are to be inserted next.

@@ -3,7 +3,8 @@
 use crate::entry::{Entry, LogEnd, SealRecord};
 use crate::hlc::Hlc;
 use crate::ids::{
-    Attempt, ConfigVersion, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId, ServerRun, Tick,
+    Attempt, ConfigVersion, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId,
+    ServerRun, Tick,
 };
 use crate::op::{AckLevel, Op, Token};
 use crate::sequence::Evidence;
@@ -69,6 +70,11 @@ pub enum Input {
     },
     /// Entries could not be sent: the log has them no longer, or there is no way to the copy.
     StreamFailed {
+        /// The copy.
+        to: ReplicaId,
+    },
+    /// The next entries for a copy are no longer in the log.
+    Purged {
         /// The copy.
         to: ReplicaId,
     },
@@ -193,6 +199,8 @@ pub struct Membership {
     pub in_sync: BTreeSet<ReplicaId>,
     /// Every copy that holds its data, and its server.
     pub members: BTreeMap<ReplicaId, ServerId>,
+    /// A copy whose place another has taken: it is to leave the set for good.
+    pub leaving: Option<ReplicaId>,
 }
 
 /// A leader as metadata named it.

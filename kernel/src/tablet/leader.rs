@@ -72,6 +72,8 @@ pub(super) struct Leader {
     pub proposal: Option<(Proposal, Tick)>,
     /// The in-sync set does not shrink below this.
     pub shrink_floor: usize,
+    /// A copy that is to leave the set, for good.
+    pub leaving: Option<ReplicaId>,
     pub transfer: Option<Transfer>,
     /// The tablet is to be sealed once no write waits for copies.
     pub sealing: Option<Sealing>,
@@ -310,7 +312,7 @@ impl Tablet {
         let payload = Payload::EpochStart { replica: self.replica, incarnation: self.incarnation };
         let end = self.log.end();
         let entry = end.follow(epoch, ts.max(end.ts.next()), payload);
-        let Membership { version, in_sync, members } = membership;
+        let Membership { version, in_sync, members, leaving } = membership;
         self.led = epoch;
         self.following = None;
         self.attached = None;
@@ -338,6 +340,7 @@ impl Tablet {
             peers: peers.map(peer).collect(),
             proposal: None,
             shrink_floor: usize::from(shrink_floor).max(1),
+            leaving,
             transfer: None,
             sealing: None,
             commit: None,

@@ -22,10 +22,11 @@ impl Tablet {
     ) {
         let own = self.replica;
         let Some(leader) = self.leader.as_mut().filter(|leader| leader.epoch == epoch) else { return };
-        let Membership { version, in_sync, members } = membership;
+        let Membership { version, in_sync, members, leaving } = membership;
         if version < leader.progress.version() {
             return;
         }
+        leader.leaving = leaving;
         if version > leader.progress.version() {
             for (replica, peer) in &mut leader.peers {
                 if !in_sync.contains(replica) && leader.progress.in_sync().contains(replica) {
@@ -103,11 +104,13 @@ impl Leader {
         let in_sync = self.progress.in_sync();
         let is_member = |id: ReplicaId| in_sync.contains(&id) && id != own;
         let leaves = |(id, peer): (&ReplicaId, &Peer)| {
-            let is_wanted = is_member(*id) && (peer.is_silent || peer.lags(context.now, self.bytes));
+            let is_late = peer.is_silent || peer.lags(context.now, self.bytes);
+            let is_wanted = is_member(*id) && (is_late || self.leaving == Some(*id));
             (is_wanted && self.may_leave(*id)).then_some(Change { replica: *id, add: false })
         };
         let joins = |(id, peer): (&ReplicaId, &Peer)| {
-            let is_wanted = !in_sync.contains(id) && peer.rejoins_at <= context.now;
+            let may_come = !in_sync.contains(id) && self.leaving != Some(*id);
+            let is_wanted = may_come && peer.rejoins_at <= context.now;
             let is_well = is_wanted && !peer.lags(context.now, self.bytes) && self.may_join(*id, peer);
             is_well.then_some(Change { replica: *id, add: true })
         };

@@ -213,6 +213,7 @@ impl Tablet {
             Input::Flush => self.flush(context, effects),
             Input::Sent { to, upto } => self.sent(to, upto),
             Input::StreamFailed { to } => self.stream_failed(context, to),
+            Input::Purged { to } => self.purged(context, to),
             Input::Write(request) => self.write(context, request, effects),
             Input::Barrier { request, ts, deadline } => self.barrier(request, ts, deadline, effects),
             Input::CloseWanted { ts, fresh } => self.close_wanted(ts, fresh, effects),
@@ -333,6 +334,20 @@ impl Tablet {
     #[must_use]
     pub fn in_sync_count(&self) -> Option<usize> {
         self.leader.as_ref().map(|leader| leader.progress.in_sync().len())
+    }
+
+    /// Copies that this leader cannot bring up from its log.
+    pub fn behind(&self) -> impl Iterator<Item = ReplicaId> {
+        let peers = self.leader.iter().flat_map(|leader| &leader.peers);
+        peers.filter(|(_, peer)| peer.is_behind()).map(|(id, _)| *id)
+    }
+
+    /// The write tokens of the log up to `upto`, for a copy that begins there.
+    #[must_use]
+    pub fn tokens_upto(&self, upto: Seq) -> TokenTable {
+        let mut tokens = self.tokens.clone();
+        tokens.cut(upto.next());
+        tokens
     }
 
     /// How many write tokens are remembered.

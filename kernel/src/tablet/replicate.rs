@@ -7,6 +7,9 @@
 //!        connection lost, no acknowledgement for a second, another run, a failed read
 //! ```
 //!
+//! A copy whose next entries the log no longer has is *behind*: metadata is told, and gives its
+//! server a new copy, which is built from the rows and begins where those end.
+//!
 //! Progress is bound to the process and the data that reported it: with another run, or after
 //! a cut, a copy begins anew with nothing (m15).
 
@@ -35,6 +38,8 @@ pub(super) struct Peer {
     pub ready: Attempt,
     /// Not taken into the in-sync set before.
     pub rejoins_at: Tick,
+    /// The log cannot bring it up.
+    is_behind: bool,
     state: PeerState,
     /// The first thing that it has not acknowledged.
     owed: Option<Owed>,
@@ -84,6 +89,7 @@ impl Peer {
             is_silent: false,
             ready: Attempt(0),
             rejoins_at: now,
+            is_behind: false,
             state,
             owed: None,
             q_sent: Seq(0),
@@ -96,6 +102,10 @@ impl Peer {
         self.owed.is_some_and(|owed| {
             now.ms_since(owed.since) >= IN_SYNC_LAG_MS || bytes - owed.bytes >= IN_SYNC_LAG_BYTES
         })
+    }
+
+    pub(super) fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     fn probe_soon(&mut self, now: Tick) {
@@ -191,12 +201,13 @@ impl Tablet {
         peer.is_silent = false;
         peer.ready = Attempt(0);
         (peer.q_sent, peer.q_heard) = (Seq(0), Seq(0));
+        // Nothing in common is left to begin at.
+        peer.is_behind |= agreed.is_none();
         peer.state = match agreed {
             Some(agreed) => {
                 let (next, since) = (agreed.next(), context.now);
                 PeerState::Streaming { next, is_sending: false, since, agreed, is_new: true }
             }
-            // Nothing in common: only a rebuild helps, and nobody here can do that.
             None => PeerState::Probing {
                 again: context.now.plus_ms(PROBE_RETRY_MS_MAX),
                 pause_ms: PROBE_RETRY_MS_MAX,
@@ -230,6 +241,7 @@ impl Tablet {
             *next = own.seq.next().max(*next);
         }
         if own > leader.progress.of(from) {
+            peer.is_behind = false;
             leader.progressed_at = context.now;
         }
         leader.progress.durable(from, own);
@@ -293,6 +305,14 @@ impl Tablet {
         if let Some(peer) = self.leader.as_mut().and_then(|leader| leader.peers.get_mut(&to)) {
             peer.probe_soon(context.now.plus_ms(PROBE_RETRY_MS_MAX));
         }
+    }
+
+    /// The log cannot bring the copy up any more.
+    pub(super) fn purged(&mut self, context: Context<'_>, to: ReplicaId) {
+        if let Some(peer) = self.leader.as_mut().and_then(|leader| leader.peers.get_mut(&to)) {
+            peer.is_behind = true;
+        }
+        self.stream_failed(context, to);
     }
 
     /// Probes copies that say nothing, and looks whether the in-sync set still is one.

@@ -10,10 +10,11 @@ use crate::ids::{Pos, Seq};
 use crate::limits::TOKEN_WINDOW_MS;
 use crate::mutated;
 use crate::op::{AckLevel, Committed, OpResult, Token};
+use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::BTreeMap;
 
 /// What the log says of a token.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub enum TokenRecord {
     /// A write stands in the log.
     Write {
@@ -63,7 +64,7 @@ impl TokenRecord {
 }
 
 /// The tokens of one replica's log.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
 pub struct TokenTable {
     records: BTreeMap<Token, TokenRecord>,
     floor_ms: u64,
@@ -90,10 +91,7 @@ impl TokenTable {
     /// Remembers the token of a log entry, if it has one.
     pub fn note_entry(&mut self, entry: &Entry) {
         match &entry.payload {
-            Payload::EpochStart { .. }
-            | Payload::Close
-            | Payload::Seal(_)
-            | Payload::Unseal { .. } => {}
+            Payload::EpochStart { .. } | Payload::Close | Payload::Seal(_) | Payload::Unseal { .. } => {}
             Payload::Write(write) => {
                 let Some(token) = write.token else { return };
                 let (level, results) = (write.level, write.results.clone());
@@ -155,6 +153,18 @@ impl TokenTable {
             }
             TokenRecord::Fenced { pos } => pos.seq < from,
         });
+    }
+
+    /// The table's bytes, for a copy that begins where this log is.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        borsh::to_vec(self).expect("writing to a vector does not fail")
+    }
+
+    /// Reads a table back; none for bytes that are none.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        borsh::from_slice(bytes).ok()
     }
 
     /// Issue time from which on the table is complete, milliseconds since 1970.

@@ -34,8 +34,8 @@ use bytes::Bytes;
 use ebla_kernel::entry::{Entry, LogEnd, Payload, SealRecord, SealedChild};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId,
-    ServerRun, TabletId, Tick,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq,
+    ServerId, ServerRun, TabletId, Tick,
 };
 use ebla_kernel::lease::Promises;
 use ebla_kernel::op::{AckLevel, Action, Body, Change, Condition, Op, OpResult, Token, Version};
@@ -578,7 +578,7 @@ fn token(words: &Words<'_>) -> Token {
 fn membership(version: ConfigVersion, in_sync: &str, members: Option<&str>) -> Membership {
     let members = ids(members.unwrap_or(in_sync));
     let members = members.into_iter().map(|replica| (replica, ServerId(replica.0))).collect();
-    Membership { version, in_sync: ids(in_sync), members }
+    Membership { version, in_sync: ids(in_sync), members, leaving: None }
 }
 
 fn open(id: u64, incarnation: Incarnation, promised: Epoch, log: &[Entry], applied: Seq) -> Tablet {

@@ -3,8 +3,8 @@
 
 pub(crate) mod admin;
 pub(crate) mod control;
-pub(crate) mod meta_raft;
 mod job;
+pub(crate) mod meta_raft;
 pub(crate) mod route;
 mod split;
 mod summary;

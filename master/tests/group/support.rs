@@ -284,6 +284,7 @@ impl Run {
                 bytes: 70,
                 gave_up_epoch,
                 successor_replica_id,
+                behind_replica_ids: Vec::new(),
             }
         };
         v1::Heartbeat {
@@ -316,6 +317,8 @@ impl Run {
                     memory.answers.push((answer, known));
                 }
             }
+            // These tests split nothing.
+            Down::SealOrders(_) | Down::SplitRefusals(_) => {}
             Down::Transfers(transfers) => {
                 let mut memory = self.memory.lock().unwrap();
                 for transfer in transfers.transfers {

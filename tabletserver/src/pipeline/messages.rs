@@ -1,12 +1,15 @@
 //! What goes into the sequencer and what comes out of it.
 
-use crossbeam::channel::{Sender, TrySendError};
 use crate::succession::Staging;
+use crossbeam::channel::{Sender, TrySendError};
 use ebla_kernel::entry::{LogEnd, SealRecord};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Attempt, ConfigVersion, Epoch, Incarnation, ReplicaId, Seq, ServerId, TabletId, Tick};
+use ebla_kernel::ids::{
+    Attempt, ConfigVersion, Epoch, Incarnation, ReplicaId, Seq, ServerId, TabletId, Tick,
+};
 use ebla_kernel::op::{AckLevel, Op, Token};
 use ebla_kernel::sequence::Evidence;
+use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Answer, FenceAnswer, Membership, PeerInput, Proposal, SplitProposal, Tablet};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -131,6 +134,11 @@ pub enum Control {
     Sent(Vec<(TabletId, ReplicaId, Seq)>),
     /// Entries could not be sent to copies.
     StreamFailed(Vec<(TabletId, ReplicaId)>),
+    /// The next entries for copies are no longer in the log.
+    Purged(Vec<(TabletId, ReplicaId)>),
+    /// The tokens of the log up to an entry, for a copy that begins there; none when the tablet
+    /// is not here.
+    Tokens(TabletId, Seq, oneshot::Sender<Option<TokenTable>>),
     /// A reader of a copy wants that nothing up to here can follow.
     CloseWanted(TabletId, Hlc),
     /// Entries up to these are durable.

@@ -288,6 +288,12 @@ impl Sequencer {
                 self.each(sent, |(to, upto)| Input::Sent { to, upto });
             }
             Control::StreamFailed(failed) => self.each(failed, |to| Input::StreamFailed { to }),
+            Control::Purged(copies) => self.each(copies, |to| Input::Purged { to }),
+            Control::Tokens(tablet, upto, answer) => {
+                let tokens = self.slots.get(&tablet).map(|slot| slot.tablet.tokens_upto(upto));
+                // Whoever asked may have gone.
+                let _ = answer.send(tokens);
+            }
             Control::CloseWanted(tablet, ts) => self.close_wanted(tablet, ts),
             Control::Persisted(ends) => self.persisted(ends),
             Control::Applied { groups, ends } => {
@@ -378,15 +384,8 @@ impl Sequencer {
                 error!("the timestamp bound cannot be persisted; appointments are refused");
                 return;
             };
-            let Appointed {
-                epoch,
-                replica,
-                incarnation,
-                membership,
-                min_in_sync,
-                shrink_floor,
-                aborted,
-            } = appointed;
+            let Appointed { epoch, replica, incarnation, membership, min_in_sync, shrink_floor, aborted } =
+                appointed;
             if let Some(slot) = self.slots.get_mut(&tablet) {
                 slot.learn(&membership);
             }

@@ -3,7 +3,7 @@
 use super::peers::{Identity, Opened, Outgoing, Peer};
 use crate::limits;
 use crate::node::Node;
-use crate::oplog::{Logged, Oplog};
+use crate::oplog::{Logged, Oplog, OplogError};
 use crate::pipeline::{Control, PeerMessages};
 use crate::tablets::TabletHandle;
 use ebla_kernel::ids::{Incarnation, ReplicaId, Seq, ServerId, ServerRun, TabletId};
@@ -198,7 +198,17 @@ struct Writing<'a> {
     orders: mpsc::UnboundedReceiver<Outgoing>,
     waiting: &'a AtomicUsize,
     /// Streams that are in no frame which was handed over.
-    unsent: Vec<(TabletId, ReplicaId, Option<Seq>)>,
+    unsent: Vec<(TabletId, ReplicaId, Looked)>,
+}
+
+/// What became of the entries of a stream.
+enum Looked {
+    /// Up to here they are in the frame.
+    UpTo(Seq),
+    /// They could not be read.
+    Failed,
+    /// The log has them no longer.
+    Purged,
 }
 
 impl Writing<'_> {
@@ -220,11 +230,12 @@ impl Writing<'_> {
 
     /// Tells the cores what left and what could not.
     fn tell(&mut self) {
-        let (mut sent, mut failed) = (Vec::new(), Vec::new());
-        for (tablet, to, upto) in self.unsent.drain(..) {
-            match upto {
-                Some(upto) => sent.push((tablet, to, upto)),
-                None => failed.push((tablet, to)),
+        let (mut sent, mut failed, mut purged) = (Vec::new(), Vec::new(), Vec::new());
+        for (tablet, to, looked) in self.unsent.drain(..) {
+            match looked {
+                Looked::UpTo(upto) => sent.push((tablet, to, upto)),
+                Looked::Failed => failed.push((tablet, to)),
+                Looked::Purged => purged.push((tablet, to)),
             }
         }
         let control = &self.links.node.sequencer.control;
@@ -233,6 +244,9 @@ impl Writing<'_> {
         }
         if !failed.is_empty() {
             let _ = control.send(Control::StreamFailed(failed));
+        }
+        if !purged.is_empty() {
+            let _ = control.send(Control::Purged(purged));
         }
     }
 
@@ -248,12 +262,15 @@ impl Writing<'_> {
         };
         let Some(own) = self.links.node.peers.identity() else { return 0 };
         let noted = (handle.id, stream.to);
-        let Some(entries) = self.entries(&handle, stream).await else {
-            self.unsent.push((noted.0, noted.1, None));
-            return 0;
+        let entries = match self.entries(&handle, stream).await {
+            Ok(entries) => entries,
+            Err(looked) => {
+                self.unsent.push((noted.0, noted.1, looked));
+                return 0;
+            }
         };
         let upto = entries.last().map_or(Seq(stream.from.0.saturating_sub(1)), |last| last.entry.seq());
-        self.unsent.push((noted.0, noted.1, Some(upto)));
+        self.unsent.push((noted.0, noted.1, Looked::UpTo(upto)));
         let envelope = Envelope {
             tablet: handle.id,
             from: handle.replica,
@@ -267,29 +284,33 @@ impl Writing<'_> {
         bytes
     }
 
-    /// The entries of a stream, from memory or else from the log; none when they are gone.
-    async fn entries(&self, handle: &Arc<TabletHandle>, stream: Stream) -> Option<Vec<Arc<Logged>>> {
+    /// The entries of a stream, from memory or else from the log.
+    async fn entries(&self, handle: &Arc<TabletHandle>, stream: Stream) -> Result<Vec<Arc<Logged>>, Looked> {
         let Stream { from, upto, .. } = stream;
         if from > upto {
-            return Some(Vec::new());
+            return Ok(Vec::new());
         }
         if let Some(entries) = handle.tail.take(from, upto, limits::FRAME_BYTES) {
-            return Some(entries);
+            return Ok(entries);
         }
         let (oplog, tablet) = (Arc::clone(&self.links.oplog), handle.id);
         let read = tokio::task::spawn_blocking(move || oplog.read(tablet, from, limits::FRAME_BYTES)).await;
         match read {
             Ok(Ok(mut entries)) => {
                 entries.retain(|entry| entry.seq() <= upto);
-                Some(entries.into_iter().map(|entry| Arc::new(entry.into())).collect())
+                Ok(entries.into_iter().map(|entry| Arc::new(entry.into())).collect())
+            }
+            Ok(Err(error @ OplogError::Purged { .. })) => {
+                info!(tablet = %tablet, to = %stream.to, %error, "a copy is too far behind to be caught up");
+                Err(Looked::Purged)
             }
             Ok(Err(error)) => {
-                warn!(tablet = %tablet, to = %stream.to, %error, "a copy is too far behind to be caught up");
-                None
+                warn!(tablet = %tablet, to = %stream.to, %error, "entries for a copy cannot be read");
+                Err(Looked::Failed)
             }
             Err(error) => {
                 warn!(tablet = %tablet, %error, "entries for a copy cannot be read");
-                None
+                Err(Looked::Failed)
             }
         }
     }

@@ -5,7 +5,7 @@
 //! has been applied, and versions never change. `flush` has nothing to do: "durable" means
 //! in the memory of this process.
 
-use super::{Applied, Cursor, Store, StoreError, StoreHealth, VersionName, value};
+use super::{Applied, Cursor, Incoming, Rising, Store, StoreError, StoreHealth, VersionName, value};
 use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
 use crossbeam_skiplist::map::Entry;
@@ -16,6 +16,7 @@ use ebla_kernel::op::{Change, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstone;
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 type Rows = SkipMap<Vec<u8>, Bytes>;
@@ -125,6 +126,16 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn take_in(
+        &self,
+        table: TableId,
+        range: &KeyRange,
+        _: &Path,
+    ) -> Result<Box<dyn Incoming + '_>, StoreError> {
+        let (rising, versions) = (Rising::new(table, range), Vec::new());
+        Ok(Box::new(MemoryIncoming { store: self, table, range: range.clone(), rising, versions }))
+    }
+
     fn compact(&self, _: TableId, _: &KeyRange) {}
 
     fn approximate_bytes(&self, table: TableId, range: &KeyRange) -> u64 {
@@ -136,6 +147,36 @@ impl Store for MemoryStore {
 
     fn health(&self) -> StoreHealth {
         StoreHealth { memtable_bytes: self.bytes.load(Ordering::Relaxed), ..StoreHealth::default() }
+    }
+}
+
+struct MemoryIncoming<'a> {
+    store: &'a MemoryStore,
+    table: TableId,
+    range: KeyRange,
+    rising: Rising,
+    versions: Vec<(Bytes, Bytes)>,
+}
+
+impl Incoming for MemoryIncoming<'_> {
+    fn add(&mut self, versions: &[(Bytes, Bytes)]) -> Result<(), StoreError> {
+        for (stored_key, stored_value) in versions {
+            self.rising.check(stored_key, stored_value)?;
+        }
+        self.versions.extend_from_slice(versions);
+        Ok(())
+    }
+
+    fn install(self: Box<Self>, tombstones: &[RangeTombstone]) -> Result<(), StoreError> {
+        self.store.clear_range(self.table, &self.range)?;
+        for (stored_key, stored_value) in self.versions {
+            self.store.put(stored_key.to_vec(), stored_value.to_vec());
+        }
+        for tombstone in tombstones {
+            let stored_key = key::encode_range_tombstone(self.table, tombstone.range.start(), tombstone.ts);
+            self.store.put(stored_key, value::encode_upper_end(tombstone.range.end()));
+        }
+        Ok(())
     }
 }
 

@@ -28,7 +28,7 @@ use ebla_kernel::key::{self, MalformedKey, StoredKey};
 use ebla_kernel::op::{Change, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstone;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What went wrong in a store.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +144,57 @@ pub trait Cursor {
     fn stored_value_owned(&self) -> Bytes;
 }
 
+/// Versions on their way in: a whole range, as another server has it.
+///
+/// Nothing is seen of them before [`Self::install`]. What does not belong to the range, or does
+/// not rise, is refused: it would be a neighbour's.
+pub trait Incoming {
+    /// Adds versions, as (stored key, stored value): consecutive, above all before them.
+    ///
+    /// # Errors
+    /// `Corrupt` for what is no version of the range, `Engine`.
+    fn add(&mut self, versions: &[(Bytes, Bytes)]) -> Result<(), StoreError>;
+
+    /// Clears the range, then puts in what was added and `tombstones`; durable on return. In
+    /// this order: clear, **flush**, ingest, range tombstones, **flush**. Files that are put in
+    /// are durable at once and would otherwise be overtaken by the clearing.
+    ///
+    /// # Errors
+    /// `Engine`: the range holds garbage; begin again.
+    fn install(self: Box<Self>, tombstones: &[RangeTombstone]) -> Result<(), StoreError>;
+}
+
+/// What makes sure that versions on their way in belong to their range and rise.
+struct Rising {
+    table: TableId,
+    range: KeyRange,
+    last: Vec<u8>,
+}
+
+impl Rising {
+    fn new(table: TableId, range: &KeyRange) -> Self {
+        Self { table, range: range.clone(), last: Vec::new() }
+    }
+
+    fn check(&mut self, stored_key: &[u8], stored_value: &[u8]) -> Result<(), StoreError> {
+        let is_ours = match key::decode(stored_key) {
+            Ok(StoredKey::Row { table, key, .. }) => table == self.table && self.range.contains(&key),
+            Ok(StoredKey::RangeTombstone { .. }) | Err(MalformedKey) => false,
+        };
+        if !is_ours {
+            let what = format!("a version that is none of the range: {}", stored_key.escape_ascii());
+            return Err(StoreError::corrupt(what));
+        }
+        if stored_key <= &self.last[..] {
+            return Err(StoreError::corrupt("versions that do not rise"));
+        }
+        value::Head::read(stored_value)?;
+        self.last.clear();
+        self.last.extend_from_slice(stored_key);
+        Ok(())
+    }
+}
+
 /// Versions of rows under the order of `kernel::key`.
 pub trait Store: Send + Sync {
     /// The newest stored version of `key` with a timestamp up to `at`, tombstones included.
@@ -196,6 +247,18 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// `Engine`: the range holds garbage; call again.
     fn clear_range(&self, table: TableId, range: &KeyRange) -> Result<(), StoreError>;
+
+    /// Begins to take in a whole range of another server's versions. Files that are needed
+    /// before [`Incoming::install`] go to `dir`, which exists and is empty.
+    ///
+    /// # Errors
+    /// `Engine`.
+    fn take_in(
+        &self,
+        table: TableId,
+        range: &KeyRange,
+        dir: &Path,
+    ) -> Result<Box<dyn Incoming + '_>, StoreError>;
 
     /// Works the rows of `range` through: what was removed from it is gone from the files, and
     /// what the floors allow with it. Slow; for after an undo, see [`gc`].

@@ -6,7 +6,7 @@
 //! checksum that every read verifies; nothing is ever repaired in silence.
 
 use super::gc::{FloorFilterFactory, Floors};
-use super::{Applied, Cursor, Store, StoreError, StoreHealth, VersionName, value};
+use super::{Applied, Cursor, Incoming, Rising, Store, StoreError, StoreHealth, VersionName, value};
 use crate::limits::{
     BLOCK_CACHE_BYTES_DEFAULT, DATA_FILE_BYTES, DATA_FILES_OPEN_MAX, STORE_THREADS_MAX,
     WRITE_BUFFER_BYTES_DEFAULT, WRITE_BUFFERS_MAX,
@@ -20,10 +20,10 @@ use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstone;
 use rocksdb::properties;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, DBRawIterator, FlushOptions, Options, Range,
-    ReadOptions, SliceTransform, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, DB, DBCompressionType, DBRawIterator, FlushOptions, IngestExternalFileOptions,
+    Options, Range, ReadOptions, SliceTransform, SstFileWriter, WriteBatch, WriteOptions,
 };
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What may be tuned.
@@ -50,6 +50,8 @@ impl Default for RocksConfig {
 /// The rows of a server on disk.
 pub struct RocksStore {
     db: DB,
+    /// Of files that are made to be put in.
+    file_options: Options,
 }
 
 /// Version of the layout of keys and values, kept in the file `FORMAT` of the directory.
@@ -65,7 +67,7 @@ impl RocksStore {
         super::format::check(dir, FORMAT)?;
         let db = DB::open(&db_options(config, floors), dir).map_err(|e| engine("open its directory", e))?;
         super::format::mark(dir, FORMAT)?;
-        Ok(Self { db })
+        Ok(Self { db, file_options: file_options(config) })
     }
 
     fn write(&self, batch: WriteBatch, tried: &'static str) -> Result<(), StoreError> {
@@ -166,6 +168,22 @@ impl Store for RocksStore {
         self.flush()
     }
 
+    fn take_in(
+        &self,
+        table: TableId,
+        range: &KeyRange,
+        dir: &Path,
+    ) -> Result<Box<dyn Incoming + '_>, StoreError> {
+        Ok(Box::new(RocksIncoming {
+            store: self,
+            table,
+            range: range.clone(),
+            rising: Rising::new(table, range),
+            dir: dir.to_owned(),
+            files: Vec::new(),
+        }))
+    }
+
     fn compact(&self, table: TableId, range: &KeyRange) {
         let (from, to) = key::row_bounds(table, range);
         self.db.compact_range(Some(from), Some(to));
@@ -184,6 +202,52 @@ impl Store for RocksStore {
             background_errors: self.property(properties::BACKGROUND_ERRORS),
             memtable_bytes: self.property(properties::CUR_SIZE_ALL_MEM_TABLES),
         }
+    }
+}
+
+/// Versions on their way in: a file for each batch, beside the store until they are installed.
+struct RocksIncoming<'a> {
+    store: &'a RocksStore,
+    table: TableId,
+    range: KeyRange,
+    rising: Rising,
+    dir: PathBuf,
+    files: Vec<PathBuf>,
+}
+
+impl Incoming for RocksIncoming<'_> {
+    fn add(&mut self, versions: &[(Bytes, Bytes)]) -> Result<(), StoreError> {
+        if versions.is_empty() {
+            return Ok(());
+        }
+        let failed = |e| engine("write a file of versions", e);
+        let path = self.dir.join(format!("{:06}.sst", self.files.len()));
+        let mut writer = SstFileWriter::create(&self.store.file_options);
+        writer.open(&path).map_err(failed)?;
+        for (stored_key, stored_value) in versions {
+            self.rising.check(stored_key, stored_value)?;
+            writer.put(stored_key, stored_value).map_err(failed)?;
+        }
+        writer.finish().map_err(failed)?;
+        self.files.push(path);
+        Ok(())
+    }
+
+    fn install(self: Box<Self>, tombstones: &[RangeTombstone]) -> Result<(), StoreError> {
+        self.store.clear_range(self.table, &self.range)?;
+        if !self.files.is_empty() {
+            let mut options = IngestExternalFileOptions::default();
+            options.set_move_files(true);
+            let ingested = self.store.db.ingest_external_file_opts(&options, self.files);
+            ingested.map_err(|e| engine("ingest files", e))?;
+        }
+        let mut batch = WriteBatch::default();
+        for tombstone in tombstones {
+            let stored_key = key::encode_range_tombstone(self.table, tombstone.range.start(), tombstone.ts);
+            batch.put(stored_key, value::encode_upper_end(tombstone.range.end()));
+        }
+        self.store.write(batch, "put range tombstones")?;
+        self.store.flush()
     }
 }
 
@@ -266,6 +330,15 @@ fn db_options(config: &RocksConfig, floors: Arc<Floors>) -> Options {
     options.set_compaction_filter_factory(FloorFilterFactory::new(floors));
     options.set_block_based_table_factory(&table_options(config));
     options.set_disable_auto_compactions(!config.runs_in_background);
+    options
+}
+
+/// Files that are put in look like those that the store makes of its own at its last level.
+fn file_options(config: &RocksConfig) -> Options {
+    let mut options = Options::default();
+    options.set_compression_type(DBCompressionType::Zstd);
+    options.set_prefix_extractor(SliceTransform::create("ebla.row.1", row_prefix, Some(has_row_prefix)));
+    options.set_block_based_table_factory(&table_options(config));
     options
 }
 

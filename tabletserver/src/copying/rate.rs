@@ -1,0 +1,47 @@
+//! How fast copies are sent: bytes per second of all streams of this server together.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// A budget of bytes per second. Whoever takes some waits until earlier takers have used theirs.
+pub struct Rate {
+    bytes_per_s: u64,
+    free_at: Mutex<Instant>,
+}
+
+impl Rate {
+    /// A budget that nobody has used yet.
+    #[must_use]
+    pub fn new(bytes_per_s: u64) -> Self {
+        Self { bytes_per_s: bytes_per_s.max(1), free_at: Mutex::new(Instant::now()) }
+    }
+
+    /// Takes `bytes`, and gives how long to wait before they may be sent.
+    fn take(&self, now: Instant, bytes: usize) -> Duration {
+        let mut free_at = self.free_at.lock().expect("no holder of this lock panics");
+        let begin = (*free_at).max(now);
+        *free_at = begin + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+        begin - now
+    }
+
+    /// Waits until `bytes` may be sent.
+    pub fn wait(&self, bytes: usize) {
+        std::thread::sleep(self.take(Instant::now(), bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takers_wait_for_each_other_and_nobody_saves_up() {
+        let rate = Rate::new(1_000);
+        let start = Instant::now();
+        assert_eq!(rate.take(start, 500), Duration::ZERO);
+        assert_eq!(rate.take(start, 500).as_millis(), 500);
+        let later = start + Duration::from_secs(10);
+        assert_eq!(rate.take(later, 100), Duration::ZERO);
+        assert_eq!(rate.take(later, 100).as_millis(), 100);
+    }
+}
