@@ -88,7 +88,7 @@ pub struct Sequencer {
     in_flight: usize,
     drained: Vec<oneshot::Sender<()>>,
     /// Retired cores that wait for the same.
-    leaving: Vec<(Box<Tablet>, oneshot::Sender<Option<Box<Tablet>>>)>,
+    leaving: Vec<Leaving>,
     /// Tablets whose cores have a deadline.
     timed: HashSet<TabletId>,
     /// Tablets that remember tokens, and how many there are in all.
@@ -111,6 +111,12 @@ pub struct Sequencer {
     pub(super) stagings: Vec<Staging>,
     pub(super) commits: Vec<(TabletId, SplitProposal)>,
     pub(super) serving_changed: bool,
+}
+
+/// A core on its way out.
+struct Leaving {
+    core: Box<Tablet>,
+    to: oneshot::Sender<Option<Box<Tablet>>>,
 }
 
 enum Wake {
@@ -346,7 +352,7 @@ impl Sequencer {
             // Whoever waited is gone with its session.
             let _ = core.send(Some(Box::new(tablet)));
         } else {
-            self.leaving.push((Box::new(tablet), core));
+            self.leaving.push(Leaving { core: Box::new(tablet), to: core });
             self.tell_drained();
         }
     }
@@ -501,8 +507,8 @@ impl Sequencer {
             for done in self.drained.drain(..) {
                 let _ = done.send(());
             }
-            for (core, done) in self.leaving.drain(..) {
-                let _ = done.send(Some(core));
+            for Leaving { core, to } in self.leaving.drain(..) {
+                let _ = to.send(Some(core));
             }
         }
     }
