@@ -376,6 +376,7 @@ impl State {
             results,
             token: None,
             session: Some(v1::SessionToken { lineage: 1, epoch: 1, seq: ts, ts }),
+            tablet_id: 0,
         })
     }
 }

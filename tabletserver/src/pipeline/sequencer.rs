@@ -103,6 +103,9 @@ pub struct Sequencer {
     /// Tablets that keep entries in memory for other copies.
     pub(super) with_tails: HashSet<TabletId>,
     tails_swept: Tick,
+    /// Until then timers are looked at often: tablets have just taken another's place, and their
+    /// copies on other servers appear any moment.
+    hurry_until: Tick,
     /// Streams for which there was no way.
     pub(super) unsent: Vec<(TabletId, ReplicaId)>,
     pub(super) promises: Vec<(TabletId, Epoch)>,
@@ -160,6 +163,7 @@ impl Sequencer {
             touched: Vec::new(),
             with_tails: HashSet::new(),
             tails_swept: Tick(0),
+            hurry_until: Tick(0),
             unsent: Vec::new(),
             promises: Vec::new(),
             fence_answers: Vec::new(),
@@ -233,7 +237,11 @@ impl Sequencer {
     }
 
     fn patience(&self) -> Duration {
-        if self.timed.is_empty() { limits::SEQUENCER_IDLE_WAIT } else { limits::SEQUENCER_TIMER }
+        match (self.timed.is_empty(), self.clock.tick() < self.hurry_until) {
+            (true, _) => limits::SEQUENCER_IDLE_WAIT,
+            (false, true) => limits::SEQUENCER_TIMER_HURRY,
+            (false, false) => limits::SEQUENCER_TIMER,
+        }
     }
 
     fn hand_on(&mut self) {
@@ -321,6 +329,9 @@ impl Sequencer {
 
     fn install(&mut self, tablet: Tablet, handle: Arc<TabletHandle>) {
         let id = tablet.id();
+        if handle.base.pos.seq > Seq(0) {
+            self.hurry_until = self.clock.tick().plus_ms(limits::HURRY_MS);
+        }
         self.tokens += tablet.token_count();
         if tablet.token_count() > 0 {
             self.with_tokens.insert(id);
