@@ -138,7 +138,7 @@ mod tests {
             PeerMessage::Hello { end: pos, epochs: vec![(Epoch(1), Seq(1)), (Epoch(2), Seq(7))] },
             PeerMessage::Append { prev: Pos::new(Epoch(1), Seq(4)), entries: vec![entry], q: pos },
             PeerMessage::Append { prev: Pos::ZERO, entries: Vec::new(), q: Pos::ZERO },
-            PeerMessage::Ack { pos, q: Seq(3) },
+            PeerMessage::Ack { pos, q: Seq(3), ready: Attempt(4) },
             PeerMessage::Refuse,
             PeerMessage::CloseWanted { ts: Hlc(8) },
         ];

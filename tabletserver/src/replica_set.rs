@@ -95,14 +95,12 @@ impl ReplicaSet {
         let assigned = assignments.assignments.iter().filter_map(read_assignment);
         // A copy whose data is gone is never made anew under its old name (m16).
         let assigned: Vec<Assigned> = assigned.filter(|assigned| !assigned.is_lost).collect();
-        for tablet in self.gone(&assignments, &assigned) {
-            self.arrivals.cancel(tablet).await;
+        self.switch_committed(&assigned).await?;
+        let gone = self.gone(&assignments, &assigned);
+        for tablet in &gone {
+            self.arrivals.cancel(*tablet).await;
         }
         let _changing = self.changing.lock().await;
-        for (parent, staged, epoch) in self.committed(&assigned) {
-            self.switch(&parent, &staged, epoch).await?;
-        }
-        let gone = self.gone(&assignments, &assigned);
         if !gone.is_empty() {
             self.remove(gone).await?;
         }
@@ -116,16 +114,17 @@ impl ReplicaSet {
         Ok(())
     }
 
-    /// Tablets whose copy here is no longer wanted, as far as the registry has one.
-    fn gone(&self, assignments: &v1::Assignments, assigned: &[Assigned]) -> Vec<TabletId> {
-        let wanted: BTreeMap<TabletId, ReplicaId> =
-            assigned.iter().map(|assigned| (assigned.tablet, assigned.replica)).collect();
-        let removed: BTreeSet<u64> = assignments.removed_tablet_ids.iter().copied().collect();
-        let is_gone = |record: &ReplicaRecord| match wanted.get(&record.tablet) {
-            Some(replica) => *replica != record.replica,
-            None => assignments.full || removed.contains(&record.tablet.0),
-        };
-        self.replicas.all().iter().filter(|record| is_gone(record)).map(|record| record.tablet).collect()
+    /// Lets others take the place of tablets here for which metadata has committed that.
+    async fn switch_committed(&self, assigned: &[Assigned]) -> Result<(), Error> {
+        let committed = self.committed(assigned);
+        if committed.is_empty() {
+            return Ok(());
+        }
+        let _changing = self.changing.lock().await;
+        for (parent, staged, epoch) in committed {
+            self.switch(&parent, &staged, epoch).await?;
+        }
+        Ok(())
     }
 
     /// The sealed tablets here whose place others have taken, for exactly the attempt that is
@@ -195,6 +194,18 @@ impl ReplicaSet {
             lineage: record.lineage,
             base: record.base,
         }))
+    }
+
+    /// Tablets whose copy here is no longer wanted, as far as the registry has one.
+    fn gone(&self, assignments: &v1::Assignments, assigned: &[Assigned]) -> Vec<TabletId> {
+        let wanted: BTreeMap<TabletId, ReplicaId> =
+            assigned.iter().map(|assigned| (assigned.tablet, assigned.replica)).collect();
+        let removed: BTreeSet<u64> = assignments.removed_tablet_ids.iter().copied().collect();
+        let is_gone = |record: &ReplicaRecord| match wanted.get(&record.tablet) {
+            Some(replica) => *replica != record.replica,
+            None => assignments.full || removed.contains(&record.tablet.0),
+        };
+        self.replicas.all().iter().filter(|record| is_gone(record)).map(|record| record.tablet).collect()
     }
 
     /// Connects to the servers that hold copies of what is here.

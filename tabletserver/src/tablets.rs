@@ -58,6 +58,7 @@ pub struct TabletHandle {
     applied_seq: AtomicU64,
     applied_ts: AtomicU64,
     applied_end: Mutex<LogEnd>,
+    is_sealed: AtomicBool,
     behind: ArcSwap<Vec<ReplicaId>>,
 }
 
@@ -157,6 +158,7 @@ impl TabletHandle {
             applied_seq: AtomicU64::new(spec.applied.pos.seq.0),
             applied_ts: AtomicU64::new(spec.applied.ts.0),
             applied_end: Mutex::new(spec.applied),
+            is_sealed: AtomicBool::new(false),
             behind: ArcSwap::default(),
         }
     }
@@ -234,6 +236,17 @@ impl TabletHandle {
     #[must_use]
     pub fn everywhere(&self) -> Option<Seq> {
         Some(self.everywhere.load(Ordering::Acquire)).filter(|seq| *seq != NOT_LEADING).map(Seq)
+    }
+
+    /// Publishes whether the log ends sealed.
+    pub fn set_sealed(&self, is_sealed: bool) {
+        self.is_sealed.store(is_sealed, Ordering::Release);
+    }
+
+    /// Whether the log ends sealed: others may be about to take the tablet's place.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.is_sealed.load(Ordering::Acquire)
     }
 
     /// Publishes which copies this leader cannot bring up from its log.

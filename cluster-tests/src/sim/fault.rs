@@ -128,7 +128,7 @@ impl Profile {
         let servers = [1, 2, 3, 3, 3, 3, 4, 5][rng.index(8)];
         let spec = draw_spec(rng, servers);
         let failover = (spec.replicas >= 3 && rng.chance(300))
-            .then_some(((1 * SECOND_US, 4 * SECOND_US), WipeBudget::Within));
+            .then_some(((SECOND_US, 4 * SECOND_US), WipeBudget::Within));
         Self {
             servers,
             tablets: 1 + rng.index(3),
