@@ -5,8 +5,19 @@ use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let names =
-        ["types", "kv", "route", "admin", "control", "meta_raft", "replication", "bootstrap", "lost", "split", "heat"];
+    let names = [
+        "types",
+        "kv",
+        "route",
+        "admin",
+        "control",
+        "meta_raft",
+        "replication",
+        "bootstrap",
+        "lost",
+        "split",
+        "heat",
+    ];
     let files = names.map(|name| format!("ebla/v1/{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);

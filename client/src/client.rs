@@ -364,6 +364,7 @@ impl Client {
                 epoch: response.epoch,
                 seq: response.seq,
                 level: None,
+                tablet_id: 0,
                 counters: response.results.iter().map(|result| result.counter).collect(),
                 session: None,
             }),

@@ -67,9 +67,8 @@ impl Admin {
     /// # Errors
     /// `UNAVAILABLE` and what a master reports.
     pub async fn list_jobs(&self, running: bool) -> Result<Vec<v1::Job>, Error> {
-        let call = |mut admin: AdminClient| async move {
-            admin.list_jobs(v1::ListJobsRequest { running }).await
-        };
+        let call =
+            |mut admin: AdminClient| async move { admin.list_jobs(v1::ListJobsRequest { running }).await };
         Ok(self.ask(call).await?.jobs)
     }
 
@@ -132,10 +131,9 @@ impl Admin {
     async fn children(&self, job: v1::Job) -> Result<v1::SplitTabletResponse, Error> {
         let job = self.wait_for_job(job.id, SPLIT_TIMEOUT).await?;
         match job.state() {
-            v1::JobState::Done => Ok(v1::SplitTabletResponse {
-                job_id: job.id,
-                child_tablet_ids: job.child_tablet_ids,
-            }),
+            v1::JobState::Done => {
+                Ok(v1::SplitTabletResponse { job_id: job.id, child_tablet_ids: job.child_tablet_ids })
+            }
             v1::JobState::Unspecified
             | v1::JobState::Running
             | v1::JobState::Failed

@@ -33,6 +33,8 @@ pub struct Committed {
     pub level: Option<AckLevel>,
     /// One per operation: the new value of a counter, none for anything else.
     pub counters: Vec<Option<i64>>,
+    /// The tablet that answered; 0 when the outcome was asked for afterwards.
+    pub tablet_id: u64,
     /// For reading the write on any copy; none when the outcome was asked for afterwards.
     pub session: Option<SessionToken>,
 }

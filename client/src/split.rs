@@ -15,6 +15,7 @@ use ebla_kernel::range::KeyRange;
 use ebla_proto::convert::non_empty;
 use futures::stream::{self, StreamExt as _};
 use std::collections::BTreeMap;
+use tokio::time::Instant;
 
 /// How the part of a batch that lies in one tablet ended.
 #[derive(Clone, Debug)]
@@ -72,13 +73,55 @@ impl Client {
     ) -> Result<Vec<Part>, Error> {
         let range =
             KeyRange::new(from.into(), non_empty(to.into())).map_err(|_| BadRequest::InvertedRange)?;
-        let clips = self.clips(table, &range).await?;
-        let writes = clips.into_iter().map(|(tablet_id, clip)| async move {
-            let action = Action::DeleteRange { from: clip.start().clone(), to: clip.end().cloned() };
-            let result = self.write(table, Batch::new().op(None, action), options).await;
-            Part { tablet_id, ops: vec![0], result }
-        });
-        Ok(stream::iter(writes).buffered(PARTS_IN_FLIGHT).collect().await)
+        let mut clips = self.clips(table, &range).await?;
+        let mut parts = Vec::new();
+        while !clips.is_empty() {
+            let deletes = std::mem::take(&mut clips).into_iter();
+            let deletes = deletes.map(|(tablet_id, clip)| self.delete_clip(table, tablet_id, clip, options));
+            let mut deleted = stream::iter(deletes).buffered(PARTS_IN_FLIGHT);
+            while let Some((part, rest)) = deleted.next().await {
+                parts.push(part);
+                if let Some(rest) = rest {
+                    clips.extend(self.clips(table, &rest).await?);
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Deletes what lay in one tablet, and says what of it does no longer: a tablet that was split
+    /// meanwhile answers for its first part only.
+    async fn delete_clip(
+        &self,
+        table: &str,
+        tablet_id: u64,
+        clip: KeyRange,
+        options: WriteOptions,
+    ) -> (Part, Option<KeyRange>) {
+        let action = Action::DeleteRange { from: clip.start().clone(), to: clip.end().cloned() };
+        let result = self.write(table, Batch::new().op(None, action), options).await;
+        let is_whole = match &result {
+            Ok(Outcome::Committed(committed)) => committed.tablet_id == tablet_id,
+            // Nothing is claimed of what did not succeed.
+            Ok(Outcome::Reverted | Outcome::Unknown(_)) | Err(_) => true,
+        };
+        let rest = if is_whole { None } else { self.beyond_first_tablet(table, &clip).await };
+        (Part { tablet_id, ops: vec![0], result }, rest)
+    }
+
+    /// What of `clip` lies behind the tablet in which it begins, by a map that is fetched now.
+    async fn beyond_first_tablet(&self, table: &str, clip: &KeyRange) -> Option<KeyRange> {
+        let deadline = Deadline::after(self.timeout);
+        // Without a new map the old one says that there is nothing: then everything is deleted again.
+        let fetched = self.shared.refresh(table, Instant::now(), deadline).await;
+        let route = self.find_route(table, Place::At(clip.start()), deadline).await;
+        match (fetched, route) {
+            (Ok(()), Ok(route)) => {
+                let behind = KeyRange::new(non_empty(route.end)?, None).ok()?;
+                clip.intersect(&behind)
+            }
+            (Err(_), _) | (_, Err(_)) => Some(clip.clone()),
+        }
     }
 
     /// The parts of `range` by tablet.

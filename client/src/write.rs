@@ -261,6 +261,7 @@ fn outcome(response: v1::WriteResponse, ticket: &Ticket) -> Result<Outcome, Erro
             seq: response.seq,
             level: convert::ack(response.level.as_ref())
                 .map_err(|error| Error::from_api(error).indefinite())?,
+            tablet_id: response.tablet_id,
             counters: response.results.iter().map(|result| result.counter).collect(),
             session: response.session.map(SessionToken::from_wire),
         }),

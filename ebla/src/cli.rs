@@ -174,6 +174,10 @@ pub struct Tabletserver {
     /// replays all of the log. The log keeps every acknowledged row either way
     #[arg(long, default_value = "60s", value_parser = parse::interval, value_name = "TIME")]
     pub flush_interval: parse::Interval,
+    /// Bytes of log above which old entries go although a copy that is away, or a retry, may
+    /// still want them; such a copy is built anew
+    #[arg(long, default_value = "8GiB", value_parser = parse::bytes, value_name = "BYTES")]
+    pub log_max: u64,
     /// Bytes per second, such as 50MiB, at which copies are sent to servers that lack them
     #[arg(long, default_value = "50MiB", value_parser = parse::bytes, value_name = "BYTES")]
     pub bootstrap_rate: u64,

@@ -12,8 +12,8 @@ use ebla_kernel::ids::{
 };
 use ebla_kernel::meta::{
     Appointment, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer, GaveUp,
-    InSyncChange, Input, Job, JobEnd, JobKind, NewTablet, Origin, Policy, RegisterServer, ReplicaChange, Reply,
-    Settings, SplitCommit, SplitJob, State, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges,
+    InSyncChange, Input, Job, JobEnd, JobKind, NewTablet, Origin, Policy, RegisterServer, ReplicaChange,
+    Reply, Settings, SplitCommit, SplitJob, State, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges,
     decode_snapshot, encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
@@ -372,13 +372,7 @@ fn job_text(job: &Job) -> String {
         }
     };
     let error = job.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
-    format!(
-        "{} {} {:?} {} {what}{error}",
-        job.id,
-        job.attempt,
-        job.origin,
-        job.state.name(),
-    )
+    format!("{} {} {:?} {} {what}{error}", job.id, job.attempt, job.origin, job.state.name(),)
 }
 
 fn split_text(split: &SplitJob) -> String {

@@ -334,8 +334,7 @@ impl Controller {
     }
 
     fn refuse_split(&mut self, server: ServerId, tablet: TabletId, epoch: Epoch, attempt: Attempt) {
-        let refusal =
-            v1::SplitRefusal { tablet_id: tablet.0, epoch: epoch.0, attempt: attempt.0 };
+        let refusal = v1::SplitRefusal { tablet_id: tablet.0, epoch: epoch.0, attempt: attempt.0 };
         let refusals = v1::SplitRefusals { refusals: vec![refusal] };
         let message = v1::session_response::Message::SplitRefusals(refusals);
         if let Some(server) = self.send(server, message) {

@@ -136,6 +136,7 @@ pub fn committed_to_wire(committed: Committed, token: Option<Token>) -> v1::Writ
         results: results_to_wire(&committed.results),
         token: token.map(token_to_wire),
         session: None,
+        tablet_id: 0,
     }
 }
 

@@ -8,8 +8,8 @@ use ebla_kernel::ids::{
     ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId,
 };
 use ebla_kernel::meta::{
-    BadTable, Duty, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server, State, Table,
-    TableKind, TableSpec, Tablet, TransferRefusal,
+    BadTable, Duty, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server, State,
+    Table, TableKind, TableSpec, Tablet, TransferRefusal,
 };
 
 impl From<BadTable> for ApiError {

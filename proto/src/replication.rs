@@ -6,7 +6,9 @@ use crate::v1::replica_message::Message;
 use bytes::Bytes;
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Attempt, DiskGeneration, Epoch, Generation, Pos, ReplicaId, Seq, ServerRun, TabletId};
+use ebla_kernel::ids::{
+    Attempt, DiskGeneration, Epoch, Generation, Pos, ReplicaId, Seq, ServerRun, TabletId,
+};
 use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun};
 
 /// Between whom a message goes.
@@ -136,7 +138,7 @@ mod tests {
             PeerMessage::Hello { end: pos, epochs: vec![(Epoch(1), Seq(1)), (Epoch(2), Seq(7))] },
             PeerMessage::Append { prev: Pos::new(Epoch(1), Seq(4)), entries: vec![entry], q: pos },
             PeerMessage::Append { prev: Pos::ZERO, entries: Vec::new(), q: Pos::ZERO },
-            PeerMessage::Ack { pos, q: Seq(3), ready: Attempt(7) },
+            PeerMessage::Ack { pos, q: Seq(3), ready: Attempt(4) },
             PeerMessage::Refuse,
             PeerMessage::CloseWanted { ts: Hlc(8) },
         ];

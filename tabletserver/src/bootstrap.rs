@@ -18,10 +18,10 @@ use crate::oplog::{Oplog, OplogConfig};
 use crate::pipeline::{CutStores, finish_cuts};
 use crate::registry::{EpochSpan, Registry, ReplicaRecord, ReplicaState, StagedRecord};
 use crate::replicas::Replicas;
-use crate::store::{Applied, Store};
-use crate::succession::Inherited;
 use crate::store::gc::Floors;
 use crate::store::rocks::{RocksConfig, RocksStore};
+use crate::store::{Applied, Store};
+use crate::succession::Inherited;
 use ebla_kernel::entry::{Entry, LogEnd, Payload};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::Seq;
@@ -208,11 +208,7 @@ struct Replay {
 }
 
 impl Replay {
-    fn new(
-        record: &ReplicaRecord,
-        bounds: Option<(Seq, Seq)>,
-        inherited: Inherited,
-    ) -> Result<Self, Error> {
+    fn new(record: &ReplicaRecord, bounds: Option<(Seq, Seq)>, inherited: Inherited) -> Result<Self, Error> {
         let (flushed, base) = (record.flushed.pos.seq, record.base.pos.seq);
         if let Some((first, last)) = bounds {
             if first > flushed.next() {

@@ -116,6 +116,12 @@ pub const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How often deadlines are looked at while there are any.
 pub const SEQUENCER_TIMER: Duration = Duration::from_millis(20);
 
+/// How often it does when tablets have just taken another's place: writes wait for their leader.
+pub const SEQUENCER_TIMER_HURRY: Duration = Duration::from_millis(1);
+
+/// How long that lasts, in milliseconds.
+pub const HURRY_MS: u64 = 100;
+
 /// How long an idle sequencer sleeps: tokens leave their window at this pace.
 pub const SEQUENCER_IDLE_WAIT: Duration = Duration::from_secs(5);
 

@@ -13,7 +13,9 @@ use crate::replica_set::{ReplicaSet, clock_floor};
 use crate::replicas::Replicas;
 use crate::store::Store;
 use crate::succession::stage;
-use ebla_kernel::ids::{Attempt, ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId};
+use ebla_kernel::ids::{
+    Attempt, ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId,
+};
 use ebla_kernel::tablet::{FenceAnswer, PeerRun, Proposal, SplitProposal};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::split::{log_end_to_wire, seal_order};
@@ -353,8 +355,7 @@ impl Link {
         let own = self.dir.lock().expect("no holder of this lock panics").identity().disk_generation;
         let own = (self.incarnation, Generation::Disk(own));
         let copy = |(replica, run): &(ReplicaId, Option<PeerRun>)| {
-            let (incarnation, generation) =
-                run.map_or(own, |run| (run.server.incarnation, run.generation));
+            let (incarnation, generation) = run.map_or(own, |run| (run.server.incarnation, run.generation));
             let disk_generation = disk_number(generation);
             v1::ReadyCopy { replica_id: replica.0, incarnation: incarnation.0, disk_generation }
         };

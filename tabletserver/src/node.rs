@@ -400,7 +400,7 @@ impl Node {
                     ts: committed.ts.0,
                 };
                 let response = convert::committed_to_wire(committed, Some(token));
-                Ok(v1::WriteResponse { session: Some(session), ..response })
+                Ok(v1::WriteResponse { session: Some(session), tablet_id: tablet.id.0, ..response })
             }
             Answer::Reverted => Ok(undecided(v1::WriteOutcome::Reverted, token)),
             Answer::Unknown | Answer::Reached => Ok(undecided(v1::WriteOutcome::Unknown, token)),

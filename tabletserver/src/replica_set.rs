@@ -21,13 +21,13 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
     Attempt, ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
 };
+use ebla_kernel::meta::Parent;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Membership, Recovered, Seals, Tablet};
 use ebla_proto::convert;
 use ebla_proto::split::log_end;
-use ebla_kernel::meta::Parent;
 use ebla_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,14 +95,12 @@ impl ReplicaSet {
         let assigned = assignments.assignments.iter().filter_map(read_assignment);
         // A copy whose data is gone is never made anew under its old name (m16).
         let assigned: Vec<Assigned> = assigned.filter(|assigned| !assigned.is_lost).collect();
-        for tablet in self.gone(&assignments, &assigned) {
-            self.arrivals.cancel(tablet).await;
+        self.switch_committed(&assigned).await?;
+        let gone = self.gone(&assignments, &assigned);
+        for tablet in &gone {
+            self.arrivals.cancel(*tablet).await;
         }
         let _changing = self.changing.lock().await;
-        for (parent, staged, epoch) in self.committed(&assigned) {
-            self.switch(&parent, &staged, epoch).await?;
-        }
-        let gone = self.gone(&assignments, &assigned);
         if !gone.is_empty() {
             self.remove(gone).await?;
         }
@@ -116,16 +114,17 @@ impl ReplicaSet {
         Ok(())
     }
 
-    /// Tablets whose copy here is no longer wanted, as far as the registry has one.
-    fn gone(&self, assignments: &v1::Assignments, assigned: &[Assigned]) -> Vec<TabletId> {
-        let wanted: BTreeMap<TabletId, ReplicaId> =
-            assigned.iter().map(|assigned| (assigned.tablet, assigned.replica)).collect();
-        let removed: BTreeSet<u64> = assignments.removed_tablet_ids.iter().copied().collect();
-        let is_gone = |record: &ReplicaRecord| match wanted.get(&record.tablet) {
-            Some(replica) => *replica != record.replica,
-            None => assignments.full || removed.contains(&record.tablet.0),
-        };
-        self.replicas.all().iter().filter(|record| is_gone(record)).map(|record| record.tablet).collect()
+    /// Lets others take the place of tablets here for which metadata has committed that.
+    async fn switch_committed(&self, assigned: &[Assigned]) -> Result<(), Error> {
+        let committed = self.committed(assigned);
+        if committed.is_empty() {
+            return Ok(());
+        }
+        let _changing = self.changing.lock().await;
+        for (parent, staged, epoch) in committed {
+            self.switch(&parent, &staged, epoch).await?;
+        }
+        Ok(())
     }
 
     /// The sealed tablets here whose place others have taken, for exactly the attempt that is
@@ -136,9 +135,8 @@ impl ReplicaSet {
         for parent in assigned.iter().filter_map(|assigned| assigned.parent) {
             let Some(handle) = directory.tablet(parent.tablet) else { continue };
             let staged = self.replicas.staged(parent.tablet);
-            let is_meant = |staged: &StagedRecord| {
-                (staged.seal.attempt, staged.end) == (parent.attempt, parent.seal)
-            };
+            let is_meant =
+                |staged: &StagedRecord| (staged.seal.attempt, staged.end) == (parent.attempt, parent.seal);
             if let Some(staged) = staged.filter(is_meant) {
                 committed.insert(parent.tablet, (Arc::clone(handle), staged, parent.epoch));
             }
@@ -196,6 +194,18 @@ impl ReplicaSet {
             lineage: record.lineage,
             base: record.base,
         }))
+    }
+
+    /// Tablets whose copy here is no longer wanted, as far as the registry has one.
+    fn gone(&self, assignments: &v1::Assignments, assigned: &[Assigned]) -> Vec<TabletId> {
+        let wanted: BTreeMap<TabletId, ReplicaId> =
+            assigned.iter().map(|assigned| (assigned.tablet, assigned.replica)).collect();
+        let removed: BTreeSet<u64> = assignments.removed_tablet_ids.iter().copied().collect();
+        let is_gone = |record: &ReplicaRecord| match wanted.get(&record.tablet) {
+            Some(replica) => *replica != record.replica,
+            None => assignments.full || removed.contains(&record.tablet.0),
+        };
+        self.replicas.all().iter().filter(|record| is_gone(record)).map(|record| record.tablet).collect()
     }
 
     /// Connects to the servers that hold copies of what is here.
@@ -416,11 +426,37 @@ fn clear(
     tablets: &[TabletId],
 ) -> Result<(), Error> {
     oplog.remove(tablets)?;
-    for (table, range) in joined(ranges) {
-        node.reader.store.clear_range(table, &range)?;
+    let joined = joined(ranges);
+    for (table, range) in &joined {
+        assert_no_overlap(replicas, *table, range)?;
+        node.reader.store.clear_range(*table, range)?;
     }
     replicas.forget(tablets)?;
+    give_space_back(node, joined);
     Ok(())
+}
+
+/// No copy that stays may hold a key of what is to be cleared.
+fn assert_no_overlap(replicas: &Replicas, table: TableId, range: &KeyRange) -> Result<(), Error> {
+    let stays = |record: &ReplicaRecord| match record.state {
+        ReplicaState::Active => record.table == table && record.range.overlaps(range),
+        ReplicaState::Tombstoned | ReplicaState::Bootstrapping { .. } => false,
+    };
+    match replicas.all().into_iter().find(stays) {
+        None => Ok(()),
+        Some(record) => {
+            let what = format!("clearing of {range}, which tablet {} holds", record.tablet.0);
+            Err(Error::Fatal { what })
+        }
+    }
+}
+
+/// Works what is left of cleared ranges out of the files of their ends, beside everything else.
+fn give_space_back(node: &Node, ranges: Vec<(TableId, KeyRange)>) {
+    let store = Arc::clone(&node.reader.store);
+    let work = move || ranges.iter().for_each(|(table, range)| store.compact(*table, range));
+    let builder = std::thread::Builder::new().name("ebla-compact".to_owned());
+    drop(builder.spawn(work).expect("the system gives a thread"));
 }
 
 /// Joins ranges that touch: a dropped table of many tablets is cleared at once.

@@ -96,10 +96,8 @@ impl Replicas {
     pub fn retired_without_heirs(&self) -> Vec<TabletId> {
         let records = self.lock();
         let active = records.values().filter(|record| record.state == ReplicaState::Active);
-        let needed: BTreeSet<TabletId> = active
-            .flat_map(|record| self.ancestors(record))
-            .map(|retired| retired.tablet)
-            .collect();
+        let needed: BTreeSet<TabletId> =
+            active.flat_map(|record| self.ancestors(record)).map(|retired| retired.tablet).collect();
         let retired = self.retired().into_iter().map(|retired| retired.tablet);
         retired.filter(|tablet| !needed.contains(tablet)).collect()
     }

@@ -192,9 +192,10 @@ fn put(
     store: &dyn Store,
 ) -> Result<(), StoreError> {
     let table = record.table;
-    let names = entry.reverts().iter().flat_map(|target| {
-        target.rows.iter().filter_map(|row| name(table, target.ts, row, &record.range))
-    });
+    let names = entry
+        .reverts()
+        .iter()
+        .flat_map(|target| target.rows.iter().filter_map(|row| name(table, target.ts, row, &record.range)));
     let names: Vec<VersionName> = names.collect();
     if !names.is_empty() {
         store.remove(&names)?;
@@ -213,9 +214,7 @@ fn put(
 fn name(table: TableId, ts: Hlc, row: &RevertedRow, range: &KeyRange) -> Option<VersionName> {
     let is_own = |key: &Bytes| range.contains(key);
     match row {
-        RevertedRow::Row { key } => {
-            is_own(key).then(|| VersionName::Row { table, key: key.clone(), ts })
-        }
+        RevertedRow::Row { key } => is_own(key).then(|| VersionName::Row { table, key: key.clone(), ts }),
         RevertedRow::Range { from } => {
             is_own(from).then(|| VersionName::RangeTombstone { table, from: from.clone(), ts })
         }
@@ -234,4 +233,165 @@ fn clip(change: &Change, range: &KeyRange) -> Option<Change> {
 
 fn damaged(retired: &RetiredRecord, what: &str) -> Error {
     Error::Damaged { what: format!("log of the retired tablet {}: {what}", retired.tablet.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oplog::{Append, Fsync, Logged, OplogConfig, Tail};
+    use crate::registry::ReplicaState;
+    use crate::store::memory::MemoryStore;
+    use ebla_kernel::entry::{Payload, RevertTarget, SealedChild, WriteRecord};
+    use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, ReplicaId};
+    use ebla_kernel::op::{AckLevel, Body, OpResult, Token};
+    use std::collections::BTreeMap;
+
+    const PARENT: TabletId = TabletId(1);
+    const TABLE: TableId = TableId(2);
+
+    /// The log of a tablet that ends sealed, and the store as no flush has seen it.
+    struct Log {
+        _dir: tempfile::TempDir,
+        oplog: Oplog,
+        entries: Vec<Entry>,
+    }
+
+    fn range(from: &'static str, to: Option<&'static str>) -> KeyRange {
+        let bytes = |key: &'static str| Bytes::from_static(key.as_bytes());
+        KeyRange::new(bytes(from), to.map(bytes)).unwrap()
+    }
+
+    fn put(key: &'static str) -> Change {
+        let body = Body::Value(Bytes::from_static(b"v"));
+        Change::Put { key: Bytes::from_static(key.as_bytes()), body, expires_ms: None }
+    }
+
+    fn write(seq: u64, changes: Vec<Change>) -> Payload {
+        let token = Some(Token { issued_ms: 1, client: 7, seq });
+        Payload::Write(WriteRecord { token, level: AckLevel::Leader, changes, results: vec![OpResult::Done] })
+    }
+
+    fn seal() -> SealRecord {
+        let child = |(id, range): (u64, KeyRange)| SealedChild {
+            tablet: TabletId(id),
+            range,
+            replicas: BTreeMap::from([(ReplicaId(1), ReplicaId(id))]),
+        };
+        let children = [(2, range("", Some("m"))), (3, range("m", None))].map(child).into();
+        SealRecord { attempt: Attempt(1), children }
+    }
+
+    /// Rows on both sides, a range tombstone over the border, a write that is taken back, the
+    /// seal, and the beginning of an epoch behind it.
+    fn log() -> Log {
+        let dir = tempfile::tempdir().unwrap();
+        let oplog = Oplog::open(dir.path(), &OplogConfig::default()).unwrap();
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut push = |payload| {
+            let end = entries.last().map(Entry::end).unwrap_or_default();
+            entries.push(end.follow(Epoch(1), end.ts.next(), payload));
+            entries.last().map(|entry| (entry.pos, entry.ts)).unwrap()
+        };
+        push(write(1, vec![put("a"), put("x")]));
+        let over =
+            Change::RangeTombstone { from: Bytes::from_static(b"k"), to: Some(Bytes::from_static(b"q")) };
+        push(write(2, vec![over]));
+        let (pos, ts) = push(write(3, vec![put("b"), put("y")]));
+        push(write(4, vec![put("c"), put("z")]));
+        let row = |key: &'static str| RevertedRow::Row { key: Bytes::from_static(key.as_bytes()) };
+        let target = RevertTarget { pos, ts, token: None, rows: vec![row("b"), row("y")] };
+        push(Payload::Revert { targets: vec![target] });
+        push(Payload::Seal(seal()));
+        push(Payload::EpochStart { replica: ReplicaId(1), incarnation: ebla_kernel::ids::Incarnation(1) });
+        let logged: Vec<Logged> = entries.iter().cloned().map(Logged::from).collect();
+        let append = Append { tablet: PARENT, tail: Tail::Continue, entries: logged.iter().collect() };
+        oplog.append_group(&[append], Fsync::Now).unwrap();
+        Log { _dir: dir, oplog, entries }
+    }
+
+    fn child(range: KeyRange, base: LogEnd) -> ReplicaRecord {
+        ReplicaRecord {
+            tablet: TabletId(3),
+            table: TABLE,
+            replica: ReplicaId(3),
+            range,
+            state: ReplicaState::Active,
+            promised_epoch: Epoch(2),
+            epochs: Vec::new(),
+            flushed: base,
+            truncating: None,
+            base,
+            parent: Some(PARENT),
+            lineage: Lineage(1),
+            config_version: ConfigVersion(1),
+            rows_estimate: 0,
+            bytes_estimate: 0,
+        }
+    }
+
+    fn keys(store: &MemoryStore) -> String {
+        let has = |key: &&str| store.get(TABLE, key.as_bytes(), Hlc::MAX).unwrap().is_some();
+        ["a", "b", "c", "x", "y", "z"].into_iter().filter(has).collect()
+    }
+
+    fn replay(log: &Log, flushed: usize, range: KeyRange) -> (MemoryStore, Inherited) {
+        let store = MemoryStore::default();
+        let end = |at: usize| at.checked_sub(1).map(|at| log.entries[at].end()).unwrap_or_default();
+        let retired = RetiredRecord { tablet: PARENT, seal: end(6), flushed: end(flushed), parent: None };
+        let mut inherited = Inherited::default();
+        inherited.replay(&child(range, end(6)), &retired, &log.oplog, &store).unwrap();
+        (store, inherited)
+    }
+
+    #[test]
+    fn a_child_gets_its_own_rows_and_all_tokens() {
+        let log = log();
+        let (store, inherited) = replay(&log, 0, range("m", None));
+        assert_eq!(keys(&store), "xz");
+        let tombstones = store.load_range_tombstones(TABLE, &KeyRange::all()).unwrap();
+        assert_eq!(tombstones.len(), 1);
+        assert_eq!(tombstones[0].range, range("m", Some("q")));
+        assert_eq!((inherited.tokens.len(), inherited.end), (4, Some(log.entries[5].end())));
+        assert_eq!(inherited.tokens.floor_ms(), 0);
+    }
+
+    #[test]
+    fn what_a_flush_made_durable_is_not_put_again() {
+        let log = log();
+        assert_eq!(keys(&replay(&log, 3, range("", Some("m"))).0), "c");
+        let (store, inherited) = replay(&log, 6, range("", Some("m")));
+        assert_eq!((keys(&store).as_str(), inherited.tokens.len()), ("", 4));
+    }
+
+    #[test]
+    fn a_log_that_is_gone_takes_its_tokens_along_and_nothing_else() {
+        let log = log();
+        log.oplog.remove(&[PARENT]).unwrap();
+        let (_, inherited) = replay(&log, 6, range("m", None));
+        assert!(inherited.end.is_none());
+        let retired = RetiredRecord {
+            tablet: PARENT,
+            seal: log.entries[5].end(),
+            flushed: LogEnd::default(),
+            parent: None,
+        };
+        let record = child(range("m", None), retired.seal);
+        let store = MemoryStore::default();
+        assert!(Inherited::default().replay(&record, &retired, &log.oplog, &store).is_err());
+    }
+
+    #[test]
+    fn range_tombstones_over_the_border_are_cut_once_and_for_all() {
+        let over = RangeTombstone { range: range("k", Some("q")), ts: Hlc(5) };
+        let cut: Vec<KeyRange> = parts(&over, &seal()).into_iter().map(|part| part.range).collect();
+        assert_eq!(cut, [range("k", Some("m")), range("m", Some("q"))]);
+        for part in cut {
+            assert!(parts(&RangeTombstone { range: part, ts: Hlc(5) }, &seal()).is_empty());
+        }
+        let mut parent = RangeTombstones::new();
+        parent.insert(Bytes::from_static(b"k"), Some(Bytes::from_static(b"q")), Hlc(5));
+        let own = tombstones_of(&parent, &range("m", None));
+        assert_eq!(own.newest_covering(b"n", Hlc::MAX), Some(Hlc(5)));
+        assert_eq!(own.newest_covering(b"l", Hlc::MAX), None);
+    }
 }

@@ -62,6 +62,7 @@ pub struct TabletHandle {
     applied_ts: AtomicU64,
     applied_end: Mutex<LogEnd>,
     safe_end: Mutex<LogEnd>,
+    is_sealed: AtomicBool,
     behind: ArcSwap<Vec<ReplicaId>>,
 }
 
@@ -163,6 +164,7 @@ impl TabletHandle {
             applied_ts: AtomicU64::new(spec.applied.ts.0),
             applied_end: Mutex::new(spec.applied),
             safe_end: Mutex::default(),
+            is_sealed: AtomicBool::new(false),
             behind: ArcSwap::default(),
         }
     }
@@ -245,6 +247,17 @@ impl TabletHandle {
     /// Publishes an entry at or below a Q, the newest known.
     pub fn set_safe_end(&self, end: LogEnd) {
         *self.safe_end.lock().expect("no holder of this lock panics") = end;
+    }
+
+    /// Publishes whether the log ends sealed.
+    pub fn set_sealed(&self, is_sealed: bool) {
+        self.is_sealed.store(is_sealed, Ordering::Release);
+    }
+
+    /// Whether the log ends sealed: others may be about to take the tablet's place.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.is_sealed.load(Ordering::Acquire)
     }
 
     /// Publishes which copies this leader cannot bring up from its log.

@@ -376,6 +376,7 @@ impl State {
             results,
             token: None,
             session: Some(v1::SessionToken { lineage: 1, epoch: 1, seq: ts, ts }),
+            tablet_id: 0,
         })
     }
 }
@@ -532,6 +533,55 @@ impl AdminService for Server {
         _: Request<v1::DropTableRequest>,
     ) -> Result<Response<v1::DropTableResponse>, Status> {
         Err(ApiError::new(Reason::TableNotFound, "there is no such table").into())
+    }
+
+    async fn split_tablet(
+        &self,
+        _: Request<v1::SplitTabletRequest>,
+    ) -> Result<Response<v1::SplitTabletResponse>, Status> {
+        Err(ApiError::new(Reason::TabletNotFound, "there is no such tablet").into())
+    }
+
+    async fn list_jobs(
+        &self,
+        _: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        Ok(Response::new(v1::ListJobsResponse::default()))
+    }
+
+    async fn describe_job(
+        &self,
+        _: Request<v1::DescribeJobRequest>,
+    ) -> Result<Response<v1::DescribeJobResponse>, Status> {
+        Err(ApiError::new(Reason::JobNotFound, "there is no such job").into())
+    }
+
+    async fn move_tablet(
+        &self,
+        _: Request<v1::MoveTabletRequest>,
+    ) -> Result<Response<v1::MoveTabletResponse>, Status> {
+        Err(Status::internal("the fake moves nothing"))
+    }
+
+    async fn set_server_duty(
+        &self,
+        _: Request<v1::SetServerDutyRequest>,
+    ) -> Result<Response<v1::SetServerDutyResponse>, Status> {
+        Err(Status::internal("the fake drains nothing"))
+    }
+
+    async fn forget_server(
+        &self,
+        _: Request<v1::ForgetServerRequest>,
+    ) -> Result<Response<v1::ForgetServerResponse>, Status> {
+        Err(Status::internal("the fake forgets nothing"))
+    }
+
+    async fn cancel_job(
+        &self,
+        _: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        Err(ApiError::new(Reason::JobNotFound, "there is no such job").into())
     }
 
     async fn list_tablets(

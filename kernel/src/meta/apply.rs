@@ -7,9 +7,9 @@
 use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
 use super::in_sync::alter;
 use super::job::{self, Job};
+use super::leaving::{forget_server, set_duty};
 use super::registration::register_server;
 use super::rejection::Rejection;
-use super::leaving::{forget_server, set_duty};
 use super::replicas::change_replica;
 use super::snapshot::state_hash;
 use super::spec::{TableKind, TableSpec, check_table_name};
@@ -148,9 +148,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         }
         Command::SetDuty { server, duty } => set_duty(state, server, duty, &mut changes),
         Command::ForgetServer { server } => forget_server(state, server, &mut changes),
-        Command::StartJob { wish, origin, time_ms } => {
-            job::start(state, wish, origin, time_ms, &mut changes)
-        }
+        Command::StartJob { wish, origin, time_ms } => job::start(state, wish, origin, time_ms, &mut changes),
         Command::EndJob { job, attempt, end, time_ms } => {
             job::end(state, job, attempt, end, time_ms, &mut changes)
         }

@@ -188,7 +188,12 @@ impl fmt::Display for Rejection {
             }
             Self::Retired(id, successors) => {
                 let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
-                write!(f, "tablet {} is no more, its keys are in tablets {}: name one of them", id.0, ids.join(", "))
+                write!(
+                    f,
+                    "tablet {} is no more, its keys are in tablets {}: name one of them",
+                    id.0,
+                    ids.join(", ")
+                )
             }
             Self::BadSplitPoint(tablet) => write!(
                 f,
@@ -201,7 +206,10 @@ impl fmt::Display for Rejection {
             Self::JobRuns(job) => write!(
                 f,
                 "job {} ({}) is under way on the tablet: wait with `ebla job wait {}` or end it with `ebla job cancel {}`",
-                job.id.0, job.kind.name(), job.id.0, job.id.0
+                job.id.0,
+                job.kind.name(),
+                job.id.0,
+                job.id.0
             ),
             Self::NoJob(id) => write!(f, "there is no job {}: `ebla job list` shows them", id.0),
             Self::JobEnded(job) => {

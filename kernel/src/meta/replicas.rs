@@ -96,12 +96,7 @@ fn missing(state: &State, id: TabletId) -> Rejection {
 }
 
 /// A copy that the cluster itself wants; one that renews a learner goes on with its job.
-fn add(
-    state: &mut State,
-    new: NewCopy,
-    time_ms: u64,
-    changes: &mut Changes,
-) -> Result<Tablet, Rejection> {
+fn add(state: &mut State, new: NewCopy, time_ms: u64, changes: &mut Changes) -> Result<Tablet, Rejection> {
     let tablet = state.tablet(new.tablet).ok_or_else(|| missing(state, new.tablet))?;
     let is_renewed = tablet.moving.is_some_and(|moving| {
         let here = tablet.replica(moving.to).is_some_and(|copy| copy.server == new.server);
@@ -190,7 +185,9 @@ pub(super) fn give_up(state: &mut State, copy: &MoveJob, changes: &mut Changes) 
     let Some(tablet) = state.tablet(copy.tablet) else { return Ok(()) };
     if tablet.in_sync.contains(&copy.to) {
         let job = state.job_of(copy.tablet).cloned();
-        return Err(job.map_or(Rejection::NoTablet(copy.tablet), |job| Rejection::JobCommitted(Box::new(job))));
+        return Err(
+            job.map_or(Rejection::NoTablet(copy.tablet), |job| Rejection::JobCommitted(Box::new(job)))
+        );
     }
     take_out(state, copy.tablet, copy.to, changes);
     Ok(())
@@ -233,12 +230,7 @@ fn remove(
 }
 
 /// A copy that took nobody's place has come.
-fn settle(
-    state: &mut State,
-    id: TabletId,
-    time_ms: u64,
-    changes: &mut Changes,
-) -> Result<Tablet, Rejection> {
+fn settle(state: &mut State, id: TabletId, time_ms: u64, changes: &mut Changes) -> Result<Tablet, Rejection> {
     let tablet = state.tablets.get_mut(&id).ok_or(Rejection::NoTablet(id))?;
     let in_sync = &tablet.in_sync;
     let has_come = |moving: &Move| in_sync.contains(&moving.to) && moving.from.is_none();

@@ -9,9 +9,7 @@ use super::job::{Job, JobKind, JobState, SplitJob};
 use super::rejection::Rejection;
 use super::state::{Leader, Parent, Replica, RetiredTablet, State, Tablet};
 use crate::entry::LogEnd;
-use crate::ids::{
-    Attempt, ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId,
-};
+use crate::ids::{Attempt, ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId};
 use crate::limits::{KEY_BYTES_MAX, SPLIT_CHILDREN_MAX, TABLETS_MAX};
 use crate::mutated;
 use crate::range::KeyRange;
@@ -120,16 +118,15 @@ pub(super) fn commit(
 }
 
 /// The job of the attempt, as long as it may be committed.
-fn intent<'a>(
-    state: &'a State,
-    commit: &SplitCommit,
-) -> Result<(&'a Job, &'a SplitJob), Rejection> {
+fn intent<'a>(state: &'a State, commit: &SplitCommit) -> Result<(&'a Job, &'a SplitJob), Rejection> {
     let is_meant = |job: &&Job| match &job.kind {
         JobKind::Split(split) => split.tablet == commit.tablet && job.attempt == commit.attempt,
         JobKind::Move(_) => false,
     };
     match state.split_of(commit.tablet) {
-        Some((job, split)) if job.attempt == commit.attempt || mutated!(CommitOfAnyAttempt) => Ok((job, split)),
+        Some((job, split)) if job.attempt == commit.attempt || mutated!(CommitOfAnyAttempt) => {
+            Ok((job, split))
+        }
         Some((job, _)) => Err(Rejection::StaleAttempt(Box::new(job.clone()))),
         None => Err(match state.jobs().find(is_meant) {
             Some(job) => Rejection::JobEnded(Box::new(job.clone())),
@@ -149,9 +146,8 @@ fn guard(
     if (tablet.epoch != commit.epoch || tablet.recovering) && !mutated!(CommitOfAnyEpoch) {
         return refuse(Rejection::StaleEpoch);
     }
-    let proposes = |leader: &Leader| {
-        (leader.server, leader.incarnation) == proposer && state.is_current(leader)
-    };
+    let proposes =
+        |leader: &Leader| (leader.server, leader.incarnation) == proposer && state.is_current(leader);
     let Some(leader) = tablet.leader.filter(|leader| proposes(leader)) else {
         return refuse(Rejection::NotLeader);
     };

@@ -84,12 +84,8 @@ impl Control {
         let ordered = Some((leader.server, tablet.epoch, again));
         self.deadlines.insert((again, tablet.id));
         self.remember_split(now, job.id, tablet.id, Driven { since, ordered, given_up: None });
-        let order = SealOrder {
-            tablet: tablet.id,
-            epoch: tablet.epoch,
-            attempt: job.attempt,
-            split: split.clone(),
-        };
+        let order =
+            SealOrder { tablet: tablet.id, epoch: tablet.epoch, attempt: job.attempt, split: split.clone() };
         effects.push(Effect::SendSeal { server: leader.server, order });
     }
 

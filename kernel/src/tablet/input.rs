@@ -3,7 +3,8 @@
 use crate::entry::{Entry, LogEnd, SealRecord};
 use crate::hlc::Hlc;
 use crate::ids::{
-    Attempt, ConfigVersion, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId, ServerRun, Tick,
+    Attempt, ConfigVersion, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq, ServerId,
+    ServerRun, Tick,
 };
 use crate::op::{AckLevel, Op, Token};
 use crate::sequence::Evidence;

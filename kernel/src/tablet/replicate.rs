@@ -186,6 +186,8 @@ impl Tablet {
     ) {
         let (end, epochs) = theirs;
         let agreed = agreed((self.log.epochs(), self.log.end().pos), (&epochs, end));
+        // What lies below is in the log of another tablet, and full of others' rows.
+        let agreed = agreed.filter(|agreed| *agreed >= self.base.pos.seq);
         let Some(leader) = self.leader.as_mut().filter(|leader| leader.epoch == epoch) else { return };
         let Some(peer) = leader.peers.get_mut(&from) else { return };
         if peer.server != run.server.server || peer.run.is_some_and(|known| known.server > run.server) {

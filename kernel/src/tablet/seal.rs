@@ -21,9 +21,9 @@
 
 use super::leader::Leader;
 use super::log_view::LogView;
+use super::replicate::Peer;
 use super::safe::SafePoints;
 use super::token::TokenTable;
-use super::replicate::Peer;
 use super::{Answer, Context, Effect, PeerRun, Recovered, Refusal, SplitProposal, Tablet};
 use crate::entry::{Entry, LogEnd, Payload, SealRecord, SealedChild};
 use crate::ids::{Attempt, Epoch, ReplicaId, Seq, Tick};
@@ -131,16 +131,14 @@ impl Leader {
         let sealing = self.sealing.as_ref().map(|sealing| sealing.until);
         let commit = self.commit.as_ref().map(|commit| commit.again);
         let patience = self.ready_since.filter(|_| commit.is_none());
-        let patience =
-            patience.map(|since| since.plus_ms(SPLIT_READY_PATIENCE_MS).max(self.commit_after));
+        let patience = patience.map(|since| since.plus_ms(SPLIT_READY_PATIENCE_MS).max(self.commit_after));
         [sealing, commit, patience].into_iter().flatten().min()
     }
 
     /// The in-sync copies that have staged the children of `attempt`, and how they are known.
     fn ready(&self, own: ReplicaId, attempt: Attempt) -> SplitReady {
-        let is_ready = |peer: &Peer| {
-            peer.ready == attempt || (mutated!(ReadyOfAnyAttempt) && peer.ready > Attempt(0))
-        };
+        let is_ready =
+            |peer: &Peer| peer.ready == attempt || (mutated!(ReadyOfAnyAttempt) && peer.ready > Attempt(0));
         let counted = self.progress.counted_members();
         let peers = self.peers.iter().filter(|(id, peer)| counted.contains(id) && is_ready(peer));
         let peers = peers.filter_map(|(id, peer)| Some((*id, Some(peer.run?))));
@@ -335,8 +333,7 @@ impl Tablet {
             return;
         }
         let proposal = SplitProposal { epoch: leader.epoch, attempt, seal: end, ready };
-        leader.commit =
-            Some(Commit { proposal: proposal.clone(), again: now.plus_ms(PROPOSAL_RETRY_MS) });
+        leader.commit = Some(Commit { proposal: proposal.clone(), again: now.plus_ms(PROPOSAL_RETRY_MS) });
         self.tell_lease_terms(effects);
         effects.push(Effect::ProposeSplit(proposal));
     }

@@ -91,10 +91,7 @@ impl TokenTable {
     /// Remembers the token of a log entry, if it has one.
     pub fn note_entry(&mut self, entry: &Entry) {
         match &entry.payload {
-            Payload::EpochStart { .. }
-            | Payload::Close
-            | Payload::Seal(_)
-            | Payload::Unseal { .. } => {}
+            Payload::EpochStart { .. } | Payload::Close | Payload::Seal(_) | Payload::Unseal { .. } => {}
             Payload::Write(write) => {
                 let Some(token) = write.token else { return };
                 let (level, results) = (write.level, write.results.clone());

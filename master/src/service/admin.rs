@@ -15,15 +15,20 @@ use crate::limits::{
 use crate::placement::{Candidate, place};
 use ebla_kernel::ids::{ServerId, TableId, TabletId};
 use ebla_kernel::limits::REPLICAS_DEFAULT;
-use ebla_kernel::meta::{Command, Duty, NewTablet, Rejection, Reply, Server, State, Table, TableSpec, check_table_name, cut_ranges};
+use ebla_kernel::meta::{
+    Command, Duty, NewTablet, Rejection, Reply, Server, State, Table, TableSpec, check_table_name, cut_ranges,
+};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::meta::{table_spec, table_to_wire};
 use ebla_proto::v1::admin_service_server::AdminService;
 use ebla_proto::v1::{
-    CancelJobRequest, CancelJobResponse, CreateTableRequest, CreateTableResponse, DescribeJobRequest, DescribeJobResponse, DescribeTableRequest, DescribeTableResponse,
-    DescribeTabletRequest, DescribeTabletResponse, DropTableRequest, DropTableResponse, ForgetServerRequest, ForgetServerResponse, MoveTabletRequest, MoveTabletResponse, SetServerDutyRequest, SetServerDutyResponse, GetStatusRequest,
-    GetStatusResponse, ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse, ListTablesRequest, ListTablesResponse,
-    ListTabletsRequest, ListTabletsResponse, ServerState, SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest, TransferLeaderResponse,
+    CancelJobRequest, CancelJobResponse, CreateTableRequest, CreateTableResponse, DescribeJobRequest,
+    DescribeJobResponse, DescribeTableRequest, DescribeTableResponse, DescribeTabletRequest,
+    DescribeTabletResponse, DropTableRequest, DropTableResponse, ForgetServerRequest, ForgetServerResponse,
+    GetStatusRequest, GetStatusResponse, ListJobsRequest, ListJobsResponse, ListServersRequest,
+    ListServersResponse, ListTablesRequest, ListTablesResponse, ListTabletsRequest, ListTabletsResponse,
+    MoveTabletRequest, MoveTabletResponse, ServerState, SetServerDutyRequest, SetServerDutyResponse,
+    SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};

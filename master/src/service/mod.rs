@@ -3,9 +3,9 @@
 
 pub(crate) mod admin;
 pub(crate) mod control;
+mod job;
 pub(crate) mod meta_raft;
 mod moves;
-mod job;
 pub(crate) mod route;
 mod split;
 mod summary;

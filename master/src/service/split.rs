@@ -33,10 +33,8 @@ pub(super) async fn split_tablet(
             return Err(ApiError::new(Reason::Unavailable, hint).with("job", job.0));
         }
         if begun.elapsed() > SPLIT_TIMEOUT {
-            let hint = format!(
-                "the split was not done within {SPLIT_TIMEOUT:?}: follow `ebla job show {}`",
-                job.0
-            );
+            let hint =
+                format!("the split was not done within {SPLIT_TIMEOUT:?}: follow `ebla job show {}`", job.0);
             return Err(ApiError::new(Reason::TimedOut, hint).with("job", job.0));
         }
         tokio::time::sleep(SPLIT_POLL).await;

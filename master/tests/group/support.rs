@@ -317,6 +317,7 @@ impl Run {
                     memory.answers.push((answer, known));
                 }
             }
+            // These tests split nothing.
             Down::SealOrders(_) | Down::SplitRefusals(_) => {}
             Down::Transfers(transfers) => {
                 let mut memory = self.memory.lock().unwrap();

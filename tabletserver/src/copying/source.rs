@@ -142,7 +142,9 @@ impl Source {
             if safe > Seq(0)
                 && handle.applied_seq() >= safe
                 && let Some(entry) = self.entry(handle.id, safe).await
+                && !handle.is_sealed()
             {
+                // A copy must know of every seal, and this one would begin behind it (m25).
                 return Ok(entry);
             }
             tokio::time::sleep(limits::COPY_READ_LOOK_EVERY).await;

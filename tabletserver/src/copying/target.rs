@@ -95,7 +95,7 @@ struct Writer {
 /// How a writer ended.
 enum Installed {
     /// The copy is built.
-    Yes(ReplicaRecord),
+    Yes(Box<ReplicaRecord>),
     /// The record is no longer that of this try.
     Superseded,
     /// What came in is not what it should be.
@@ -156,7 +156,7 @@ impl Target {
         let told = whole.send(base.clone());
         let ended = ended.await.map_err(|error| Error::Fatal { what: format!("copying ({error})") })??;
         let record = match (ended, told) {
-            (Installed::Yes(record), Ok(())) => record,
+            (Installed::Yes(record), Ok(())) => *record,
             (Installed::Yes(_) | Installed::Superseded | Installed::Refused, _) => {
                 debug!(tablet = %record.tablet, "a copy was not installed");
                 return Ok(None);
@@ -288,7 +288,7 @@ impl Target {
         let built = Flushed { tablet, replica: record.replica, end, epochs: base.epochs, rows, bytes };
         // From here on the copy acknowledges what it has.
         let ended = self.replicas.end_bootstrap(record, &built)?;
-        Ok(ended.map_or(Installed::Superseded, Installed::Yes))
+        Ok(ended.map_or(Installed::Superseded, |record| Installed::Yes(Box::new(record))))
     }
 }
 

@@ -127,6 +127,7 @@ impl Slot {
     /// Tells readers and the rest of the server what has become of the replica.
     pub(super) fn publish(&mut self) {
         let (handle, tablet) = (&self.handle, &self.tablet);
+        handle.set_sealed(tablet.sealed().is_some());
         handle.set_safe(tablet.safe());
         handle.set_behind(tablet.behind());
         handle.set_everywhere(tablet.everywhere().map(|pos| pos.seq));

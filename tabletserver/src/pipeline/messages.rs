@@ -1,10 +1,12 @@
 //! What goes into the sequencer and what comes out of it.
 
-use crossbeam::channel::{Sender, TrySendError};
 use crate::succession::Staging;
+use crossbeam::channel::{Sender, TrySendError};
 use ebla_kernel::entry::{LogEnd, SealRecord};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Attempt, ConfigVersion, Epoch, Incarnation, ReplicaId, Seq, ServerId, TabletId, Tick};
+use ebla_kernel::ids::{
+    Attempt, ConfigVersion, Epoch, Incarnation, ReplicaId, Seq, ServerId, TabletId, Tick,
+};
 use ebla_kernel::op::{AckLevel, Op, Token};
 use ebla_kernel::sequence::Evidence;
 use ebla_kernel::tablet::token::TokenTable;

@@ -88,7 +88,7 @@ pub struct Sequencer {
     in_flight: usize,
     drained: Vec<oneshot::Sender<()>>,
     /// Retired cores that wait for the same.
-    leaving: Vec<(Box<Tablet>, oneshot::Sender<Option<Box<Tablet>>>)>,
+    leaving: Vec<Leaving>,
     /// Tablets whose cores have a deadline.
     timed: HashSet<TabletId>,
     /// Tablets that remember tokens, and how many there are in all.
@@ -103,6 +103,9 @@ pub struct Sequencer {
     /// Tablets that keep entries in memory for other copies.
     pub(super) with_tails: HashSet<TabletId>,
     tails_swept: Tick,
+    /// Until then timers are looked at often: tablets have just taken another's place, and their
+    /// copies on other servers appear any moment.
+    hurry_until: Tick,
     /// Streams for which there was no way.
     pub(super) unsent: Vec<(TabletId, ReplicaId)>,
     pub(super) promises: Vec<(TabletId, Epoch)>,
@@ -111,6 +114,12 @@ pub struct Sequencer {
     pub(super) stagings: Vec<Staging>,
     pub(super) commits: Vec<(TabletId, SplitProposal)>,
     pub(super) serving_changed: bool,
+}
+
+/// A core on its way out.
+struct Leaving {
+    core: Box<Tablet>,
+    to: oneshot::Sender<Option<Box<Tablet>>>,
 }
 
 enum Wake {
@@ -154,6 +163,7 @@ impl Sequencer {
             touched: Vec::new(),
             with_tails: HashSet::new(),
             tails_swept: Tick(0),
+            hurry_until: Tick(0),
             unsent: Vec::new(),
             promises: Vec::new(),
             fence_answers: Vec::new(),
@@ -227,7 +237,11 @@ impl Sequencer {
     }
 
     fn patience(&self) -> Duration {
-        if self.timed.is_empty() { limits::SEQUENCER_IDLE_WAIT } else { limits::SEQUENCER_TIMER }
+        match (self.timed.is_empty(), self.clock.tick() < self.hurry_until) {
+            (true, _) => limits::SEQUENCER_IDLE_WAIT,
+            (false, true) => limits::SEQUENCER_TIMER_HURRY,
+            (false, false) => limits::SEQUENCER_TIMER,
+        }
     }
 
     fn hand_on(&mut self) {
@@ -317,6 +331,9 @@ impl Sequencer {
 
     fn install(&mut self, tablet: Tablet, handle: Arc<TabletHandle>) {
         let id = tablet.id();
+        if handle.base.pos.seq > Seq(0) {
+            self.hurry_until = self.clock.tick().plus_ms(limits::HURRY_MS);
+        }
         self.tokens += tablet.token_count();
         if tablet.token_count() > 0 {
             self.with_tokens.insert(id);
@@ -348,7 +365,7 @@ impl Sequencer {
             // Whoever waited is gone with its session.
             let _ = core.send(Some(Box::new(tablet)));
         } else {
-            self.leaving.push((Box::new(tablet), core));
+            self.leaving.push(Leaving { core: Box::new(tablet), to: core });
             self.tell_drained();
         }
     }
@@ -386,15 +403,8 @@ impl Sequencer {
                 error!("the timestamp bound cannot be persisted; appointments are refused");
                 return;
             };
-            let Appointed {
-                epoch,
-                replica,
-                incarnation,
-                membership,
-                min_in_sync,
-                shrink_floor,
-                aborted,
-            } = appointed;
+            let Appointed { epoch, replica, incarnation, membership, min_in_sync, shrink_floor, aborted } =
+                appointed;
             if let Some(slot) = self.slots.get_mut(&tablet) {
                 slot.learn(&membership);
             }
@@ -510,8 +520,8 @@ impl Sequencer {
             for done in self.drained.drain(..) {
                 let _ = done.send(());
             }
-            for (core, done) in self.leaving.drain(..) {
-                let _ = done.send(Some(core));
+            for Leaving { core, to } in self.leaving.drain(..) {
+                let _ = to.send(Some(core));
             }
         }
     }

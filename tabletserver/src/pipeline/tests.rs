@@ -22,7 +22,7 @@ use ebla_kernel::op::{AckLevel, Body, Change, OpResult};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::ApplyWhen;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use tempfile::TempDir;
 
