@@ -18,6 +18,7 @@ pub mod meta;
 #[cfg(feature = "mutations")]
 pub mod mutation;
 pub mod op;
+pub mod plan;
 pub mod range;
 pub mod range_tombstones;
 pub mod sequence;

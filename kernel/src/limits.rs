@@ -216,3 +216,50 @@ pub const RETIRED_TABLETS_MAX: usize = 100_000;
 
 /// Longest reason that a failed job keeps, in bytes.
 pub const JOB_ERROR_BYTES_MAX: usize = 512;
+
+/// Splits that the cluster begins by itself and that are under way at once, over all servers:
+/// so many commits and new logs at a time are hardly noticed.
+pub const AUTOMATIC_SPLITS_MAX: usize = 16;
+
+/// Copies that are moved at once for balance, over all servers; besides, one to and one from
+/// each server. Repairs come on top.
+pub const AUTOMATIC_MOVES_MAX: usize = 16;
+
+/// Leaderships that one server hands over, or takes, in one round of balancing: each pauses its
+/// tablet for some milliseconds.
+pub const HAND_OVERS_PER_SERVER_MAX: usize = 4;
+
+/// Lightest servers that are tried as places for a copy: more would make a round's cost grow
+/// with servers times copies.
+pub const MOVE_TARGETS_TRIED_MAX: usize = 16;
+
+/// How long an imbalance must last before something is moved, in milliseconds.
+pub const BALANCE_LASTS_MS_DEFAULT: u64 = 60_000;
+
+/// How much a server must be off the mean, in percent of it: a difference that small is never
+/// worth a move.
+pub const BALANCE_TOLERANCE_PERCENT: u64 = 10;
+
+/// A tablet that was moved stays for so many times as long as an imbalance must last.
+pub const BALANCE_CALM_TIMES: u64 = 10;
+
+/// Time constant of smoothed rates, in times of what an imbalance must last: a wave of some
+/// minutes disappears in it.
+pub const RATE_SMOOTHING_TIMES: u64 = 15;
+
+/// Mean requests per second and tablet below which load counts for less than the number of
+/// tablets: a few requests say nothing.
+pub const REQUESTS_MEAN_FLOOR: u64 = 20;
+
+/// Mean bytes of a tablet below which bytes count for less than the number of tablets.
+pub const BYTES_MEAN_FLOOR: u64 = 1024 * 1024;
+
+/// How long an automatic split may take until its job is there: the search for the split points
+/// reads what the store knows of its files.
+pub const SPLIT_START_PATIENCE_MS: u64 = 30_000;
+
+/// Pause before a tablet that could not be split is tried again: one row may be all that it has.
+pub const SPLIT_REFUSED_PAUSE_MS: u64 = 60_000;
+
+/// How long a leadership that is handed over counts as handed over already.
+pub const HAND_OVER_PATIENCE_MS: u64 = 10_000;
