@@ -18,6 +18,7 @@
 //!   such a batch and reports per part.
 
 mod admin;
+mod balancer;
 mod channel;
 mod client;
 mod error;

@@ -74,6 +74,9 @@ pub enum Command {
     /// List, show, wait for and cancel jobs
     #[command(subcommand)]
     Job(Job),
+    /// Show, pause and explain what the cluster does by itself
+    #[command(subcommand)]
+    Balancer(Balancer),
     /// Read a row
     Get(Get),
     /// Write a row
@@ -151,6 +154,10 @@ pub struct Master {
     /// for ever
     #[arg(long, default_value = "10m", value_parser = parse::interval, value_name = "TIME")]
     pub replace_after: parse::Interval,
+    /// Time between two looks at what to split and move; an imbalance must last for 12 of them.
+    /// `off`: the cluster does nothing by itself while this master leads
+    #[arg(long, default_value = "5s", value_parser = parse::interval, value_name = "TIME")]
+    pub balance_interval: parse::Interval,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
     pub http: Option<String>,
@@ -218,6 +225,9 @@ pub struct CreateTable {
     /// How long old versions are kept, such as 1h
     #[arg(long, value_parser = parse::duration, value_name = "DURATION")]
     pub retention: Option<Duration>,
+    /// Size, such as 512MiB, above which a tablet is split; 512MiB by default
+    #[arg(long, value_parser = parse::bytes, value_name = "BYTES")]
+    pub split_size: Option<u64>,
     /// Key at which to cut the table into tablets from the start; give it as often as needed
     #[arg(long, allow_hyphen_values = true, value_name = "KEY")]
     pub split_at: Vec<OsString>,
@@ -300,6 +310,18 @@ pub struct SplitTablet {
     pub dry_run: bool,
     #[command(flatten)]
     pub wait: Wait,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Balancer {
+    /// Whether it runs, and what it decided lately
+    Status(Wait),
+    /// Let the cluster split and move nothing by itself; copies that are lost are replaced
+    Pause(Wait),
+    /// Let the cluster split and move by itself again
+    Resume(Wait),
+    /// Why a tablet is where it is, and what was done with it
+    Why(TabletId),
 }
 
 #[derive(Subcommand, Debug)]

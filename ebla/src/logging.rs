@@ -17,6 +17,7 @@ pub fn start(cli: &Cli) {
         | Command::Tablet(_)
         | Command::Server(_)
         | Command::Job(_)
+        | Command::Balancer(_)
         | Command::Get(_)
         | Command::Set(_)
         | Command::Delete(_)

@@ -312,6 +312,7 @@ impl World {
             }
             Reply::Job(job) => job_text(job),
             Reply::Server(server) => format!("{} {:?}", server.id, server.duty),
+            Reply::BalancerPaused(paused) => format!("balancer paused: {paused}"),
             Reply::Compared(comparison) => format!("compared: {comparison:?}"),
             Reply::Rejected(rejection) => format!("rejected: {rejection}"),
         };
@@ -410,6 +411,7 @@ fn command_text(command: &Command) -> String {
         Command::RegisterServer(_)
         | Command::StartJob { .. }
         | Command::CommitSplit { .. }
+        | Command::PauseBalancer { .. }
         | Command::CreateTable { .. }
         | Command::DropTable { .. }
         | Command::AlterInSync { .. }

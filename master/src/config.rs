@@ -1,7 +1,7 @@
 //! How a master is started.
 
 use crate::error::Error;
-use crate::limits::{MASTERS, REPLACE_AFTER_DEFAULT, SNAPSHOT_ENTRIES_DEFAULT};
+use crate::limits::{BALANCE_INTERVAL_DEFAULT, MASTERS, REPLACE_AFTER_DEFAULT, SNAPSHOT_ENTRIES_DEFAULT};
 use ebla_kernel::meta::Settings;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -21,6 +21,8 @@ pub struct Config {
     /// How long a tablet server may be away before its copies are replaced on others; none:
     /// for ever.
     pub replace_after: Option<Duration>,
+    /// Time between two looks at what the cluster should do by itself; none: it does nothing.
+    pub balance_interval: Option<Duration>,
 }
 
 impl Config {
@@ -33,6 +35,7 @@ impl Config {
             data_dir,
             snapshot_entries: SNAPSHOT_ENTRIES_DEFAULT,
             replace_after: Some(REPLACE_AFTER_DEFAULT),
+            balance_interval: Some(BALANCE_INTERVAL_DEFAULT),
         }
     }
 

@@ -135,3 +135,19 @@ pub const SPLIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How often to look whether the children of a split serve.
 pub const SPLIT_POLL: Duration = Duration::from_millis(5);
+
+/// Time between two looks at what the cluster should do by itself: a look costs one pass over
+/// all tablets.
+pub const BALANCE_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Rounds for which an imbalance must last before something is moved: a minute by default.
+pub const BALANCE_LASTS_ROUNDS: u32 = 12;
+
+/// Decisions that the leading master remembers for `ebla balancer`, a few hundred bytes each.
+pub const DECISIONS_KEPT_MAX: usize = 1_000;
+
+/// How long a tablet server may take to say where a tablet could be split.
+pub const SUGGEST_SPLIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Share of its disk, one nth, that a server must have free to be given copies for balance.
+pub const DISK_FREE_SHARE: u64 = 10;

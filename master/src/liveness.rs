@@ -29,6 +29,17 @@ struct Report {
     serving: Epoch,
     rows: u64,
     bytes: u64,
+    requests: u64,
+}
+
+/// What is known of a tablet that the plan needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Counted {
+    /// Whose word it is.
+    pub server: ServerId,
+    pub bytes: u64,
+    /// Requests since the copy was opened there.
+    pub requests: u64,
 }
 
 /// Health of one server.
@@ -131,6 +142,17 @@ impl Liveness {
             .map_or_else(Size::default, |report| Size { rows: report.rows, bytes: report.bytes })
     }
 
+    /// What is known of every tablet that was reported.
+    pub fn counted(&self) -> BTreeMap<TabletId, Counted> {
+        let inner = self.lock();
+        let counted = |report: &Report| Counted {
+            server: report.server,
+            bytes: report.bytes,
+            requests: report.requests,
+        };
+        inner.reports.iter().map(|(id, report)| (*id, counted(report))).collect()
+    }
+
     /// How many of `tablets` are served by the leader of their present epoch, by its own word.
     pub fn count_reported<'a>(&self, tablets: impl Iterator<Item = &'a Tablet>) -> usize {
         let inner = self.lock();
@@ -167,7 +189,8 @@ impl Inner {
             return;
         }
         let serving = Epoch(report.serving_epoch);
-        let report = Report { server, serving, rows: report.rows_estimate, bytes: report.bytes };
+        let (rows, bytes, requests) = (report.rows_estimate, report.bytes, report.requests);
+        let report = Report { server, serving, rows, bytes, requests };
         self.reports.insert(id, report);
     }
 

@@ -1,5 +1,6 @@
 //! One master process: starting its parts in order, and ending them in order.
 
+use crate::balancer::Balancer;
 use crate::clock;
 use crate::config::Config;
 use crate::controller::Controller;
@@ -71,17 +72,22 @@ impl Master {
             .map_err(|source| Error::Listen { address: config.address().to_owned(), source })?;
         let address = listener.local_addr().map_err(Error::io("reading the own address"))?;
         let (stopping, stop) = watch::channel(false);
+        let (peers, settings) = (config.peers.clone(), config.settings());
+        let liveness = Arc::new(Liveness::new());
+        let (controller, sender, events) =
+            Controller::new(raft.clone(), Arc::clone(&liveness), peers, settings);
+        let (weak, interval) = (sender.downgrade(), config.balance_interval);
+        let balancer = Arc::new(Balancer::new(raft.clone(), Arc::clone(&liveness), weak, interval));
+        tasks.spawn(Arc::clone(&balancer).run());
         let shared = Shared {
             id: config.id,
             peers: Arc::new(config.peers.clone()),
             raft: raft.clone(),
             outbox: outbox.clone(),
-            liveness: Arc::new(Liveness::new()),
+            liveness,
+            balancer,
             stopping: stop,
         };
-        let (peers, settings) = (config.peers.clone(), config.settings());
-        let (controller, sender, events) =
-            Controller::new(raft.clone(), Arc::clone(&shared.liveness), peers, settings);
         let failure: FailureSender = Arc::new(watch::channel(None).0);
         let server = serve(shared, sender, identity.directory_id, !identity.directories.is_empty(), listener);
         let serving = tokio::spawn(report(server, Arc::clone(&failure)));

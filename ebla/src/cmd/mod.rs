@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod add;
+mod balancer;
 mod delete;
 mod delete_range;
 mod dev;
@@ -41,6 +42,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Table(command) => table::run(&global, command).await,
         Command::Tablet(command) => tablet::run(&global, command).await,
         Command::Server(command) => server::run(&global, command).await,
+        Command::Balancer(command) => balancer::run(&global, command).await,
         Command::Job(command) => job::run(&global, command).await,
         Command::Get(args) => get::run(&global, args).await,
         Command::Set(args) => set::run(&global, args).await,

@@ -50,7 +50,7 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
         retention_ms: args
             .retention
             .map_or(0, |retention| u64::try_from(retention.as_millis()).unwrap_or(u64::MAX)),
-        split_bytes: 0,
+        split_bytes: args.split_size.unwrap_or(0),
     };
     let admin = connect(global, args.wait).await?.admin();
     let request = v1::CreateTableRequest { name: args.name.clone(), spec: Some(spec), split_keys };

@@ -43,6 +43,8 @@ pub enum Reply {
     Job(Box<Job>),
     /// The server as it is now, or was when it was forgotten.
     Server(Box<Server>),
+    /// Whether the cluster does nothing by itself now.
+    BalancerPaused(bool),
     /// How this state compares with the proposer's.
     Compared(Comparison),
     /// Nothing changed, and why.
@@ -122,6 +124,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::StartJob { .. }
         | Command::EndJob { .. }
         | Command::CommitSplit { .. }
+        | Command::PauseBalancer { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
     };
     state.applied = index;
@@ -154,6 +157,10 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         }
         Command::CommitSplit { proposer, commit, time_ms } => {
             split::commit(state, proposer, commit, time_ms, &mut changes)
+        }
+        Command::PauseBalancer { paused } => {
+            state.balancer_paused = paused;
+            Ok(Reply::BalancerPaused(paused))
         }
         Command::Appoint { appointments } => {
             let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);

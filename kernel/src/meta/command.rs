@@ -17,7 +17,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 3;
+pub const COMMAND_FORMAT: u8 = 4;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -117,6 +117,12 @@ pub enum Command {
         commit: SplitCommit,
         /// When, milliseconds since 1970.
         time_ms: u64,
+    },
+    /// Pauses what the cluster does by itself, or lets it go on. Copies that are lost are
+    /// replaced either way.
+    PauseBalancer {
+        /// Whether it is to pause.
+        paused: bool,
     },
 }
 
@@ -276,7 +282,7 @@ mod tests {
 
     #[test]
     fn another_format_is_named() {
-        for format in [2, 4] {
+        for format in [3, 5] {
             assert_eq!(Command::decode(&[format, 0]), Err(CommandError::UnknownFormat(format)));
         }
         assert_eq!(Command::decode(&[]), Err(CommandError::Empty));

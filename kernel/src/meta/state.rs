@@ -294,6 +294,7 @@ pub struct State {
     pub(super) retired: BTreeMap<TabletId, RetiredTablet>,
     pub(super) jobs: BTreeMap<JobId, Job>,
     pub(super) next: NextIds,
+    pub(super) balancer_paused: bool,
     #[borsh(skip)]
     pub(super) index: Indexes,
 }
@@ -332,6 +333,12 @@ impl State {
     #[must_use]
     pub fn masters(&self) -> &BTreeMap<u64, u64> {
         &self.masters
+    }
+
+    /// Whether somebody has paused what the cluster does by itself.
+    #[must_use]
+    pub fn balancer_paused(&self) -> bool {
+        self.balancer_paused
     }
 
     /// The server of this id.

@@ -30,6 +30,13 @@ impl Rates {
         }
         self.rates = rates;
     }
+
+    /// Puts the smoothed rates of the last time into a picture.
+    pub fn fill(&self, picture: &mut Picture) {
+        for (id, tablet) in &mut picture.tablets {
+            tablet.requests = self.rates.get(id).copied().unwrap_or(0) / 1_000;
+        }
+    }
 }
 
 /// `before` after it went towards `sample` for `passed` of the time constant.

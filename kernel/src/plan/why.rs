@@ -9,7 +9,9 @@ impl Planner {
     /// What speaks for and against a split or a move of a tablet, a sentence each. Empty for a
     /// tablet that is not there.
     #[must_use]
-    pub fn why(&self, now: Tick, picture: &Picture, id: TabletId) -> Vec<String> {
+    pub fn why(&self, now: Tick, mut picture: Picture, id: TabletId) -> Vec<String> {
+        self.rates.fill(&mut picture);
+        let picture = &picture;
         let Some(tablet) = picture.tablets.get(&id) else { return Vec::new() };
         let mut found = vec![self.why_size(id, tablet)];
         found.extend(why_work(tablet));

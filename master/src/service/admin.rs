@@ -1,5 +1,6 @@
 //! What operators ask. Only the leading master answers; the others say who leads.
 
+use super::balancer;
 use super::control::unexpected;
 use super::job;
 use super::moves;
@@ -24,11 +25,13 @@ use ebla_proto::v1::admin_service_server::AdminService;
 use ebla_proto::v1::{
     CancelJobRequest, CancelJobResponse, CreateTableRequest, CreateTableResponse, DescribeJobRequest,
     DescribeJobResponse, DescribeTableRequest, DescribeTableResponse, DescribeTabletRequest,
-    DescribeTabletResponse, DropTableRequest, DropTableResponse, ForgetServerRequest, ForgetServerResponse,
-    GetStatusRequest, GetStatusResponse, ListJobsRequest, ListJobsResponse, ListServersRequest,
-    ListServersResponse, ListTablesRequest, ListTablesResponse, ListTabletsRequest, ListTabletsResponse,
-    MoveTabletRequest, MoveTabletResponse, ServerState, SetServerDutyRequest, SetServerDutyResponse,
-    SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest, TransferLeaderResponse,
+    DescribeTabletResponse, DropTableRequest, DropTableResponse, ExplainTabletRequest, ExplainTabletResponse,
+    ForgetServerRequest, ForgetServerResponse, GetBalancerRequest, GetBalancerResponse, GetStatusRequest,
+    GetStatusResponse, ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse,
+    ListTablesRequest, ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MoveTabletRequest,
+    MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse, ServerState, SetServerDutyRequest,
+    SetServerDutyResponse, SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest,
+    TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -347,6 +350,27 @@ impl AdminService for Admin {
         request: Request<CancelJobRequest>,
     ) -> Result<Response<CancelJobResponse>, Status> {
         within(ADMIN_TIMEOUT, job::cancel(&self.shared, request.into_inner())).await
+    }
+
+    async fn get_balancer(
+        &self,
+        _: Request<GetBalancerRequest>,
+    ) -> Result<Response<GetBalancerResponse>, Status> {
+        within(ADMIN_TIMEOUT, balancer::status(&self.shared)).await
+    }
+
+    async fn pause_balancer(
+        &self,
+        request: Request<PauseBalancerRequest>,
+    ) -> Result<Response<PauseBalancerResponse>, Status> {
+        within(ADMIN_TIMEOUT, balancer::pause(&self.shared, request.into_inner())).await
+    }
+
+    async fn explain_tablet(
+        &self,
+        request: Request<ExplainTabletRequest>,
+    ) -> Result<Response<ExplainTabletResponse>, Status> {
+        within(ADMIN_TIMEOUT, balancer::explain(&self.shared, request.into_inner())).await
     }
 
     async fn list_servers(

@@ -2,15 +2,18 @@
 //! decide is in the kernel.
 
 pub(crate) mod admin;
+mod balancer;
 pub(crate) mod control;
 mod job;
 pub(crate) mod meta_raft;
 mod moves;
 pub(crate) mod route;
 mod split;
+pub(crate) mod suggest;
 mod summary;
 mod transfer;
 
+use crate::balancer::Balancer;
 use crate::controller::not_leader;
 use crate::liveness::Liveness;
 use crate::raft::NoAnswer;
@@ -37,6 +40,7 @@ pub(crate) struct Shared {
     pub raft: Raft,
     pub outbox: Outbox,
     pub liveness: Arc<Liveness>,
+    pub balancer: Arc<Balancer>,
     /// Turns true when the master stops: streams end.
     pub stopping: watch::Receiver<bool>,
 }

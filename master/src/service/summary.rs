@@ -116,6 +116,9 @@ fn warnings(
         ));
     }
     warnings.extend(copies_warnings(shared, state));
+    if state.balancer_paused() {
+        warnings.push("the balancer is paused: `ebla balancer resume` lets it go on".to_owned());
+    }
     for (table, lost) in lost_tablets(state) {
         warnings.push(format!("table {table}: {lost} tablets have lost every copy of their data"));
     }

@@ -285,6 +285,7 @@ impl Run {
                 gave_up_epoch,
                 successor_replica_id,
                 behind_replica_ids: Vec::new(),
+                requests: 0,
             }
         };
         v1::Heartbeat {

@@ -1,0 +1,72 @@
+//! `ebla balancer`: what the cluster does by itself, and why.
+
+use super::{connect, output};
+use crate::cli::{Balancer, Global, Wait};
+use ebla_client::v1;
+use serde_json::{Value as Json, json};
+use std::process::ExitCode;
+
+const COLUMNS: [&str; 4] = ["tablet", "action", "outcome", "reason"];
+
+/// Shows it, pauses it, lets it go on, or explains.
+pub async fn run(global: &Global, command: Balancer) -> anyhow::Result<ExitCode> {
+    match command {
+        Balancer::Status(wait) => status(global, wait).await?,
+        Balancer::Pause(wait) => pause(global, wait, true).await?,
+        Balancer::Resume(wait) => pause(global, wait, false).await?,
+        Balancer::Why(args) => {
+            let explained = connect(global, args.wait).await?.admin().explain_tablet(args.id).await?;
+            let decisions: Vec<_> = explained.decisions.iter().map(decision_json).collect();
+            let object = json!({ "tablet": args.id, "findings": explained.findings, "decisions": decisions });
+            let mut out = output(global);
+            out.one(&object, || explained.findings.join("\n"))?;
+            if out.is_table() && !decisions.is_empty() {
+                out.list(&COLUMNS, &decisions)?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn status(global: &Global, wait: Wait) -> anyhow::Result<()> {
+    let status = connect(global, wait).await?.admin().balancer().await?;
+    let decisions: Vec<_> = status.decisions.iter().map(decision_json).collect();
+    let state = match (status.paused, status.interval_ms) {
+        (true, _) => "paused",
+        (false, 0) => "off",
+        (false, _) => "running",
+    };
+    let object = json!({
+        "state": state,
+        "paused": status.paused,
+        "interval_ms": status.interval_ms,
+        "rounds": status.rounds,
+        "round_us": status.round_us,
+        "decisions": decisions,
+    });
+    let mut out = output(global);
+    out.one(&object, || {
+        format!("the balancer is {state}: {} rounds, the last took {} us", status.rounds, status.round_us)
+    })?;
+    if out.is_table() && !decisions.is_empty() {
+        out.list(&COLUMNS, &decisions)?;
+    }
+    Ok(())
+}
+
+async fn pause(global: &Global, wait: Wait, paused: bool) -> anyhow::Result<()> {
+    let paused = connect(global, wait).await?.admin().pause_balancer(paused).await?;
+    let line = if paused { "the balancer is paused" } else { "the balancer goes on" };
+    output(global).one(&json!({ "paused": paused }), || line.to_owned())
+}
+
+fn decision_json(decision: &v1::BalancerDecision) -> Json {
+    json!({
+        "time_ms": decision.time_ms,
+        "tablet": decision.tablet_id,
+        "kind": decision.kind,
+        "action": decision.action,
+        "reason": decision.reason,
+        "outcome": (!decision.outcome.is_empty()).then_some(&decision.outcome),
+    })
+}
