@@ -7,7 +7,7 @@
 
 use crate::clock;
 use crate::controller::Event;
-use crate::limits::{BALANCE_LASTS_ROUNDS, DECISIONS_KEPT_MAX, DISK_FREE_SHARE};
+use crate::limits::{BALANCE_LASTS_ROUNDS, DECISIONS_KEPT_MAX, DISK_FREE_BYTES, DISK_FREE_SHARE};
 use crate::liveness::{Counted, Liveness};
 use crate::raft::node::Raft;
 use crate::service::suggest::suggest_split;
@@ -138,8 +138,8 @@ impl Balancer {
     fn room(&self, server: ServerId) -> Option<Room> {
         let health = self.liveness.health(server);
         let is_up = health.connected && health.state == ServerState::Up;
-        let takes_copies =
-            health.disk_bytes == 0 || health.disk_bytes_free >= health.disk_bytes / DISK_FREE_SHARE;
+        let wanted = (health.disk_bytes / DISK_FREE_SHARE).min(DISK_FREE_BYTES);
+        let takes_copies = health.disk_bytes_free >= wanted;
         is_up.then_some(Room { takes_copies })
     }
 

@@ -149,5 +149,8 @@ pub const DECISIONS_KEPT_MAX: usize = 1_000;
 /// How long a tablet server may take to say where a tablet could be split.
 pub const SUGGEST_SPLIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Share of its disk, one nth, that a server must have free to be given copies for balance.
+/// Share of its disk, one nth, that a server must have free to be given copies for balance ...
 pub const DISK_FREE_SHARE: u64 = 10;
+
+/// ... or so many bytes, whichever is less: a few of the largest tablets.
+pub const DISK_FREE_BYTES: u64 = 2 * 1024 * 1024 * 1024;

@@ -584,6 +584,27 @@ impl AdminService for Server {
         Err(ApiError::new(Reason::JobNotFound, "there is no such job").into())
     }
 
+    async fn get_balancer(
+        &self,
+        _: Request<v1::GetBalancerRequest>,
+    ) -> Result<Response<v1::GetBalancerResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn pause_balancer(
+        &self,
+        _: Request<v1::PauseBalancerRequest>,
+    ) -> Result<Response<v1::PauseBalancerResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn explain_tablet(
+        &self,
+        _: Request<v1::ExplainTabletRequest>,
+    ) -> Result<Response<v1::ExplainTabletResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
     async fn list_tablets(
         &self,
         _: Request<v1::ListTabletsRequest>,

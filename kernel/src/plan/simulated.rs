@@ -45,7 +45,11 @@ impl Cluster {
 
     /// Carries a decision out.
     fn carry_out(&mut self, decision: &Decision) {
-        let tablet = self.picture.tablets.get_mut(&decision.tablet).unwrap();
+        let tablet = self
+            .picture
+            .tablets
+            .get_mut(&decision.tablet)
+            .expect("decisions are about tablets that are there");
         match decision.action {
             Action::HandOver { from, to } => {
                 assert_eq!(tablet.leader, Some(from));
@@ -59,7 +63,7 @@ impl Cluster {
                 tablet.leader = tablet.leader.map(|leader| if leader == from { to } else { leader });
             }
             Action::Split { parts } => {
-                let parent = self.picture.tablets.remove(&decision.tablet).unwrap();
+                let parent = self.picture.tablets.remove(&decision.tablet).expect("it was found above");
                 for part in 0..u64::from(parts) {
                     let child = TabletView { bytes: parent.bytes / u64::from(parts), ..parent.clone() };
                     self.picture.tablets.insert(TabletId(decision.tablet.0 * 1_000 + part), child);
@@ -233,6 +237,6 @@ fn a_tablet_that_grows_is_split_and_its_parts_are_spread() {
 fn a_full_server_takes_nothing() {
     let mut cluster = Cluster::new(&["", ""]);
     (1..=20).for_each(|tablet| cluster.add(tablet, &[1], 0));
-    cluster.picture.servers.get_mut(&ServerId(2)).unwrap().takes_copies = false;
+    cluster.picture.servers.get_mut(&ServerId(2)).expect("there are two").takes_copies = false;
     assert_eq!(cluster.run(600, idle), []);
 }

@@ -15,7 +15,9 @@ pub(super) fn plan(picture: &Picture, is_refused: impl Fn(TabletId) -> bool) -> 
     let mut per_server: BTreeMap<ServerId, usize> = BTreeMap::new();
     for tablet in picture.tablets.values().filter(|tablet| tablet.work == Some(Work::Split)) {
         under_way += 1;
-        *tablet.leader.map(|leader| per_server.entry(leader).or_default()).unwrap_or(&mut 0) += 1;
+        if let Some(leader) = tablet.leader {
+            *per_server.entry(leader).or_default() += 1;
+        }
     }
     let too_large = |(id, tablet): &(&TabletId, &TabletView)| {
         is_too_large(tablet) && tablet.work.is_none() && !is_refused(**id)
