@@ -187,7 +187,7 @@ fn a_busy_tablet_makes_room_for_itself() {
         let at = |more| 1 + (tablet + more) % 3;
         cluster.add(tablet, &[at(0), at(1), at(2)], 0);
     });
-    let busy = |tablet: TabletId, _| if tablet.0 % 3 == 0 { 1_000 } else { 10 };
+    let busy = |tablet: TabletId, _| if tablet.0.is_multiple_of(3) { 1_000 } else { 10 };
     let done = cluster.run(3_600, busy);
     let load = |server: u64| {
         let led =
