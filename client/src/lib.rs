@@ -24,6 +24,7 @@ mod error;
 pub mod job;
 mod limits;
 mod lost;
+mod moves;
 mod outcome;
 mod pipe;
 mod read;

@@ -80,8 +80,15 @@ impl Node {
     /// A master, `id` of `peers`.
     #[must_use]
     pub fn master(place: &Path, id: usize, address: &str, peers: &str) -> Self {
+        Self::master_with(place, id, address, peers, &[])
+    }
+
+    /// A master with further flags.
+    #[must_use]
+    pub fn master_with(place: &Path, id: usize, address: &str, peers: &str, more: &[&str]) -> Self {
         let number = id.to_string();
-        Self::new(place, &format!("master-{id}"), address, &["master", "--id", &number, "--peers", peers])
+        let args = ["master", "--id", &number, "--peers", peers];
+        Self::new(place, &format!("master-{id}"), address, &[&args, more].concat())
     }
 
     /// A tablet server of the cluster of `masters`.
@@ -216,8 +223,21 @@ impl Cluster {
     /// # Errors
     /// When it does not come up in time.
     pub fn start_with(masters: usize, servers: usize, flags: &[&str]) -> Result<Self> {
+        Self::start_all_with(masters, servers, &[], flags)
+    }
+
+    /// As [`Self::start`], with further flags for the masters and the tablet servers.
+    ///
+    /// # Errors
+    /// When it does not come up in time.
+    pub fn start_all_with(
+        masters: usize,
+        servers: usize,
+        of_masters: &[&str],
+        of_servers: &[&str],
+    ) -> Result<Self> {
         for _ in 0..ATTEMPTS {
-            let mut cluster = Self::plan(masters, servers, flags)?;
+            let mut cluster = Self::plan(masters, servers, of_masters, of_servers)?;
             for node in cluster.nodes() {
                 node.start()?;
             }
@@ -230,14 +250,15 @@ impl Cluster {
         bail!("somebody took a port {ATTEMPTS} times in a row")
     }
 
-    fn plan(masters: usize, servers: usize, flags: &[&str]) -> Result<Self> {
+    fn plan(masters: usize, servers: usize, more: &[&str], flags: &[&str]) -> Result<Self> {
         let place = tempfile::tempdir()?;
         let addresses = free_addresses(masters + servers);
         let (of_masters, of_servers) = addresses.split_at(masters);
         let peers: Vec<_> =
             of_masters.iter().zip(1..).map(|(address, id)| format!("{id}={address}")).collect();
-        let master =
-            |(address, id): (&String, usize)| Node::master(place.path(), id, address, &peers.join(","));
+        let master = |(address, id): (&String, usize)| {
+            Node::master_with(place.path(), id, address, &peers.join(","), more)
+        };
         let server = |(address, number): (&String, usize)| {
             let (name, masters) = (format!("server-{number}"), of_masters.join(","));
             Node::server_with(place.path(), &name, address, &masters, flags)

@@ -2,10 +2,13 @@
 //! is built anew, and a copy moves under load without a client noticing.
 
 use anyhow::{Context as _, Result, ensure};
+use ebla_client::{Client, Outcome};
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::{Cluster, eventually};
 use serde_json::Value as Json;
 use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long a copy may take until it is built and in sync, a slow machine included.
@@ -118,5 +121,354 @@ fn a_wiped_server_gets_its_copies_back() -> Result<()> {
     wait_until_whole(&cluster, 3, &[before])?;
     let_lead(&cluster, after);
     ensure!(rows(&cluster.cli())? == self::wanted(1_000, 2), "rows were lost over a restart");
+    Ok(())
+}
+
+/// Ids of all servers that are up, in the order of `cluster.servers`.
+fn ids(cluster: &Cluster) -> Result<Vec<u64>> {
+    (0..cluster.servers.len()).map(|at| id_of(cluster, at)).collect()
+}
+
+fn first_tablet(cli: &Cli) -> Result<Json> {
+    tablets(cli).into_iter().next().context("there is a tablet")
+}
+
+#[test]
+fn a_copy_moves_and_its_rows_go_with_it() -> Result<()> {
+    let mut cluster = Cluster::start(1, 4)?;
+    let cli = cluster.cli();
+    create_table(&cluster, "3");
+    load(&cluster, 1_000, 0)?;
+    wait_until_whole(&cluster, 3, &[])?;
+    let tablet = first_tablet(&cli)?;
+    let id = tablet["id"].to_string();
+    let holds = servers(&tablet, "replicas");
+    let free = ids(&cluster)?.into_iter().find(|server| !holds.contains(server)).context("one is free")?;
+    let leader = tablet["leader"].as_u64().context("it is led")?;
+    // Away from the server that leads: leadership goes first.
+    let moved = cli.json(&[
+        "tablet",
+        "move",
+        &id,
+        "--from",
+        &leader.to_string(),
+        "--to",
+        &free.to_string(),
+        "--timeout",
+        "60s",
+    ]);
+    ensure!(moved["tablet"].to_string() == id && moved["job"].as_u64() > Some(0), "{moved}");
+    let described = cli.json(&["tablet", "describe", &id]);
+    let replicas = servers(&described, "replicas");
+    ensure!(replicas.contains(&free) && !replicas.contains(&leader) && replicas.len() == 3, "{described}");
+    let job = cli.json(&["job", "show", &moved["job"].to_string()]);
+    ensure!(
+        (&job["kind"], &job["state"], &job["by"])
+            == (&Json::from("move"), &Json::from("done"), &Json::from("operator")),
+        "{job}"
+    );
+    ensure!(rows(&cli)? == wanted(1_000, 0), "rows were lost by the move");
+    // And back, onto a server that has held it before.
+    let _ = cli
+        .run(&[
+            "tablet",
+            "move",
+            &id,
+            "--from",
+            &free.to_string(),
+            "--to",
+            &leader.to_string(),
+            "--timeout",
+            "60s",
+        ])
+        .expect(exit::OK);
+    ensure!(rows(&cli)? == wanted(1_000, 0), "rows were lost by the move back");
+    cluster.kill_all()?;
+    cluster.start_all()?;
+    wait_until_whole(&cluster, 3, &[])?;
+    ensure!(rows(&cluster.cli())? == wanted(1_000, 0), "rows were lost by a power cut after the moves");
+    Ok(())
+}
+
+#[test]
+fn moves_that_make_no_sense_are_refused_with_the_reason() -> Result<()> {
+    let cluster = Cluster::start(1, 4)?;
+    let cli = cluster.cli();
+    create_table(&cluster, "3");
+    wait_until_whole(&cluster, 3, &[])?;
+    let tablet = first_tablet(&cli)?;
+    let id = tablet["id"].to_string();
+    let holds = servers(&tablet, "replicas");
+    let free = ids(&cluster)?.into_iter().find(|server| !holds.contains(server)).context("one is free")?;
+    let (free, one, other) = (free.to_string(), holds[0].to_string(), holds[1].to_string());
+    let refused = |args: &[&str], code: i32, says: &str| {
+        let output = cli.run(args);
+        ensure!(output.code == code && output.stderr.contains(says), "{args:?} gave {output}");
+        Ok(())
+    };
+    let go = |from: &str, to: &str| {
+        vec![
+            "tablet".to_owned(),
+            "move".into(),
+            id.clone(),
+            "--from".into(),
+            from.into(),
+            "--to".into(),
+            to.into(),
+        ]
+    };
+    let strs = |args: &[String]| {
+        args.iter().map(String::as_str).collect::<Vec<_>>().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for (args, code, says) in [
+        (go(&one, &other), exit::FAILED, "has a copy"),
+        (go(&free, &free), exit::FAILED, "has no copy"),
+        (go(&one, "99"), exit::NOT_FOUND, "no server 99"),
+    ] {
+        let args = strs(&args);
+        refused(&args.iter().map(String::as_str).collect::<Vec<_>>(), code, says)?;
+    }
+    refused(&["tablet", "move", "999", "--from", &one, "--to", &free], exit::NOT_FOUND, "999")?;
+    let _ = cli.run(&["server", "drain", &free]).expect(exit::OK);
+    refused(&["tablet", "move", &id, "--from", &one, "--to", &free], exit::FAILED, "drained")?;
+    refused(&["server", "forget", &one], exit::FAILED, "connected")?;
+    // Three servers stay for three copies; then no other may go.
+    let _ = cli.run(&["server", "decommission", &free, "--timeout", "60s"]).expect(exit::OK);
+    refused(&["server", "decommission", &one], exit::FAILED, "too few servers")?;
+    Ok(())
+}
+
+#[test]
+fn a_server_is_drained_emptied_and_forgotten() -> Result<()> {
+    let mut cluster = Cluster::start(1, 4)?;
+    let cli = cluster.cli();
+    create_table(&cluster, "3");
+    load(&cluster, 1_000, 0)?;
+    wait_until_whole(&cluster, 3, &[])?;
+    let leader = first_tablet(&cli)?["leader"].as_u64().context("it is led")?;
+    let name = leader.to_string();
+    let at = ids(&cluster)?.iter().position(|id| *id == leader).context("it is one of ours")?;
+    let drained = cli.json(&["server", "drain", &name, "--timeout", "30s"]);
+    ensure!(
+        drained["leaders"] == 0 && drained["duty"] == "drained" && drained["tablets"].as_u64() > Some(0),
+        "{drained}"
+    );
+    let emptied = cli.json(&["server", "decommission", &name, "--timeout", "60s"]);
+    ensure!(emptied["tablets"] == 0 && emptied["duty"] == "leaves", "{emptied}");
+    wait_until_whole(&cluster, 3, &[leader])?;
+    ensure!(rows(&cli)? == wanted(1_000, 0), "rows were lost");
+    cluster.servers[at].process().kill()?;
+    let forgotten = || cli.run(&["server", "forget", &name]).code == exit::OK;
+    eventually("the server is forgotten", REPAIR_MAX, forgotten)?;
+    let listed = cli.list(&["server", "list"]).context("the servers are listed")?;
+    ensure!(listed.len() == 3, "{listed:?}");
+    Ok(())
+}
+
+#[test]
+fn a_server_that_stays_away_is_replaced() -> Result<()> {
+    let mut cluster = Cluster::start_all_with(1, 4, &["--replace-after", "3s"], &[])?;
+    create_table(&cluster, "3");
+    load(&cluster, 1_000, 0)?;
+    wait_until_whole(&cluster, 3, &[])?;
+    let away = id_of(&cluster, 0)?;
+    cluster.servers[0].process().kill()?;
+    wait_until_whole(&cluster, 3, &[away])?;
+    ensure!(rows(&cluster.cli())? == wanted(1_000, 0), "rows were lost");
+    let jobs = cluster.cli().list(&["job", "list"]).context("jobs are listed")?;
+    ensure!(jobs.iter().any(|job| job["kind"] == "move" && job["by"] == "cluster"), "{jobs:?}");
+    // It comes back, and what it had is cleared: it holds nothing any more.
+    cluster.servers[0].start()?;
+    cluster.wait_until_serving()?;
+    wait_until_whole(&cluster, 3, &[])?;
+    ensure!(rows(&cluster.cli())? == wanted(1_000, 0), "rows were lost when it came back");
+    Ok(())
+}
+
+/// Bytes of the data files of a server.
+fn data_bytes(cluster: &Cluster, at: usize) -> u64 {
+    let files = std::fs::read_dir(cluster.servers[at].data_dir.join("data")).into_iter().flatten().flatten();
+    let data = files.filter(|file| file.path().extension().is_some_and(|end| end == "sst"));
+    data.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum()
+}
+
+/// Rows that do not compress, about a KiB each.
+fn load_noise(cluster: &Cluster, count: u64) -> Result<Vec<(String, String)>> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 11
+    };
+    let wanted: Vec<(String, String)> = (0..count)
+        .map(|number| {
+            let value = (0..64).fold(String::new(), |text, _| text + &format!("{:013x}", noise()));
+            (format!("{number:05}"), value)
+        })
+        .collect();
+    let mut text = String::new();
+    for (key, value) in &wanted {
+        writeln!(text, "{key}\t{value}")?;
+    }
+    let path = cluster.place.path().join("noise.tsv");
+    std::fs::write(&path, text)?;
+    let _ = cluster.cli().run(&["load", "t", &path.to_string_lossy(), "--format", "tsv"]).expect(exit::OK);
+    Ok(wanted)
+}
+
+#[test]
+fn a_copy_whose_log_was_purged_is_built_anew() -> Result<()> {
+    let mut cluster = Cluster::start_with(1, 3, &["--log-max", "64KiB", "--flush-interval", "1s"])?;
+    create_table(&cluster, "3");
+    load(&cluster, 1_000, 0)?;
+    wait_until_whole(&cluster, 3, &[])?;
+    let away = id_of(&cluster, 1)?;
+    cluster.servers[1].process().kill()?;
+    for round in 1..4 {
+        load(&cluster, 1_000, round)?;
+        std::thread::sleep(Duration::from_millis(2_500));
+    }
+    cluster.servers[1].start()?;
+    cluster.wait_until_serving()?;
+    let cli = cluster.cli();
+    let built_anew = || {
+        let jobs = cli.list(&["job", "list"]).unwrap_or_default();
+        jobs.iter().any(|job| job["by"] == "cluster" && job["to"] == away && job["state"] == "done")
+    };
+    eventually("a copy is built anew where it was", REPAIR_MAX, built_anew)
+        .with_context(|| format!("{:#?}", cli.list(&["job", "list"])))?;
+    wait_until_whole(&cluster, 3, &[])?;
+    let_lead(&cluster, away);
+    ensure!(rows(&cli)? == wanted(1_000, 3), "the copy that was built has other rows");
+    Ok(())
+}
+
+#[test]
+fn the_space_of_a_copy_that_left_comes_back() -> Result<()> {
+    let cluster = Cluster::start_with(1, 2, &["--flush-interval", "1s"])?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["table", "create", "t", "--replicas", "1"]).expect(exit::OK);
+    let wanted = load_noise(&cluster, 10_000)?;
+    let tablet = first_tablet(&cli)?;
+    let (id, from) = (tablet["id"].to_string(), servers(&tablet, "replicas")[0]);
+    let all = ids(&cluster)?;
+    let at = all.iter().position(|id| *id == from).context("it is one of ours")?;
+    let to = all[1 - at].to_string();
+    eventually("the rows are in files", REPAIR_MAX, || data_bytes(&cluster, at) > 4 << 20)?;
+    // The only copy goes: leadership is handed over on the way.
+    let _ = cli
+        .run(&["tablet", "move", &id, "--from", &from.to_string(), "--to", &to, "--timeout", "60s"])
+        .expect(exit::OK);
+    eventually("the space is back", REPAIR_MAX, || data_bytes(&cluster, at) < 1 << 20)
+        .with_context(|| format!("{} bytes are left", data_bytes(&cluster, at)))?;
+    ensure!(rows(&cli)? == wanted, "rows were lost by the move");
+    Ok(())
+}
+
+#[test]
+fn a_move_survives_the_death_of_everybody() -> Result<()> {
+    let mut cluster = Cluster::start_with(3, 4, &["--bootstrap-rate", "1MiB"])?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
+    let wanted = load_noise(&cluster, 10_000)?;
+    wait_until_whole(&cluster, 3, &[])?;
+    let tablet = first_tablet(&cli)?;
+    let (id, leader) = (tablet["id"].to_string(), tablet["leader"].as_u64().context("it is led")?);
+    let holds = servers(&tablet, "replicas");
+    let all = ids(&cluster)?;
+    let free = all.iter().position(|id| !holds.contains(id)).context("one is free")?;
+    let source = all.iter().position(|id| *id == leader).context("it is one of ours")?;
+    let (from, to) = (leader.to_string(), all[free].to_string());
+    let moved = cli.json(&["tablet", "move", &id, "--from", &from, "--to", &to, "--no-wait"]);
+    let pause = || std::thread::sleep(Duration::from_millis(1_500));
+    pause();
+    cluster.servers[free].kill_and_restart()?;
+    pause();
+    for master in 0..3 {
+        cluster.masters[master].kill_and_restart()?;
+    }
+    pause();
+    cluster.servers[source].kill_and_restart()?;
+    cluster.wait_until_serving()?;
+    let waited = cli.run(&["job", "wait", &moved["job"].to_string(), "--timeout", "90s"]).expect(exit::OK);
+    println!("{waited}");
+    wait_until_whole(&cluster, 3, &[leader])?;
+    ensure!(rows(&cli)? == wanted, "rows were lost");
+    Ok(())
+}
+
+#[test]
+fn a_move_is_cancelled_before_its_copy_is_in_sync() -> Result<()> {
+    let cluster = Cluster::start_with(1, 4, &["--bootstrap-rate", "256KiB"])?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
+    let wanted = load_noise(&cluster, 5_000)?;
+    wait_until_whole(&cluster, 3, &[])?;
+    let tablet = first_tablet(&cli)?;
+    let (id, holds) = (tablet["id"].to_string(), servers(&tablet, "replicas"));
+    let free = ids(&cluster)?.into_iter().find(|server| !holds.contains(server)).context("one is free")?;
+    let (one, other, free) = (holds[0].to_string(), holds[1].to_string(), free.to_string());
+    let moved = cli.json(&["tablet", "move", &id, "--from", &one, "--to", &free, "--no-wait"]);
+    let second = cli.run(&["tablet", "move", &id, "--from", &other, "--to", &free]);
+    ensure!(second.code == exit::FAILED && second.stderr.contains("job"), "two jobs on one tablet: {second}");
+    let _ = cli.run(&["job", "cancel", &moved["job"].to_string()]).expect(exit::OK);
+    wait_until_whole(&cluster, 3, &[free.parse()?])?;
+    ensure!(servers(&first_tablet(&cli)?, "replicas") == holds, "the copies are as before");
+    ensure!(rows(&cli)? == wanted, "rows were lost");
+    Ok(())
+}
+
+/// Sets rows of its own again and again; gives how often, and what went wrong.
+async fn write_on(client: Client, writer: usize, stop: Arc<AtomicBool>) -> (u64, Vec<String>) {
+    let (mut done, mut failed) = (0_u64, Vec::new());
+    while !stop.load(Ordering::Relaxed) {
+        let key = format!("{:05}", (writer * 97 + usize::try_from(done).unwrap_or(0) % 9 * 100) % 1_000);
+        let key = format!("{key}-{writer}");
+        match client.add("t", key, 1).await {
+            Ok(Outcome::Committed(_)) => done += 1,
+            other => failed.push(format!("{other:?}")),
+        }
+    }
+    (done, failed)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_client_notices_a_move() -> Result<()> {
+    let cluster = Cluster::start(1, 4)?;
+    create_table(&cluster, "3");
+    wait_until_whole(&cluster, 3, &[])?;
+    let endpoints = cluster.servers.iter().chain(&cluster.masters).map(|node| node.address.clone());
+    let client = Client::builder().endpoints(endpoints).timeout(Duration::from_secs(10)).connect().await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers: Vec<_> =
+        (0..16).map(|writer| tokio::spawn(write_on(client.clone(), writer, Arc::clone(&stop)))).collect();
+    tokio::task::block_in_place(|| -> Result<()> {
+        let cli = cluster.cli();
+        let all = ids(&cluster)?;
+        for turn in 0..9 {
+            let listed = tablets(&cli);
+            let tablet = &listed[turn % listed.len()];
+            let holds = servers(tablet, "replicas");
+            let free = all.iter().find(|id| !holds.contains(id)).context("one is free")?.to_string();
+            // Every second time away from the leader.
+            let leader = tablet["leader"].as_u64().unwrap_or(holds[0]);
+            let from = if turn % 2 == 0 { leader } else { holds[turn % holds.len()] }.to_string();
+            let id = tablet["id"].to_string();
+            let _ = cli
+                .run(&["tablet", "move", &id, "--from", &from, "--to", &free, "--timeout", "60s"])
+                .expect(exit::OK);
+        }
+        Ok(())
+    })?;
+    stop.store(true, Ordering::Relaxed);
+    let mut total = 0;
+    for writer in writers {
+        let (done, failed) = writer.await?;
+        ensure!(failed.is_empty(), "clients noticed: {failed:?}");
+        total += done;
+    }
+    let listed = cluster.cli().list(&["range", "t"]).context("the table can be read")?;
+    let counted: i64 = listed.iter().filter_map(|row| row["value"].as_i64()).sum();
+    ensure!(u64::try_from(counted)? == total, "{counted} counted, {total} acknowledged");
+    println!("{total} adds over nine moves");
     Ok(())
 }

@@ -68,7 +68,7 @@ pub enum Command {
     /// List and describe tablets, split them, hand leadership over
     #[command(subcommand)]
     Tablet(Tablet),
-    /// List tablet servers
+    /// List tablet servers, drain and empty them
     #[command(subcommand)]
     Server(Server),
     /// List, show, wait for and cancel jobs
@@ -172,6 +172,10 @@ pub struct Tabletserver {
     /// replays all of the log. The log keeps every acknowledged row either way
     #[arg(long, default_value = "60s", value_parser = parse::interval, value_name = "TIME")]
     pub flush_interval: parse::Interval,
+    /// Bytes of log above which old entries go although a copy that is away, or a retry, may
+    /// still want them; such a copy is built anew
+    #[arg(long, default_value = "8GiB", value_parser = parse::bytes, value_name = "BYTES")]
+    pub log_max: u64,
     /// Bytes per second, such as 50MiB, at which copies are sent to servers that lack them
     #[arg(long, default_value = "50MiB", value_parser = parse::bytes, value_name = "BYTES")]
     pub bootstrap_rate: u64,
@@ -257,6 +261,25 @@ pub enum Tablet {
     TransferLeader(TransferLeader),
     /// Make several tablets of one, and wait until they serve; no row moves
     Split(SplitTablet),
+    /// Take a copy from one server to another, and wait until it is there
+    Move(MoveTablet),
+}
+
+#[derive(Args, Debug)]
+pub struct MoveTablet {
+    /// Id of the tablet
+    pub id: u64,
+    /// Server that has a copy: its id, such as 3 or s3, or its HOST:PORT
+    #[arg(long, value_parser = parse::server, value_name = "SERVER")]
+    pub from: parse::ServerName,
+    /// Server that is to have it instead
+    #[arg(long, value_parser = parse::server, value_name = "SERVER")]
+    pub to: parse::ServerName,
+    /// Return when the job has begun
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]
@@ -365,6 +388,23 @@ pub struct TabletId {
 pub enum Server {
     /// List all tablet servers
     List(Wait),
+    /// Let other servers lead what a server leads, and wait until they do; it keeps its copies
+    Drain(ServerAct),
+    /// Take all copies off a server, and wait until it holds none
+    Decommission(ServerAct),
+    /// Let a server that was drained or was to leave lead and hold copies again
+    Activate(ServerAct),
+    /// Forget a server that is gone and holds nothing
+    Forget(ServerAct),
+}
+
+#[derive(Args, Debug)]
+pub struct ServerAct {
+    /// Which: its id, such as 3 or s3, or its HOST:PORT
+    #[arg(value_parser = parse::server)]
+    pub server: parse::ServerName,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 /// A row.

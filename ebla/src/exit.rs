@@ -42,6 +42,11 @@ impl Failure {
         Self { code: FAILED, reason: "FAILED", message: message.into() }
     }
 
+    /// It goes on, and was not done in time.
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self { code: UNAVAILABLE, reason: "TIMED_OUT", message: message.into() }
+    }
+
     /// A job ended and was not done.
     pub fn job_not_done(id: u64, state: &str, error: &str) -> Self {
         let why = if error.is_empty() { String::new() } else { format!(": {error}") };

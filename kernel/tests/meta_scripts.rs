@@ -11,10 +11,10 @@ use ebla_kernel::ids::{
     ServerId, TabletId, Tick,
 };
 use ebla_kernel::meta::{
-    Appointment, Changes, ClusterId, Command, Comparison, Control, Effect, FenceAnswer, GaveUp, InSyncChange,
-    Input, Job, JobEnd, JobKind, NewTablet, Origin, Policy, RegisterServer, ReplicaChange, Reply, Settings,
-    SplitCommit, SplitJob, State, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges, decode_snapshot,
-    encode_snapshot, state_hash,
+    Appointment, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer, GaveUp,
+    InSyncChange, Input, Job, JobEnd, JobKind, NewTablet, Origin, Policy, RegisterServer, ReplicaChange,
+    Reply, Settings, SplitCommit, SplitJob, State, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges,
+    decode_snapshot, encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -166,12 +166,30 @@ impl World {
                 let tablet = TabletId(args.number("t"));
                 let instead_of = args.text("for").map(|_| ReplicaId(args.number("for")));
                 let change = ReplicaChange::Add { tablet, server: ServerId(args.number("s")), instead_of };
-                self.apply(Command::ChangeReplicas { changes: vec![change] });
+                self.apply(Command::ChangeReplicas { changes: vec![change], time_ms: self.now.0 });
             }
+            "move" => {
+                let wish = Wish::Move {
+                    tablet: TabletId(args.number("t")),
+                    from: ServerId(args.number("from")),
+                    to: ServerId(args.number("to")),
+                };
+                self.apply(Command::StartJob { wish, origin: Origin::Operator, time_ms: self.now.0 });
+            }
+            "duty" => {
+                let duty = match args.text("is") {
+                    Some("serves") => Duty::Serves,
+                    Some("drained") => Duty::Drained,
+                    Some("leaves") => Duty::Leaves,
+                    other => panic!("is={other:?}"),
+                };
+                self.apply(Command::SetDuty { server: ServerId(args.number("s")), duty });
+            }
+            "forget" => self.apply(Command::ForgetServer { server: ServerId(args.number("s")) }),
             "remove" => {
                 let (tablet, replica) = (TabletId(args.number("t")), ReplicaId(args.number("r")));
                 let changes = vec![ReplicaChange::Remove { tablet, replica }];
-                self.apply(Command::ChangeReplicas { changes });
+                self.apply(Command::ChangeReplicas { changes, time_ms: self.now.0 });
             }
             "unlead" => self.step(Input::LostLeadership),
             "open" => self.step(Input::SessionOpened {
@@ -293,6 +311,7 @@ impl World {
                 results.collect::<Vec<_>>().join("\n  ")
             }
             Reply::Job(job) => job_text(job),
+            Reply::Server(server) => format!("{} {:?}", server.id, server.duty),
             Reply::Compared(comparison) => format!("compared: {comparison:?}"),
             Reply::Rejected(rejection) => format!("rejected: {rejection}"),
         };
@@ -345,17 +364,15 @@ fn tablet_text(tablet: &Tablet) -> String {
 }
 
 fn job_text(job: &Job) -> String {
-    let JobKind::Split(split) = &job.kind;
+    let what = match &job.kind {
+        JobKind::Split(split) => format!("of {} into {}", split.tablet, split_text(split)),
+        JobKind::Move(copy) => {
+            let from = copy.from_server.map_or(String::new(), |from| format!(" from {from}"));
+            format!("of {} to {}@{}{from}", copy.tablet, copy.to, copy.to_server)
+        }
+    };
     let error = job.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
-    format!(
-        "{} {} {:?} {} of {} into {}{error}",
-        job.id,
-        job.attempt,
-        job.origin,
-        job.state.name(),
-        split.tablet,
-        split_text(split)
-    )
+    format!("{} {} {:?} {} {what}{error}", job.id, job.attempt, job.origin, job.state.name(),)
 }
 
 fn split_text(split: &SplitJob) -> String {
@@ -376,13 +393,14 @@ fn command_text(command: &Command) -> String {
             };
             format!("appoint {}", appointments.iter().map(one).collect::<Vec<_>>().join(", "))
         }
-        Command::ChangeReplicas { changes } => {
+        Command::ChangeReplicas { changes, .. } => {
             let one = |change: &ReplicaChange| match change {
                 ReplicaChange::Add { tablet, server, instead_of } => {
                     let old = instead_of.map_or(String::new(), |old| format!(" for {old}"));
                     format!("add {tablet} on {server}{old}")
                 }
                 ReplicaChange::Remove { tablet, replica } => format!("remove {replica} of {tablet}"),
+                ReplicaChange::Settle { tablet } => format!("settle {tablet}"),
             };
             changes.iter().map(one).collect::<Vec<_>>().join(", ")
         }
@@ -395,6 +413,8 @@ fn command_text(command: &Command) -> String {
         | Command::CreateTable { .. }
         | Command::DropTable { .. }
         | Command::AlterInSync { .. }
+        | Command::SetDuty { .. }
+        | Command::ForgetServer { .. }
         | Command::CompareState { .. } => {
             panic!("the control core never proposes this")
         }

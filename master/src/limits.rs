@@ -125,13 +125,13 @@ pub const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a stopping master waits for calls that are being answered.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a tablet server may be away before its copies are replaced on others: longer than
+/// a reboot, shorter than a second server takes to fail.
+pub const REPLACE_AFTER_DEFAULT: Duration = Duration::from_secs(10 * 60);
+
 /// How long a split may take until its children serve; it is given up before it is sealed for
 /// so long.
 pub const SPLIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How often to look whether the children of a split serve.
 pub const SPLIT_POLL: Duration = Duration::from_millis(5);
-
-/// How long a tablet server may be away before its copies are replaced on others: longer than
-/// a reboot, shorter than a second server takes to fail.
-pub const REPLACE_AFTER_DEFAULT: Duration = Duration::from_secs(10 * 60);

@@ -8,8 +8,8 @@ use ebla_kernel::ids::{
     ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId,
 };
 use ebla_kernel::meta::{
-    BadTable, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server, State, Table,
-    TableKind, TableSpec, Tablet, TransferRefusal,
+    BadTable, Duty, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server, State,
+    Table, TableKind, TableSpec, Tablet, TransferRefusal,
 };
 
 impl From<BadTable> for ApiError {
@@ -44,11 +44,15 @@ impl From<Rejection> for ApiError {
             | Rejection::TooFewInSync(_)
             | Rejection::StaleAttempt(_)
             | Rejection::NotReady(_) => Reason::Internal,
-            Rejection::ChangeUnderWay(_)
-            | Rejection::HasCopy(_)
+            Rejection::HasCopy(_)
+            | Rejection::NoCopy(..)
+            | Rejection::ServerLeaves(_)
             | Rejection::CopyIsNeeded(_)
             | Rejection::EnoughCopies(_) => Reason::NotMovable,
+            Rejection::TooFewLeft(..) => Reason::TooFewServers,
+            Rejection::ServerInUse(_) => Reason::NotMovable,
             Rejection::NoServer(_) => Reason::ServerNotFound,
+            Rejection::JobCommitted(_) => Reason::JobEnded,
             Rejection::Retired(..) => Reason::TabletRetired,
             Rejection::BadSplitPoint(_) | Rejection::BadSplitCount => Reason::BadRequest,
             Rejection::JobRuns(_) => Reason::JobConflict,
@@ -199,6 +203,30 @@ pub fn server_to_wire(server: &Server, state: v1::ServerState) -> v1::Server {
         state: state as i32,
         ordinal: server.ordinal.0,
         incarnation: server.incarnation.0,
+        duty: duty_to_wire(server.duty) as i32,
+    }
+}
+
+fn duty_to_wire(duty: Duty) -> v1::ServerDuty {
+    match duty {
+        Duty::Serves => v1::ServerDuty::Serves,
+        Duty::Drained => v1::ServerDuty::Drained,
+        Duty::Leaves => v1::ServerDuty::Leaves,
+    }
+}
+
+/// What a server is to be wanted for.
+///
+/// # Errors
+/// `BAD_REQUEST` when the request does not say.
+pub fn duty(wire: i32) -> Result<Duty, ApiError> {
+    match v1::ServerDuty::try_from(wire) {
+        Ok(v1::ServerDuty::Serves) => Ok(Duty::Serves),
+        Ok(v1::ServerDuty::Drained) => Ok(Duty::Drained),
+        Ok(v1::ServerDuty::Leaves) => Ok(Duty::Leaves),
+        Ok(v1::ServerDuty::Unspecified) | Err(_) => {
+            Err(ApiError::new(Reason::BadRequest, "say what the server is wanted for"))
+        }
     }
 }
 

@@ -31,6 +31,11 @@ pub fn job_to_wire(job: &Job, now_ms: u64) -> v1::Job {
             let children = split.children.iter().map(|(id, _)| id.0).collect();
             (v1::JobKind::Split, split.tablet, children)
         }
+        JobKind::Move(copy) => (v1::JobKind::Move, copy.tablet, Vec::new()),
+    };
+    let (from, to) = match &job.kind {
+        JobKind::Split(_) => (None, None),
+        JobKind::Move(copy) => (copy.from_server, Some(copy.to_server)),
     };
     let state = match job.state {
         JobState::Running => v1::JobState::Running,
@@ -46,6 +51,8 @@ pub fn job_to_wire(job: &Job, now_ms: u64) -> v1::Job {
         automatic: job.origin == Origin::Automatic,
         tablet_id: tablet.0,
         child_tablet_ids: children,
+        from_server_id: from.map_or(0, |server| server.0),
+        to_server_id: to.map_or(0, |server| server.0),
         progress_per_mille: u32::from(job.progress),
         error: job.error.clone().unwrap_or_default(),
         started_ms: job.started_ms,

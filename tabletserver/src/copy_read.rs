@@ -74,6 +74,11 @@ impl Node {
         let _pin = self.pin(table, at)?;
         let version = self.reader.at(tablet, &request.key, at).map_err(store_error)?;
         self.check_floor(table, at)?;
+        // The copy may have gone meanwhile, and its rows been cleared under the read.
+        let directory = self.directory.load();
+        if directory.tablet(tablet.id).is_none_or(|known| known.generation != tablet.generation) {
+            return Err(self.elsewhere(table, &request.key));
+        }
         Ok(v1::GetResponse { at_ts: at.0, ..get_response(version, at) })
     }
 

@@ -283,12 +283,6 @@ pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often a server that stops looks whether others have taken over.
 pub const HAND_OVER_LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Up to so many bytes on disk a tablet is walked for its split points: well below a second.
-pub const SPLIT_WALK_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
-/// Keys that are noted on such a walk; when there are more, every second one is forgotten.
-pub const SPLIT_NOTES_MAX: usize = 8_192;
-
 /// Bytes per second at which copies are sent to servers that lack them: a third of what an
 /// ordinary network or disk gives, so that clients keep the rest.
 pub const BOOTSTRAP_BYTES_PER_S_DEFAULT: u64 = 50 * 1024 * 1024;
@@ -324,3 +318,9 @@ pub const BOOTSTRAP_RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long a source may take until the next message of a stream.
 pub const BOOTSTRAP_SILENCE: Duration = Duration::from_secs(30);
+
+/// Up to so many bytes on disk a tablet is walked for its split points: well below a second.
+pub const SPLIT_WALK_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Keys that are noted on such a walk; when there are more, every second one is forgotten.
+pub const SPLIT_NOTES_MAX: usize = 8_192;

@@ -426,11 +426,37 @@ fn clear(
     tablets: &[TabletId],
 ) -> Result<(), Error> {
     oplog.remove(tablets)?;
-    for (table, range) in joined(ranges) {
-        node.reader.store.clear_range(table, &range)?;
+    let joined = joined(ranges);
+    for (table, range) in &joined {
+        assert_no_overlap(replicas, *table, range)?;
+        node.reader.store.clear_range(*table, range)?;
     }
     replicas.forget(tablets)?;
+    give_space_back(node, joined);
     Ok(())
+}
+
+/// No copy that stays may hold a key of what is to be cleared.
+fn assert_no_overlap(replicas: &Replicas, table: TableId, range: &KeyRange) -> Result<(), Error> {
+    let stays = |record: &ReplicaRecord| match record.state {
+        ReplicaState::Active => record.table == table && record.range.overlaps(range),
+        ReplicaState::Tombstoned | ReplicaState::Bootstrapping { .. } => false,
+    };
+    match replicas.all().into_iter().find(stays) {
+        None => Ok(()),
+        Some(record) => {
+            let what = format!("clearing of {range}, which tablet {} holds", record.tablet.0);
+            Err(Error::Fatal { what })
+        }
+    }
+}
+
+/// Works what is left of cleared ranges out of the files of their ends, beside everything else.
+fn give_space_back(node: &Node, ranges: Vec<(TableId, KeyRange)>) {
+    let store = Arc::clone(&node.reader.store);
+    let work = move || ranges.iter().for_each(|(table, range)| store.compact(*table, range));
+    let builder = std::thread::Builder::new().name("ebla-compact".to_owned());
+    drop(builder.spawn(work).expect("the system gives a thread"));
 }
 
 /// Joins ranges that touch: a dropped table of many tablets is cleared at once.
@@ -483,7 +509,8 @@ impl Assigned {
             table: self.table,
             replica: self.replica,
             range: self.range.clone(),
-            state: match self.is_in_sync {
+            // A copy that others count on from its beginning begins empty.
+            state: match self.is_in_sync && self.parent.is_none() {
                 true => ReplicaState::Active,
                 false => ReplicaState::Bootstrapping { attempt },
             },

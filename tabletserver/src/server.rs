@@ -454,8 +454,8 @@ impl Services {
         let replication = ReplicationServiceServer::new(replication)
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
-        let split = SplitServiceServer::new(Split { node: Arc::clone(&node) });
         let source = BootstrapServiceServer::new(source).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let split = SplitServiceServer::new(Split { node: Arc::clone(&node) });
         let route =
             RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         // The builder's own option does not reach a listener that was bound before.

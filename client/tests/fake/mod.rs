@@ -556,6 +556,27 @@ impl AdminService for Server {
         Err(ApiError::new(Reason::JobNotFound, "there is no such job").into())
     }
 
+    async fn move_tablet(
+        &self,
+        _: Request<v1::MoveTabletRequest>,
+    ) -> Result<Response<v1::MoveTabletResponse>, Status> {
+        Err(Status::internal("the fake moves nothing"))
+    }
+
+    async fn set_server_duty(
+        &self,
+        _: Request<v1::SetServerDutyRequest>,
+    ) -> Result<Response<v1::SetServerDutyResponse>, Status> {
+        Err(Status::internal("the fake drains nothing"))
+    }
+
+    async fn forget_server(
+        &self,
+        _: Request<v1::ForgetServerRequest>,
+    ) -> Result<Response<v1::ForgetServerResponse>, Status> {
+        Err(Status::internal("the fake forgets nothing"))
+    }
+
     async fn cancel_job(
         &self,
         _: Request<v1::CancelJobRequest>,

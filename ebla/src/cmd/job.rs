@@ -7,7 +7,8 @@ use ebla_client::v1;
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
 
-const COLUMNS: [&str; 8] = ["id", "kind", "state", "tablet", "children", "progress", "by", "error"];
+const COLUMNS: [&str; 10] =
+    ["id", "kind", "state", "tablet", "children", "from", "to", "progress", "by", "error"];
 
 /// Lists jobs, shows one, waits for it or ends it.
 pub async fn run(global: &Global, command: Job) -> anyhow::Result<ExitCode> {
@@ -51,6 +52,7 @@ fn job_json(job: &v1::Job) -> Json {
     let kind = match job.kind() {
         v1::JobKind::Unspecified => "unknown",
         v1::JobKind::Split => "split",
+        v1::JobKind::Move => "move",
     };
     let time = |ms: u64| (ms > 0).then_some(ms);
     json!({
@@ -61,6 +63,8 @@ fn job_json(job: &v1::Job) -> Json {
         "by": if job.automatic { "cluster" } else { "operator" },
         "tablet": job.tablet_id,
         "children": job.child_tablet_ids,
+        "from": (job.from_server_id > 0).then_some(job.from_server_id),
+        "to": (job.to_server_id > 0).then_some(job.to_server_id),
         "progress": f64::from(job.progress_per_mille) / 1_000.0,
         "error": (!job.error.is_empty()).then_some(&job.error),
         "started_ms": time(job.started_ms),

@@ -10,6 +10,7 @@ mod job;
 mod load;
 mod load_file;
 mod lost;
+mod moves;
 mod outcome;
 mod range;
 mod role;

@@ -1,6 +1,6 @@
 //! `ebla server`: tablet servers.
 
-use super::{connect, output};
+use super::{connect, moves, output};
 use crate::cli::{Global, Server};
 use crate::exit::Failure;
 use crate::parse::ServerName;
@@ -8,12 +8,20 @@ use ebla_client::{Client, v1};
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
 
-/// Lists the tablet servers.
+/// Lists the tablet servers, drains, empties or forgets one.
 pub async fn run(global: &Global, command: Server) -> anyhow::Result<ExitCode> {
-    let Server::List(wait) = command;
-    let servers = connect(global, wait).await?.admin().list_servers().await?;
-    let objects: Vec<_> = servers.iter().map(server_json).collect();
-    output(global).list(&["id", "address", "zone", "state", "tablets", "leaders"], &objects)?;
+    let mut out = output(global);
+    match command {
+        Server::List(wait) => {
+            let servers = connect(global, wait).await?.admin().list_servers().await?;
+            let objects: Vec<_> = servers.iter().map(server_json).collect();
+            out.list(&["id", "address", "zone", "state", "duty", "tablets", "leaders"], &objects)?;
+        }
+        Server::Drain(args) => moves::drain(global, args, &mut out).await?,
+        Server::Decommission(args) => moves::decommission(global, args, &mut out).await?,
+        Server::Activate(args) => moves::activate(global, args, &mut out).await?,
+        Server::Forget(args) => moves::forget(global, args, &mut out).await?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -40,11 +48,17 @@ pub fn server_json(summary: &v1::ServerSummary) -> Json {
         v1::ServerState::Draining => "draining",
         v1::ServerState::Unspecified => "unknown",
     };
+    let duty = match server.duty() {
+        v1::ServerDuty::Serves | v1::ServerDuty::Unspecified => "serves",
+        v1::ServerDuty::Drained => "drained",
+        v1::ServerDuty::Leaves => "leaves",
+    };
     json!({
         "id": server.id,
         "address": server.address,
         "zone": server.zone,
         "state": state,
+        "duty": duty,
         "tablets": summary.tablets,
         "leaders": summary.leaders,
         "silent_ms": summary.silent_ms,

@@ -39,6 +39,7 @@ pub async fn run(global: &Global, command: Tablet) -> anyhow::Result<ExitCode> {
             out.describe(&tablet_json(&out, &tablet))?;
         }
         Tablet::Split(args) => super::split::run(global, args, &mut out).await?,
+        Tablet::Move(args) => super::moves::move_tablet(global, args, &mut out).await?,
         Tablet::TransferLeader(args) => transfer_leader(global, args, &mut out).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -7,6 +7,7 @@
 use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
 use super::in_sync::alter;
 use super::job::{self, Job};
+use super::leaving::{forget_server, set_duty};
 use super::registration::register_server;
 use super::rejection::Rejection;
 use super::replicas::change_replica;
@@ -40,6 +41,8 @@ pub enum Reply {
     Replicas(Vec<Result<Tablet, Rejection>>),
     /// The job as it stands now: started, ended or committed.
     Job(Box<Job>),
+    /// The server as it is now, or was when it was forgotten.
+    Server(Box<Server>),
     /// How this state compares with the proposer's.
     Compared(Comparison),
     /// Nothing changed, and why.
@@ -114,6 +117,8 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::Recover { .. }
         | Command::AlterInSync { .. }
         | Command::ChangeReplicas { .. }
+        | Command::SetDuty { .. }
+        | Command::ForgetServer { .. }
         | Command::StartJob { .. }
         | Command::EndJob { .. }
         | Command::CommitSplit { .. }
@@ -137,10 +142,12 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
             let alter = |change: InSyncChange| alter(state, proposer, &change, &mut changes);
             Ok(Reply::InSync(asked.into_iter().map(alter).collect()))
         }
-        Command::ChangeReplicas { changes: asked } => {
-            let change = |change: ReplicaChange| change_replica(state, change, &mut changes);
+        Command::ChangeReplicas { changes: asked, time_ms } => {
+            let change = |change: ReplicaChange| change_replica(state, change, time_ms, &mut changes);
             Ok(Reply::Replicas(asked.into_iter().map(change).collect()))
         }
+        Command::SetDuty { server, duty } => set_duty(state, server, duty, &mut changes),
+        Command::ForgetServer { server } => forget_server(state, server, &mut changes),
         Command::StartJob { wish, origin, time_ms } => job::start(state, wish, origin, time_ms, &mut changes),
         Command::EndJob { job, attempt, end, time_ms } => {
             job::end(state, job, attempt, end, time_ms, &mut changes)

@@ -18,6 +18,8 @@ pub(super) struct Batch {
     pub replicas: Vec<ReplicaChange>,
     /// How many of them go to each server.
     pub coming: BTreeMap<ServerId, usize>,
+    /// How many leaderships go to each server.
+    pub heirs: BTreeMap<ServerId, usize>,
     /// Copies that are to lead: at whose word, of what, in which epoch, which.
     pub transfers: Vec<(ServerId, TabletId, Epoch, ReplicaId)>,
     recover: Vec<(TabletId, Epoch)>,
@@ -60,7 +62,7 @@ impl Control {
                 }
             }
         }
-        batch.emit(effects);
+        batch.emit(self.wall.ms(), effects);
     }
 
     /// Whether nobody leads, a run that is over, one that gave up, or one that so many copies
@@ -261,7 +263,7 @@ impl Control {
 }
 
 impl Batch {
-    fn emit(self, effects: &mut Vec<Effect>) {
+    fn emit(self, time_ms: u64, effects: &mut Vec<Effect>) {
         for (server, fences) in self.fences {
             effects.push(Effect::SendFences { server, fences });
         }
@@ -274,7 +276,8 @@ impl Batch {
         }
         effects.extend(self.alter.into_iter().map(Effect::Propose));
         for changes in self.replicas.chunks(ELECTION_BATCH_TABLETS_MAX) {
-            effects.push(Effect::Propose(Command::ChangeReplicas { changes: changes.to_vec() }));
+            let changes = changes.to_vec();
+            effects.push(Effect::Propose(Command::ChangeReplicas { changes, time_ms }));
         }
         for (server, tablet, epoch, replica) in self.transfers {
             effects.push(Effect::SendTransfer { server, tablet, epoch, replica });

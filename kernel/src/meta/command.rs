@@ -4,7 +4,7 @@
 use super::job::{JobEnd, Origin, Wish};
 use super::spec::TableSpec;
 use super::split::SplitCommit;
-use super::state::ClusterId;
+use super::state::{ClusterId, Duty};
 use crate::hlc::Hlc;
 use crate::ids::{
     Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, ReplicaId, ServerId,
@@ -73,6 +73,20 @@ pub enum Command {
     ChangeReplicas {
         /// What is to change.
         changes: Vec<ReplicaChange>,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
+    },
+    /// Says what a server is wanted for from now on.
+    SetDuty {
+        /// Which.
+        server: ServerId,
+        /// What for.
+        duty: Duty,
+    },
+    /// Forgets a server that is to leave and holds nothing.
+    ForgetServer {
+        /// Which.
+        server: ServerId,
     },
     /// Starts a job, with its first attempt. For a split this is the intent.
     StartJob {
@@ -126,6 +140,11 @@ pub enum ReplicaChange {
         tablet: TabletId,
         /// Which.
         replica: ReplicaId,
+    },
+    /// A copy that took nobody's place has arrived.
+    Settle {
+        /// The tablet.
+        tablet: TabletId,
     },
 }
 

@@ -6,10 +6,14 @@
 
 use super::apply::Changes;
 use super::command::InSyncChange;
+use super::job::JobKind;
 use super::rejection::Rejection;
 use super::state::{State, Tablet};
 use crate::ids::{Incarnation, ServerId};
 use crate::mutated;
+
+/// Progress of a move, in thousandths, whose copy is in sync: what is left takes moments.
+const PROGRESS_IN_SYNC: u16 = 900;
 
 /// Applies one change.
 pub(super) fn alter(
@@ -22,8 +26,6 @@ pub(super) fn alter(
     let tablet = state.tablets.get_mut(&change.tablet).ok_or(Rejection::NoTablet(change.tablet))?;
     if change.add {
         tablet.in_sync.insert(change.replica);
-        let arrived = |moving: &super::state::Move| moving.to == change.replica && moving.from.is_none();
-        tablet.moving = tablet.moving.filter(|moving| !arrived(moving));
         // It has everything of this epoch, so what it had besides is in its loss ledger.
         tablet.former = tablet.former.filter(|former| former.leader.replica != change.replica);
     } else {
@@ -31,7 +33,22 @@ pub(super) fn alter(
     }
     tablet.config_version = tablet.config_version.next();
     changes.tablets.insert(change.tablet);
-    Ok(tablet.clone())
+    let altered = tablet.clone();
+    note_arrival(state, change, changes);
+    Ok(altered)
+}
+
+/// A copy on its way in has come: its job is past its commit point.
+fn note_arrival(state: &mut State, change: &InSyncChange, changes: &mut Changes) {
+    let Some(id) = state.index.jobs.get(&change.tablet).copied() else { return };
+    if let Some(job) = state.jobs.get_mut(&id)
+        && let JobKind::Move(copy) = &job.kind
+        && copy.to == change.replica
+        && change.add
+    {
+        job.progress = PROGRESS_IN_SYNC;
+        changes.jobs.insert(id);
+    }
 }
 
 fn check(state: &State, proposer: (ServerId, Incarnation), change: &InSyncChange) -> Result<(), Rejection> {

@@ -14,9 +14,10 @@
 
 use super::apply::{Changes, Reply};
 use super::rejection::Rejection;
+use super::replicas;
 use super::split;
 use super::state::{State, Tablet};
-use crate::ids::{Attempt, JobId, ReplicaId, TabletId};
+use crate::ids::{Attempt, JobId, ReplicaId, ServerId, TabletId};
 use crate::limits::{JOB_ERROR_BYTES_MAX, JOBS_FINISHED_MAX, JOBS_RUNNING_MAX};
 use crate::mutated;
 use crate::range::KeyRange;
@@ -43,6 +44,15 @@ pub enum Wish {
         /// First keys of all but the first of them, strictly rising and strictly inside.
         at: Vec<Bytes>,
     },
+    /// Take a copy from one server to another.
+    Move {
+        /// Of which tablet.
+        tablet: TabletId,
+        /// The server that has one.
+        from: ServerId,
+        /// The server that is to have it.
+        to: ServerId,
+    },
 }
 
 impl Wish {
@@ -50,7 +60,7 @@ impl Wish {
     #[must_use]
     pub fn tablet(&self) -> TabletId {
         match self {
-            Self::Split { tablet, .. } => *tablet,
+            Self::Split { tablet, .. } | Self::Move { tablet, .. } => *tablet,
         }
     }
 }
@@ -98,6 +108,22 @@ pub enum JobEnd {
 pub enum JobKind {
     /// Several tablets of one.
     Split(SplitJob),
+    /// A copy that takes the place of another. Its commit point is the record that takes the
+    /// new copy into the in-sync set.
+    Move(MoveJob),
+}
+
+/// A copy on its way in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct MoveJob {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// The copy that comes.
+    pub to: ReplicaId,
+    /// Where it goes.
+    pub to_server: ServerId,
+    /// The server of the copy that goes; none when the tablet lacked one.
+    pub from_server: Option<ServerId>,
 }
 
 /// A split: the tablets to be are named before anything is sealed.
@@ -118,6 +144,7 @@ impl JobKind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Split(_) => "split",
+            Self::Move(_) => "move",
         }
     }
 }
@@ -154,15 +181,18 @@ impl Job {
 
     /// The tablets that it makes, in key order.
     pub fn children(&self) -> impl Iterator<Item = TabletId> {
-        match &self.kind {
-            JobKind::Split(split) => split.children.iter().map(|(id, _)| *id),
-        }
+        let children = match &self.kind {
+            JobKind::Split(split) => &split.children[..],
+            JobKind::Move(_) => &[],
+        };
+        children.iter().map(|(id, _)| *id)
     }
 
     /// The tablets that no other job may be about while this one runs.
     pub fn tablets(&self) -> impl Iterator<Item = TabletId> {
         match &self.kind {
             JobKind::Split(split) => std::iter::once(split.tablet),
+            JobKind::Move(copy) => std::iter::once(copy.tablet),
         }
     }
 }
@@ -191,6 +221,7 @@ impl State {
         let job = self.job_of(tablet)?;
         match &job.kind {
             JobKind::Split(split) => Some((job, split)),
+            JobKind::Move(_) => None,
         }
     }
 
@@ -237,14 +268,33 @@ pub(super) fn start(
 ) -> Result<Reply, Rejection> {
     match &wish {
         Wish::Split { tablet, at } => split::check(state, *tablet, at)?,
+        Wish::Move { tablet, from, to } => replicas::check_move(state, *tablet, *from, *to)?,
     }
     make_way(state, wish.tablet(), origin, time_ms, changes)?;
-    if state.index.jobs.len() >= JOBS_RUNNING_MAX {
-        return Err(Rejection::LimitReached("jobs under way"));
-    }
+    check_room(state)?;
     let kind = match wish {
         Wish::Split { tablet, at } => split::plan(state, tablet, &at)?,
+        Wish::Move { tablet, from, to } => replicas::plan_move(state, tablet, from, to, changes)?,
     };
+    Ok(Reply::Job(Box::new(register(state, kind, origin, time_ms, changes))))
+}
+
+/// Whether one more job may run.
+pub(super) fn check_room(state: &State) -> Result<(), Rejection> {
+    match state.index.jobs.len() < JOBS_RUNNING_MAX {
+        true => Ok(()),
+        false => Err(Rejection::LimitReached("jobs under way")),
+    }
+}
+
+/// Writes the record of a job that begins.
+pub(super) fn register(
+    state: &mut State,
+    kind: JobKind,
+    origin: Origin,
+    time_ms: u64,
+    changes: &mut Changes,
+) -> Job {
     let (id, attempt) = (state.next.job, state.next.attempt);
     (state.next.job, state.next.attempt) = (id.next(), attempt.next());
     let (started_ms, ended_ms) = (time_ms, 0);
@@ -254,7 +304,7 @@ pub(super) fn start(
     state.index.jobs.extend(job.tablets().map(|tablet| (tablet, id)));
     changes.jobs.insert(id);
     state.jobs.insert(id, job.clone());
-    Ok(Reply::Job(Box::new(job)))
+    job
 }
 
 /// An operator's job ends an automatic one; any other is in the way.
@@ -296,6 +346,7 @@ pub(super) fn end(
     let (attempt, kind) = (job.attempt, job.kind.clone());
     match kind {
         JobKind::Split(split) => split::abort(state, split.tablet, attempt, changes),
+        JobKind::Move(copy) => replicas::give_up(state, &copy, changes)?,
     }
     let (to, error) = match end {
         JobEnd::Failed { error } => (JobState::Failed, Some(shortened(error))),

@@ -18,6 +18,7 @@ mod control;
 mod election;
 mod in_sync;
 mod job;
+mod leaving;
 mod registration;
 mod rejection;
 mod repair;
@@ -36,13 +37,13 @@ pub use command::{
 };
 pub use control::{Control, Effect, Input, Settings};
 pub use election::{Fence, FenceAnswer, GaveUp};
-pub use job::{Job, JobEnd, JobKind, JobState, Origin, SplitJob, Wish};
+pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, SplitJob, Wish};
 pub use rejection::Rejection;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
 pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
 pub use split::{SplitCommit, check_split_keys};
 pub use split_control::SealOrder;
 pub use state::{
-    ClusterId, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State, Table, Tablet,
+    ClusterId, Duty, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State, Table, Tablet,
 };
 pub use transfer::TransferRefusal;

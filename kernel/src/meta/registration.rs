@@ -7,7 +7,7 @@
 use super::apply::{Changes, Registered, Reply};
 use super::command::RegisterServer;
 use super::rejection::Rejection;
-use super::state::{ClusterId, Server, State};
+use super::state::{ClusterId, Duty, Server, State};
 use crate::ids::{Incarnation, TabletId};
 use crate::limits::{BOOT_IDS_PAST_MAX, SERVER_TEXT_BYTES_MAX, SERVERS_MAX};
 
@@ -76,6 +76,7 @@ fn restarted(
         boot_id: register.boot_id,
         boot_ids_past: server.boot_ids_past,
         registered_ms: register.time_ms,
+        duty: server.duty,
     };
     mark_lost(state, &restarted, changes);
     restarted
@@ -114,5 +115,6 @@ fn new_server(state: &mut State, register: RegisterServer) -> Result<Server, Rej
         boot_id: register.boot_id,
         boot_ids_past: Vec::new(),
         registered_ms: register.time_ms,
+        duty: Duty::Serves,
     })
 }

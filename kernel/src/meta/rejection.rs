@@ -59,8 +59,16 @@ pub enum Rejection {
     NothingToChange(Box<Tablet>),
     /// The in-sync set may not become smaller.
     TooFewInSync(Box<Tablet>),
-    /// Another change of the tablet's copies is under way.
-    ChangeUnderWay(Box<Tablet>),
+    /// The job is past its commit point.
+    JobCommitted(Box<Job>),
+    /// The server holds no copy of the tablet.
+    NoCopy(TabletId, ServerId),
+    /// The server takes no copies any more.
+    ServerLeaves(ServerId),
+    /// Too few servers would be left for the copies of a table.
+    TooFewLeft(ServerId, u8),
+    /// The server still holds copies, or is not to leave.
+    ServerInUse(ServerId),
     /// The server holds a copy of the tablet already.
     HasCopy(Box<Tablet>),
     /// The copy leads or is in the in-sync set.
@@ -141,10 +149,30 @@ impl fmt::Display for Rejection {
             Self::TooFewInSync(tablet) => {
                 write!(f, "the in-sync set of tablet {} may not become smaller", tablet.id)
             }
-            Self::ChangeUnderWay(tablet) => write!(
+            Self::JobCommitted(job) => write!(
                 f,
-                "another copy of tablet {} is on its way: wait until `ebla tablet describe {}` shows it in sync",
-                tablet.id, tablet.id.0
+                "job {} is past its commit point and runs to its end: wait with `ebla job wait {}`",
+                job.id.0, job.id.0
+            ),
+            Self::NoCopy(tablet, server) => write!(
+                f,
+                "server {} has no copy of tablet {}: `ebla tablet describe {}` shows who has",
+                server.0, tablet.0, tablet.0
+            ),
+            Self::ServerLeaves(id) => write!(
+                f,
+                "server {} is drained or leaves and takes no copies: choose another, see `ebla server list`",
+                id.0
+            ),
+            Self::TooFewLeft(id, copies) => write!(
+                f,
+                "without server {} too few servers would be left for tables with {copies} copies: start another first",
+                id.0
+            ),
+            Self::ServerInUse(id) => write!(
+                f,
+                "server {} still holds copies or is not to leave: run `ebla server decommission {}` and wait until it holds none",
+                id.0, id.0
             ),
             Self::HasCopy(tablet) => {
                 write!(f, "the server has a copy of tablet {} already: choose another", tablet.id)

@@ -14,7 +14,7 @@
 use super::campaign::Batch;
 use super::command::ReplicaChange;
 use super::control::Control;
-use super::state::{Move, Replica, State, Tablet};
+use super::state::{Duty, Move, Replica, State, Tablet};
 use crate::ids::{Epoch, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{COPIES_ON_THEIR_WAY_MAX, REPAIRS_RETRIED_MAX, REPLICA_CHANGE_RETRY_MS};
 use std::collections::{BTreeMap, BTreeSet};
@@ -151,9 +151,11 @@ impl Control {
         if !self.settings.replaces_copies || self.repairs.again.get(&tablet.id).is_some_and(|at| *at > now) {
             return;
         }
-        let acted = match tablet.moving {
-            Some(moving) => self.go_on(state, tablet, moving, batch),
-            None => self.begin(state, tablet, batch),
+        let acted = match (tablet.moving, state.job_of(tablet.id)) {
+            (Some(moving), _) => self.go_on(state, tablet, moving, batch),
+            // Another job is about the tablet.
+            (None, Some(_)) => false,
+            (None, None) => self.drain(state, tablet, batch) || self.begin(state, tablet, batch),
         };
         if acted {
             let at = now.plus_ms(REPLICA_CHANGE_RETRY_MS);
@@ -178,7 +180,10 @@ impl Control {
             }
             return is_hopeless;
         }
-        let Some(from) = moving.from else { return false };
+        let Some(from) = moving.from else {
+            batch.replicas.push(ReplicaChange::Settle { tablet: id });
+            return true;
+        };
         if tablet.is_led_by(from) {
             return self.hand_over(state, tablet, copy, batch);
         }
@@ -187,6 +192,23 @@ impl Control {
             batch.replicas.push(ReplicaChange::Remove { tablet: id, replica: from });
         }
         has_left
+    }
+
+    /// Lets another copy lead when the leader's server is not to lead.
+    fn drain(&self, state: &State, tablet: &Tablet, batch: &mut Batch) -> bool {
+        let duty = |id: ServerId| duty_of(state, id);
+        let Some(leader) = tablet.leader.filter(|leader| duty(leader.server) != Duty::Serves) else {
+            return false;
+        };
+        let heirs = tablet.in_sync_replicas().filter(|copy| {
+            copy.id != leader.replica
+                && duty(copy.server) == Duty::Serves
+                && self.sessions.contains_key(&copy.server)
+        });
+        let least = heirs.min_by_key(|copy| (batch.heirs.get(&copy.server).copied().unwrap_or(0), copy.id));
+        let Some(heir) = least else { return false };
+        *batch.heirs.entry(heir.server).or_default() += 1;
+        self.hand_over(state, tablet, heir, batch)
     }
 
     /// Orders the leader to hand over to `copy`.
@@ -201,10 +223,12 @@ impl Control {
     fn begin(&mut self, state: &State, tablet: &Tablet, batch: &mut Batch) -> bool {
         self.repairs.waiting.remove(&tablet.id);
         let wanted = state.table(tablet.table).map_or(0, |table| usize::from(table.spec.replicas));
+        let leaves = |copy: &&Replica| duty_of(state, copy.server) == Duty::Leaves;
         let ill = tablet.replicas.iter().find(|copy| self.is_ill(tablet, copy));
+        let ill = ill.or_else(|| tablet.replicas.iter().find(leaves));
         let place = match ill {
             // A copy whose data is lost, and one that is behind, begins anew where it was.
-            Some(copy) if self.sessions.contains_key(&copy.server) => Some(copy.server),
+            Some(copy) if self.sessions.contains_key(&copy.server) && !leaves(&copy) => Some(copy.server),
             Some(_) => self.place(state, tablet, batch),
             None if tablet.replicas.len() < wanted => self.place(state, tablet, batch),
             None => return false,
@@ -241,7 +265,7 @@ impl Control {
             tablet.replicas.iter().filter(stays).filter_map(|copy| zone(copy.server)).collect();
         let free = self.sessions.keys().copied().filter(|id| {
             let holds = tablet.replicas.iter().any(|copy| copy.server == *id);
-            !holds && self.has_room(*id, batch)
+            !holds && duty_of(state, *id) == Duty::Serves && self.has_room(*id, batch)
         });
         free.min_by_key(|id| {
             let is_used = zone(*id).is_none_or(|zone| zones.contains(zone));
@@ -259,6 +283,11 @@ impl Control {
         let some = self.repairs.waiting.iter().take(REPAIRS_RETRIED_MAX).copied();
         self.dirty.extend(some.collect::<Vec<_>>());
     }
+}
+
+/// What a server is wanted for.
+fn duty_of(state: &State, server: ServerId) -> Duty {
+    state.server(server).map_or(Duty::Serves, |server| server.duty)
 }
 
 /// Copies that this step sends to a server.

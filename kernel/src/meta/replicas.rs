@@ -11,88 +11,168 @@
 //!              │                                              │
 //!              └── Remove: given up                        Remove: the move is over
 //! ```
+//!
+//! Each is a job, an operator's or one of the cluster itself, so a tablet has at most one.
 
 use super::apply::{Changes, create_replica};
 use super::command::ReplicaChange;
+use super::job::{self, JobKind, JobState, MoveJob, Origin};
 use super::rejection::Rejection;
-use super::state::{Move, Replica, State, Tablet};
+use super::state::{Duty, Move, Replica, State, Tablet};
 use crate::ids::{ReplicaId, ServerId, TabletId};
 
-/// Applies one change.
+/// A copy that is to begin.
+#[derive(Clone, Copy)]
+struct NewCopy {
+    tablet: TabletId,
+    server: ServerId,
+    instead_of: Option<ReplicaId>,
+}
+
+/// Applies one change that the cluster itself wants.
 pub(super) fn change_replica(
     state: &mut State,
     change: ReplicaChange,
+    time_ms: u64,
     changes: &mut Changes,
 ) -> Result<Tablet, Rejection> {
     match change {
-        ReplicaChange::Add { tablet, server, instead_of } => add(state, tablet, server, instead_of, changes),
-        ReplicaChange::Remove { tablet, replica } => remove(state, tablet, replica, changes),
+        ReplicaChange::Add { tablet, server, instead_of } => {
+            add(state, NewCopy { tablet, server, instead_of }, time_ms, changes)
+        }
+        ReplicaChange::Remove { tablet, replica } => remove(state, tablet, replica, time_ms, changes),
+        ReplicaChange::Settle { tablet } => settle(state, tablet, time_ms, changes),
     }
 }
 
-fn add(
-    state: &mut State,
-    id: TabletId,
-    server: ServerId,
-    instead_of: Option<ReplicaId>,
-    changes: &mut Changes,
-) -> Result<Tablet, Rejection> {
-    let tablet = check_add(state, id, server, instead_of)?;
-    let mut tablet = tablet.clone();
-    let kind = state.table(tablet.table).ok_or(Rejection::NoTablet(id))?.spec.kind;
-    let new = create_replica(state, kind, server);
-    let old = instead_of.and_then(|old| tablet.replica(old)).cloned();
-    let goes_at_once = old.as_ref().filter(|old| old.server == server && !is_needed(&tablet, old.id));
-    let from = match (goes_at_once, tablet.moving) {
-        (Some(old), moving) => {
-            tablet.replicas.retain(|replica| replica.id != old.id);
-            moving.and_then(|moving| moving.from)
-        }
-        (None, _) => instead_of,
-    };
-    tablet.moving = Some(Move { to: new.id, from });
-    tablet.replicas.push(new);
-    changes.tablets.insert(id);
-    state.replace_tablet(tablet.clone());
-    Ok(tablet)
+/// Whether an operator's move makes sense.
+pub(super) fn check_move(
+    state: &State,
+    tablet: TabletId,
+    from: ServerId,
+    to: ServerId,
+) -> Result<(), Rejection> {
+    if let Some(job) = state.job_of(tablet).filter(|job| job.origin == Origin::Operator) {
+        return Err(Rejection::JobRuns(Box::new(job.clone())));
+    }
+    let new = wanted_by_operator(state, tablet, from, to)?;
+    check_copy(state, new)
 }
 
-fn check_add(
+/// Begins an operator's move.
+pub(super) fn plan_move(
+    state: &mut State,
+    tablet: TabletId,
+    from: ServerId,
+    to: ServerId,
+    changes: &mut Changes,
+) -> Result<JobKind, Rejection> {
+    let new = wanted_by_operator(state, tablet, from, to)?;
+    check_copy(state, new)?;
+    insert_copy(state, new, changes).map(JobKind::Move)
+}
+
+fn wanted_by_operator(
     state: &State,
     id: TabletId,
-    server: ServerId,
-    instead_of: Option<ReplicaId>,
-) -> Result<&Tablet, Rejection> {
-    let tablet = state.tablet(id).ok_or(Rejection::NoTablet(id))?;
-    let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
-    if state.server(server).is_none() {
-        return Err(Rejection::NoServer(server));
+    from: ServerId,
+    to: ServerId,
+) -> Result<NewCopy, Rejection> {
+    let tablet = state.tablet(id).ok_or_else(|| missing(state, id))?;
+    for server in [from, to] {
+        if state.server(server).is_none() {
+            return Err(Rejection::NoServer(server));
+        }
     }
+    let copy = tablet.replica_on(from).ok_or(Rejection::NoCopy(id, from))?;
+    Ok(NewCopy { tablet: id, server: to, instead_of: Some(copy.id) })
+}
+
+fn missing(state: &State, id: TabletId) -> Rejection {
+    match state.retired(id) {
+        Some(retired) => Rejection::Retired(id, retired.successors.clone()),
+        None => Rejection::NoTablet(id),
+    }
+}
+
+/// A copy that the cluster itself wants; one that renews a learner goes on with its job.
+fn add(state: &mut State, new: NewCopy, time_ms: u64, changes: &mut Changes) -> Result<Tablet, Rejection> {
+    let tablet = state.tablet(new.tablet).ok_or_else(|| missing(state, new.tablet))?;
+    let is_renewed = tablet.moving.is_some_and(|moving| {
+        let here = tablet.replica(moving.to).is_some_and(|copy| copy.server == new.server);
+        here && new.instead_of == Some(moving.to)
+    });
+    match state.job_of(new.tablet) {
+        Some(job) if !is_renewed => return Err(Rejection::JobRuns(Box::new(job.clone()))),
+        Some(_) => {}
+        None => job::check_room(state)?,
+    }
+    check_copy(state, new)?;
+    let copy = insert_copy(state, new, changes)?;
+    match state.index.jobs.get(&new.tablet).copied() {
+        Some(id) => {
+            if let Some(job) = state.jobs.get_mut(&id) {
+                job.kind = JobKind::Move(copy);
+                changes.jobs.insert(id);
+            }
+        }
+        None => drop(job::register(state, JobKind::Move(copy), Origin::Automatic, time_ms, changes)),
+    }
+    state.tablet(new.tablet).cloned().ok_or(Rejection::NoTablet(new.tablet))
+}
+
+fn check_copy(state: &State, new: NewCopy) -> Result<(), Rejection> {
+    let NewCopy { tablet: id, server, instead_of } = new;
+    let tablet = state.tablet(id).ok_or_else(|| missing(state, id))?;
+    let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
+    let known = state.server(server).ok_or(Rejection::NoServer(server))?;
     let old = match instead_of.map(|old| tablet.replica(old)) {
         Some(None) => return refuse(Rejection::NoReplica),
         Some(Some(old)) => Some(old),
         None => None,
     };
-    // A learner whose server lost it, or that is too far behind, begins anew.
-    let is_renewed = |moving: Move| old.is_some_and(|old| old.id == moving.to && old.server == server);
-    // The children's copies are named when a split begins.
-    if tablet.moving.is_some_and(|moving| !is_renewed(moving)) || state.split_of(id).is_some() {
-        return refuse(Rejection::ChangeUnderWay);
-    }
     let wanted = state.table(tablet.table).map_or(0, |table| usize::from(table.spec.replicas));
     if old.is_none() && tablet.replicas.len() >= wanted {
         return refuse(Rejection::EnoughCopies);
     }
     for here in tablet.replicas.iter().filter(|replica| replica.server == server) {
         let is_replaced = old.is_some_and(|old| old.id == here.id);
-        if !is_replaced {
+        let is_good = is_needed(tablet, here.id) && !here.lost;
+        if !is_replaced || is_good {
             return refuse(Rejection::HasCopy);
         }
-        if is_needed(tablet, here.id) && !here.lost {
-            return refuse(Rejection::CopyIsNeeded);
-        }
     }
-    Ok(tablet)
+    match known.duty {
+        Duty::Serves => Ok(()),
+        // A copy that is there already may begin anew.
+        Duty::Drained if old.is_some_and(|old| old.server == server) => Ok(()),
+        Duty::Drained | Duty::Leaves => Err(Rejection::ServerLeaves(server)),
+    }
+}
+
+/// Adds a copy that was checked. One on the same server that nobody counts on goes at once.
+fn insert_copy(state: &mut State, new: NewCopy, changes: &mut Changes) -> Result<MoveJob, Rejection> {
+    let NewCopy { tablet: id, server, instead_of } = new;
+    let mut tablet = state.tablet(id).ok_or(Rejection::NoTablet(id))?.clone();
+    let kind = state.table(tablet.table).ok_or(Rejection::NoTablet(id))?.spec.kind;
+    let copy = create_replica(state, kind, server);
+    let old = instead_of.and_then(|old| tablet.replica(old)).cloned();
+    let goes_at_once = old.as_ref().filter(|old| old.server == server && !is_needed(&tablet, old.id));
+    let from = match goes_at_once {
+        Some(old) => {
+            tablet.replicas.retain(|replica| replica.id != old.id);
+            tablet.moving.filter(|moving| moving.to == old.id).and_then(|moving| moving.from)
+        }
+        None => instead_of,
+    };
+    let from_server = from.and_then(|from| tablet.replica(from)).map(|from| from.server);
+    let from_server = from_server.or(goes_at_once.map(|old| old.server));
+    let moved = MoveJob { tablet: id, to: copy.id, to_server: server, from_server };
+    tablet.moving = Some(Move { to: copy.id, from });
+    tablet.replicas.push(copy);
+    changes.tablets.insert(id);
+    state.replace_tablet(tablet);
+    Ok(moved)
 }
 
 /// Whether elections, acknowledgements or clients count on the copy.
@@ -100,25 +180,92 @@ fn is_needed(tablet: &Tablet, replica: ReplicaId) -> bool {
     tablet.in_sync.contains(&replica) || tablet.is_led_by(replica)
 }
 
+/// Takes a copy on its way in back, before the commit point of its job.
+pub(super) fn give_up(state: &mut State, copy: &MoveJob, changes: &mut Changes) -> Result<(), Rejection> {
+    let Some(tablet) = state.tablet(copy.tablet) else { return Ok(()) };
+    if tablet.in_sync.contains(&copy.to) {
+        let job = state.job_of(copy.tablet).cloned();
+        return Err(
+            job.map_or(Rejection::NoTablet(copy.tablet), |job| Rejection::JobCommitted(Box::new(job)))
+        );
+    }
+    take_out(state, copy.tablet, copy.to, changes);
+    Ok(())
+}
+
 fn remove(
     state: &mut State,
     id: TabletId,
     replica: ReplicaId,
+    time_ms: u64,
     changes: &mut Changes,
 ) -> Result<Tablet, Rejection> {
-    let mut tablet = state.tablet(id).ok_or(Rejection::NoTablet(id))?.clone();
-    let Some(gone) = tablet.replica(replica).cloned() else {
-        return Err(Rejection::NoReplica(Box::new(tablet)));
-    };
-    if is_needed(&tablet, replica) {
-        return Err(Rejection::CopyIsNeeded(Box::new(tablet)));
+    let tablet = state.tablet(id).ok_or_else(|| missing(state, id))?;
+    let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
+    if tablet.replica(replica).is_none() {
+        return refuse(Rejection::NoReplica);
     }
+    if is_needed(tablet, replica) {
+        return refuse(Rejection::CopyIsNeeded);
+    }
+    let moving = tablet.moving;
+    if moving.is_none()
+        && let Some(job) = state.job_of(id)
+    {
+        return Err(Rejection::JobRuns(Box::new(job.clone())));
+    }
+    let end = match moving {
+        Some(moving) if moving.from == Some(replica) => Some((JobState::Done, None)),
+        Some(moving) if moving.to == replica => {
+            let error = "the server of the new copy went away".to_owned();
+            Some((JobState::Failed, Some(error)))
+        }
+        Some(_) | None => None,
+    };
+    take_out(state, id, replica, changes);
+    if let Some((to, error)) = end {
+        end_job(state, id, to, error, time_ms, changes);
+    }
+    state.tablet(id).cloned().ok_or(Rejection::NoTablet(id))
+}
+
+/// A copy that took nobody's place has come.
+fn settle(state: &mut State, id: TabletId, time_ms: u64, changes: &mut Changes) -> Result<Tablet, Rejection> {
+    let tablet = state.tablets.get_mut(&id).ok_or(Rejection::NoTablet(id))?;
+    let in_sync = &tablet.in_sync;
+    let has_come = |moving: &Move| in_sync.contains(&moving.to) && moving.from.is_none();
+    if tablet.moving.as_ref().is_none_or(|moving| !has_come(moving)) {
+        return Err(Rejection::NothingToChange(Box::new(tablet.clone())));
+    }
+    tablet.moving = None;
+    let settled = tablet.clone();
+    changes.tablets.insert(id);
+    end_job(state, id, JobState::Done, None, time_ms, changes);
+    Ok(settled)
+}
+
+fn end_job(
+    state: &mut State,
+    tablet: TabletId,
+    to: JobState,
+    error: Option<String>,
+    time_ms: u64,
+    changes: &mut Changes,
+) {
+    if let Some(id) = state.index.jobs.get(&tablet).copied() {
+        state.finish_job(id, to, error, time_ms, changes);
+    }
+}
+
+/// Takes a copy out of a tablet's record.
+fn take_out(state: &mut State, id: TabletId, replica: ReplicaId, changes: &mut Changes) {
+    let Some(mut tablet) = state.tablet(id).cloned() else { return };
+    let Some(gone) = tablet.replica(replica).cloned() else { return };
     tablet.replicas.retain(|other| other.id != replica);
     tablet.moving = tablet.moving.filter(|moving| moving.to != replica && moving.from != Some(replica));
     changes.tablets.insert(id);
     note_removed(&tablet, &gone, changes);
-    state.replace_tablet(tablet.clone());
-    Ok(tablet)
+    state.replace_tablet(tablet);
 }
 
 /// The server is told, unless a successor lies there: that one's assignment says as much.

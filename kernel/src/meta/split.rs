@@ -7,7 +7,7 @@
 use super::apply::{Changes, Reply};
 use super::job::{Job, JobKind, JobState, SplitJob};
 use super::rejection::Rejection;
-use super::state::{Leader, Move, Parent, Replica, RetiredTablet, State, Tablet};
+use super::state::{Leader, Parent, Replica, RetiredTablet, State, Tablet};
 use crate::entry::LogEnd;
 use crate::ids::{Attempt, ConfigVersion, Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId};
 use crate::limits::{KEY_BYTES_MAX, SPLIT_CHILDREN_MAX, TABLETS_MAX};
@@ -119,9 +119,9 @@ pub(super) fn commit(
 
 /// The job of the attempt, as long as it may be committed.
 fn intent<'a>(state: &'a State, commit: &SplitCommit) -> Result<(&'a Job, &'a SplitJob), Rejection> {
-    let is_meant = |job: &&Job| {
-        let JobKind::Split(split) = &job.kind;
-        split.tablet == commit.tablet && job.attempt == commit.attempt
+    let is_meant = |job: &&Job| match &job.kind {
+        JobKind::Split(split) => split.tablet == commit.tablet && job.attempt == commit.attempt,
+        JobKind::Move(_) => false,
     };
     match state.split_of(commit.tablet) {
         Some((job, split)) if job.attempt == commit.attempt || mutated!(CommitOfAnyAttempt) => {
@@ -191,9 +191,6 @@ fn child(
         .filter_map(|replica| Some(Replica { id: name(replica.id)?, ..replica.clone() }))
         .collect();
     let in_sync: BTreeSet<ReplicaId> = commit.ready.keys().filter_map(|copy| name(*copy)).collect();
-    let moving = parent
-        .moving
-        .and_then(|moving| Some(Move { to: name(moving.to)?, from: moving.from.and_then(name) }));
     let leader = name(leader.replica).map(|replica| Leader { replica, ..leader });
     let epoch = parent.epoch.next();
     Tablet {
@@ -213,6 +210,6 @@ fn child(
         degraded: parent.degraded,
         parent: Some(Parent { tablet: parent.id, attempt: commit.attempt, epoch, seal: commit.seal }),
         aborted: Attempt(0),
-        moving,
+        moving: None,
     }
 }

@@ -138,6 +138,7 @@ impl Control {
             }
             match &job.kind {
                 JobKind::Split(split) => self.dirty.insert(split.tablet),
+                JobKind::Move(copy) => self.dirty.insert(copy.tablet),
             };
         }
         self.dirty.append(&mut self.splits.waiting);

@@ -46,6 +46,18 @@ impl fmt::Debug for ClusterId {
     }
 }
 
+/// What a server is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
+pub enum Duty {
+    /// It leads and holds copies.
+    #[default]
+    Serves,
+    /// It holds copies and leads none that another could lead.
+    Drained,
+    /// Its copies go to others, and then it goes.
+    Leaves,
+}
+
 /// A tablet server, as its last registration left it.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct Server {
@@ -67,6 +79,8 @@ pub struct Server {
     pub boot_ids_past: Vec<u64>,
     /// When it registered, milliseconds since 1970.
     pub registered_ms: u64,
+    /// What it is wanted for.
+    pub duty: Duty,
 }
 
 impl Server {
@@ -424,6 +438,12 @@ impl State {
     pub(super) fn insert_server(&mut self, server: Server) {
         self.index.generations.insert(server.disk_generation, server.id);
         self.servers.insert(server.id, server);
+    }
+
+    pub(super) fn remove_server(&mut self, id: ServerId) {
+        if let Some(server) = self.servers.remove(&id) {
+            self.index.generations.remove(&server.disk_generation);
+        }
     }
 
     pub(super) fn insert_table(&mut self, table: Table) {

@@ -153,6 +153,7 @@ impl Session {
                 return lost.iter().map(|(from, to, input)| show_mail(*from, *to, input)).collect();
             }
             "start" => return self.start(),
+            "built" => return self.built(id, rest),
             "settle" if self.copies[&id].settling.is_none() => return vec!["nothing to apply".into()],
             "tick" => self.now = Tick(rest.parse().expect("milliseconds")),
             _ => {}
@@ -165,6 +166,7 @@ impl Session {
         let input = match verb {
             "show" => return vec![copy.show()],
             "rows" => return copy.show_rows(),
+            "behind" => return vec![format!("{:?}", copy.tablet.behind().collect::<Vec<_>>())],
             "read" => return copy.read(rest),
             "restart" => return copy.restart(rest),
             "promise" | "bound" => return copy.promise(verb, rest),
@@ -190,6 +192,22 @@ impl Session {
             @3 flush; deliver";
         commands.split("; ").for_each(|command| drop(self.run(command)));
         vec![self.copies[&1].show()]
+    }
+
+    /// A copy that was built from the rows of copy 1: its log begins behind `upto`, and it
+    /// promises the epoch in which it was created (m23).
+    fn built(&mut self, id: u64, rest: &str) -> Vec<String> {
+        let words = Words::of(rest, &["upto", "epoch"]);
+        let upto = usize::try_from(words.number("upto", 0)).expect("small");
+        let (source, promised) = (&self.copies[&1], Epoch(words.number("epoch", 1)));
+        let log = source.log[..upto].to_vec();
+        let entries: Vec<Entry> = log.iter().map(|(entry, _)| entry.clone()).collect();
+        let tablet = open(id, Incarnation(1), promised, &entries, Seq(upto as u64));
+        let versions = source.versions.clone();
+        let copy = Copy { tablet, promised, log, durable: upto, versions, ..Copy::new(id) };
+        let shown = copy.show();
+        self.copies.insert(id, copy);
+        vec![shown]
     }
 
     fn step(&mut self, id: u64, input: Input) -> Vec<String> {
@@ -300,7 +318,7 @@ impl Copy {
     }
 
     fn plain(&mut self, verb: &str, rest: &str, ts: Hlc) -> Input {
-        let words = Words::of(rest, &["gone", "version", "members"]);
+        let words = Words::of(rest, &["gone", "version", "members", "leaving"]);
         let value = number(words.plain.first());
         let epoch = Epoch(value.unwrap_or_default());
         let server = ServerId(value.unwrap_or_default());
@@ -311,10 +329,13 @@ impl Copy {
             "in-sync" => {
                 let in_sync = words.plain[1];
                 let members = words.named.get("members").copied();
-                Input::InSync { epoch, membership: membership(version, in_sync, members) }
+                let leaving = words.named.get("leaving").map(|id| ReplicaId(id.parse().expect("a copy")));
+                let membership = Membership { leaving, ..membership(version, in_sync, members) };
+                Input::InSync { epoch, membership }
             }
             "refused" => Input::ProposalRefused { epoch, version },
             "flush" => Input::Flush,
+            "purged" => Input::Purged { to: ReplicaId(value.expect("a copy")) },
             "connected" => Input::Connected { server },
             "silent" => Input::Silent { server },
             "superseded" => Input::Superseded { epoch },

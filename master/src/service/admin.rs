@@ -2,6 +2,7 @@
 
 use super::control::unexpected;
 use super::job;
+use super::moves;
 use super::route::no_table;
 use super::split::split_tablet;
 use super::transfer::transfer_leader;
@@ -15,7 +16,7 @@ use crate::placement::{Candidate, place};
 use ebla_kernel::ids::{ServerId, TableId, TabletId};
 use ebla_kernel::limits::REPLICAS_DEFAULT;
 use ebla_kernel::meta::{
-    Command, NewTablet, Rejection, Reply, Server, State, Table, TableSpec, check_table_name, cut_ranges,
+    Command, Duty, NewTablet, Rejection, Reply, Server, State, Table, TableSpec, check_table_name, cut_ranges,
 };
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::meta::{table_spec, table_to_wire};
@@ -23,10 +24,11 @@ use ebla_proto::v1::admin_service_server::AdminService;
 use ebla_proto::v1::{
     CancelJobRequest, CancelJobResponse, CreateTableRequest, CreateTableResponse, DescribeJobRequest,
     DescribeJobResponse, DescribeTableRequest, DescribeTableResponse, DescribeTabletRequest,
-    DescribeTabletResponse, DropTableRequest, DropTableResponse, GetStatusRequest, GetStatusResponse,
-    ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse, ListTablesRequest,
-    ListTablesResponse, ListTabletsRequest, ListTabletsResponse, ServerState, SplitTabletRequest,
-    SplitTabletResponse, TransferLeaderRequest, TransferLeaderResponse,
+    DescribeTabletResponse, DropTableRequest, DropTableResponse, ForgetServerRequest, ForgetServerResponse,
+    GetStatusRequest, GetStatusResponse, ListJobsRequest, ListJobsResponse, ListServersRequest,
+    ListServersResponse, ListTablesRequest, ListTablesResponse, ListTabletsRequest, ListTabletsResponse,
+    MoveTabletRequest, MoveTabletResponse, ServerState, SetServerDutyRequest, SetServerDutyResponse,
+    SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -91,7 +93,7 @@ impl Admin {
         let state = self.shared.raft.view().state();
         let up = state.servers().filter(|server| {
             let health = self.shared.liveness.health(server.id);
-            health.connected && health.state == ServerState::Up
+            health.connected && health.state == ServerState::Up && server.duty == Duty::Serves
         });
         let candidate = |server: &Server| Candidate {
             id: server.id,
@@ -303,6 +305,27 @@ impl AdminService for Admin {
     ) -> Result<Response<SplitTabletResponse>, Status> {
         let limit = SPLIT_TIMEOUT + ADMIN_TIMEOUT;
         within(limit, split_tablet(&self.shared, request.into_inner())).await
+    }
+
+    async fn move_tablet(
+        &self,
+        request: Request<MoveTabletRequest>,
+    ) -> Result<Response<MoveTabletResponse>, Status> {
+        within(ADMIN_TIMEOUT, moves::move_tablet(&self.shared, request.into_inner())).await
+    }
+
+    async fn set_server_duty(
+        &self,
+        request: Request<SetServerDutyRequest>,
+    ) -> Result<Response<SetServerDutyResponse>, Status> {
+        within(ADMIN_TIMEOUT, moves::set_duty(&self.shared, request.into_inner())).await
+    }
+
+    async fn forget_server(
+        &self,
+        request: Request<ForgetServerRequest>,
+    ) -> Result<Response<ForgetServerResponse>, Status> {
+        within(ADMIN_TIMEOUT, moves::forget(&self.shared, request.into_inner())).await
     }
 
     async fn list_jobs(

@@ -5,6 +5,7 @@ pub(crate) mod admin;
 pub(crate) mod control;
 mod job;
 pub(crate) mod meta_raft;
+mod moves;
 pub(crate) mod route;
 mod split;
 mod summary;

@@ -42,7 +42,7 @@ pub(super) async fn split_tablet(
 }
 
 /// Starts a job for an operator.
-async fn start(shared: &Shared, wish: Wish) -> Result<JobId, ApiError> {
+pub(super) async fn start(shared: &Shared, wish: Wish) -> Result<JobId, ApiError> {
     let command = Command::StartJob { wish, origin: Origin::Operator, time_ms: clock::wall_ms() };
     match shared.raft.propose(command).await.map_err(|why| shared.no_answer(why))? {
         Reply::Job(job) => Ok(job.id),

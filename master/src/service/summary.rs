@@ -62,7 +62,7 @@ pub(super) fn servers(shared: &Shared, state: &State) -> Vec<v1::ServerSummary> 
     state.servers().map(|one| server(shared, state, one)).collect()
 }
 
-fn server(shared: &Shared, state: &State, server: &Server) -> v1::ServerSummary {
+pub(super) fn server(shared: &Shared, state: &State, server: &Server) -> v1::ServerSummary {
     let health = shared.liveness.health(server.id);
     let leads = |tablet: &&Tablet| {
         tablet.leader.is_some_and(|leader| leader.server == server.id && state.is_current(&leader))

@@ -19,9 +19,8 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, Seq, ServerId, ServerRun};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::{RangeTombstone, RangeTombstones};
-use ebla_kernel::tablet::Seals;
 use ebla_kernel::tablet::token::TokenTable;
-use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun};
+use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun, Seals};
 use ebla_proto::convert::non_empty;
 use ebla_proto::v1;
 use ebla_proto::v1::bootstrap_response::Message;
@@ -168,7 +167,7 @@ impl Target {
             tombstones.insert(range.start().clone(), range.end().cloned(), ts);
         }
         let (end, epochs) = (base.entry.end(), base.epochs);
-        // A sealed tablet is not sent, so the log below says nothing of seals.
+        // A sealed tablet is not sent: no seal is in force at its base.
         let (seals, staged) = (Seals::default(), None);
         let replica = RecoveredReplica { record, end, epochs, tokens, tombstones, seals, staged };
         Ok(Some(Arrived { replica, probe }))

@@ -304,7 +304,9 @@ impl Sequencer {
             Control::StreamFailed(failed) => self.each(failed, |to| Input::StreamFailed { to }),
             Control::Purged(copies) => self.each(copies, |to| Input::Purged { to }),
             Control::Tokens(tablet, upto, answer) => {
-                let tokens = self.slots.get(&tablet).map(|slot| slot.tablet.tokens_upto(upto));
+                // What is sealed is about to be retired: its successors are sent.
+                let slot = self.slots.get(&tablet).filter(|slot| slot.tablet.sealed().is_none());
+                let tokens = slot.map(|slot| slot.tablet.tokens_upto(upto));
                 // Whoever asked may have gone.
                 let _ = answer.send(tokens);
             }

@@ -184,7 +184,7 @@ mod tests {
     fn a_middle_lies_between() {
         assert_eq!(middle(b"a", b"c").as_deref(), Some(&b"b"[..]));
         let middle_of = middle(b"user1", b"user9").unwrap();
-        assert!(middle_of > b"user1".to_vec() && middle_of < b"user9".to_vec());
+        assert!(middle_of[..] > b"user1"[..] && middle_of[..] < b"user9"[..]);
         assert_eq!(middle(b"a", b"a"), None);
     }
 }

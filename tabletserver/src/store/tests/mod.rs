@@ -2,6 +2,7 @@
 
 mod differential;
 mod garbage;
+mod incoming;
 mod model;
 
 use super::gc::{Floors, TableGarbage};

@@ -1,0 +1,53 @@
+//! Servers that are drained, leave, and are forgotten.
+//!
+//! What a server is wanted for is a record; making it so is the work of the control core
+//! ([`super::repair`]). A server is told that it leaves only while enough others are there for
+//! the copies of every table, and forgotten only when it holds nothing.
+
+use super::apply::{Changes, Reply};
+use super::rejection::Rejection;
+use super::state::{Duty, State};
+use crate::ids::ServerId;
+
+/// Changes what a server is wanted for.
+pub(super) fn set_duty(
+    state: &mut State,
+    id: ServerId,
+    duty: Duty,
+    changes: &mut Changes,
+) -> Result<Reply, Rejection> {
+    let server = state.server(id).ok_or(Rejection::NoServer(id))?;
+    if duty == Duty::Leaves {
+        check_left(state, id)?;
+    }
+    let mut server = server.clone();
+    if server.duty != duty {
+        server.duty = duty;
+        changes.servers.insert(id);
+        state.insert_server(server.clone());
+    }
+    Ok(Reply::Server(Box::new(server)))
+}
+
+/// Enough servers stay for the copies of every table that has some on this one.
+fn check_left(state: &State, id: ServerId) -> Result<(), Rejection> {
+    let stays = state.servers().filter(|server| server.id != id && server.duty != Duty::Leaves).count();
+    let tables = state.tablets_on(id).filter_map(|tablet| state.table(tablet.table));
+    let wanted = tables.map(|table| table.spec.replicas).max().unwrap_or(0);
+    if stays >= usize::from(wanted) { Ok(()) } else { Err(Rejection::TooFewLeft(id, wanted)) }
+}
+
+/// Forgets a server that has left.
+pub(super) fn forget_server(
+    state: &mut State,
+    id: ServerId,
+    changes: &mut Changes,
+) -> Result<Reply, Rejection> {
+    let server = state.server(id).ok_or(Rejection::NoServer(id))?.clone();
+    if state.tablet_count_on(id) > 0 {
+        return Err(Rejection::ServerInUse(id));
+    }
+    state.remove_server(id);
+    changes.servers.insert(id);
+    Ok(Reply::Server(Box::new(server)))
+}
