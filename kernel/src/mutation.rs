@@ -158,8 +158,6 @@ pub enum Mutation {
     ChildFenceNotHeld,
     /// Children do not know the tokens of their parent.
     ParentTokensForgotten,
-    /// A copy switches to children that it staged for another attempt.
-    SwitchOfAnyAttempt,
 }
 
 impl Mutation {
@@ -230,7 +228,7 @@ impl Mutation {
     ];
 
     /// Those that show themselves only where tablets are split; the golden scripts hold the rules.
-    pub const OF_SPLITS: [Self; 14] = [
+    pub const OF_SPLITS: [Self; 13] = [
         Self::AbortAfterCommit,
         Self::CommitOfAnyAttempt,
         Self::CommitOfAnyEpoch,
@@ -244,7 +242,6 @@ impl Mutation {
         Self::ReadySetIgnored,
         Self::ChildFenceNotHeld,
         Self::ParentTokensForgotten,
-        Self::SwitchOfAnyAttempt,
     ];
 
     /// The rule that it breaks.
@@ -323,7 +320,6 @@ impl Mutation {
             Self::ReadySetIgnored => "m17",
             Self::ChildFenceNotHeld => "m18",
             Self::ParentTokensForgotten => "tokens go to the children",
-            Self::SwitchOfAnyAttempt => "m30",
         }
     }
 }
