@@ -30,6 +30,7 @@
 //! restart [incarnation=2]       a new process: what was not durable is gone
 //! ```
 
+use super::words::{Words, number};
 use bytes::Bytes;
 use ebla_kernel::entry::{Entry, LogEnd, Payload, SealRecord, SealedChild};
 use ebla_kernel::hlc::Hlc;
@@ -95,35 +96,6 @@ impl Promises for Promised<'_> {
     fn boot_until(&self) -> Tick {
         Tick(0)
     }
-}
-
-/// The words of a command, with `name=value` ones set apart.
-struct Words<'a> {
-    plain: Vec<&'a str>,
-    named: BTreeMap<&'a str, &'a str>,
-}
-
-impl<'a> Words<'a> {
-    fn of(text: &'a str, names: &[&str]) -> Self {
-        let mut words = Self { plain: Vec::new(), named: BTreeMap::new() };
-        for word in text.split_whitespace() {
-            match word.split_once('=') {
-                Some((name, value)) if names.contains(&name) => {
-                    words.named.insert(name, value);
-                }
-                _ => words.plain.push(word),
-            }
-        }
-        words
-    }
-
-    fn number(&self, name: &str, default: u64) -> u64 {
-        self.named.get(name).map_or(default, |value| value.parse().expect("a number"))
-    }
-}
-
-fn number(word: Option<&&str>) -> Option<u64> {
-    word.map(|word| word.trim_start_matches(['q', 'e', 'a']).parse().expect("a number"))
 }
 
 fn ids(text: &str) -> BTreeSet<ReplicaId> {
