@@ -21,6 +21,7 @@ use split_world::world::World;
 /// Seeds of an ordinary run: about three seconds.
 const SEEDS_DEFAULT: u64 = 400;
 
+#[expect(clippy::disallowed_methods, reason = "which seeds to run is said from outside")]
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }

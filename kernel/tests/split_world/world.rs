@@ -513,9 +513,9 @@ impl World {
     fn take_assignment(&mut self, at: usize, assigned: Assigned) {
         let Assigned { tablet, range, replica, epoch, leader, membership, .. } = assigned;
         let server = &mut self.servers[at];
-        if !server.records.contains_key(&tablet) {
+        if let std::collections::btree_map::Entry::Vacant(place) = server.records.entry(tablet) {
             let (promised, log, base) = (epoch, Vec::new(), LogEnd::default());
-            server.records.insert(tablet, Record { replica, range, promised, log, base });
+            place.insert(Record { replica, range, promised, log, base });
             server.open(tablet);
         }
         self.places.insert(replica, at);
