@@ -231,6 +231,64 @@ fn wait_until_whole(cli: &Cli) -> Result<()> {
     eventually("every tablet is led and has three copies in sync", HEAL_MAX, whole).map(drop)
 }
 
+/// Rows `0..1_200`, of which one range deletion over every later border takes all but 150, and
+/// a counter beside each hundredth.
+async fn fill(client: &Client) -> Result<()> {
+    let options = WriteOptions { ack: Some(AckLevel::Copies(2)) };
+    for hundred in 0..12 {
+        let mut batch = Batch::new().add(format!("{:04}-n", hundred * 100), hundred);
+        for row in hundred * 100..(hundred + 1) * 100 {
+            batch = batch.set(format!("{row:04}"), "value");
+        }
+        client.write("t", batch, options).await?.committed()?;
+    }
+    for part in client.delete_range("t", "0100-n", "1150", options).await? {
+        part.result?.committed()?;
+    }
+    Ok(())
+}
+
+async fn count(client: &Client) -> Result<(usize, usize)> {
+    let rows: Vec<_> = client.scan("t", Scan::all())?.try_collect().await?;
+    let counters = rows.iter().filter(|row| row.key.ends_with(b"-n")).count();
+    Ok((rows.len() - counters, counters))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_power_cut_right_after_a_split_loses_nothing() -> Result<()> {
+    for pause_ms in [0, 10, 1_000] {
+        let mut cluster = Cluster::start_with(1, 3, &["--flush-interval", "off"])?;
+        let cli = cluster.cli();
+        let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
+        let client = connect(&cluster).await?;
+        fill(&client).await?;
+        let left = count(&client).await?;
+        ensure!(left == (151, 1), "{left:?} before the split");
+        let first = tokio::task::block_in_place(|| tablets(&cli))[0];
+        client.admin().split_tablet(first, vec![Bytes::from_static(b"0600")]).await?;
+        client.set("t", "0700", "after the split").await?.committed()?;
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        cluster.kill_all()?;
+        cluster.start_all()?;
+        tokio::task::block_in_place(|| wait_until_whole(&cli))?;
+        let client = connect(&cluster).await?;
+        let left = count(&client).await?;
+        ensure!(left == (152, 1), "{left:?} after {pause_ms} ms and a power cut");
+        // A child before the first flush: the log of its grandparent is needed.
+        let second = tokio::task::block_in_place(|| tablets(&cli))[1];
+        client.admin().split_tablet(second, vec![Bytes::from_static(b"0800")]).await?;
+        cluster.kill_all()?;
+        cluster.start_all()?;
+        tokio::task::block_in_place(|| wait_until_whole(&cli))?;
+        let client = connect(&cluster).await?;
+        let left = count(&client).await?;
+        ensure!(left == (152, 1), "{left:?} after a second split and a power cut");
+        let added = client.add("t", "0000-n", 5).await?.committed()?;
+        ensure!(added.counters == [Some(5)], "{added:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_with_the_reason() -> Result<()> {
     let cluster = Cluster::start(1, 1)?;
