@@ -1,3 +1,4 @@
 //! What the golden scripts share: one command language per core.
 
+pub mod show;
 pub mod tablet;
