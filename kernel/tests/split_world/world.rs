@@ -80,6 +80,8 @@ pub struct World {
     splits: u64,
     deposes: u64,
     cuts: u64,
+    /// Epochs are raised all the time.
+    storms: bool,
 }
 
 impl World {
@@ -110,6 +112,7 @@ impl World {
             splits,
             deposes,
             cuts,
+            storms: seed.is_multiple_of(4),
         }
     }
 
@@ -174,6 +177,9 @@ impl World {
             return;
         }
         let at = self.chance.below(SERVERS);
+        if self.storms && self.chance.per_mille(400) {
+            return self.depose();
+        }
         match self.chance.below(100) {
             n if (n as u64) < self.crashes && self.servers[at].is_up => self.crash(at),
             10..50 if self.chance.per_mille(self.splits * 10) => self.wish_split(),
@@ -513,9 +519,10 @@ impl World {
     fn take_assignment(&mut self, at: usize, assigned: Assigned) {
         let Assigned { tablet, range, replica, epoch, leader, membership, .. } = assigned;
         let server = &mut self.servers[at];
-        if let std::collections::btree_map::Entry::Vacant(place) = server.records.entry(tablet) {
+        let is_new = !server.records.contains_key(&tablet);
+        if is_new {
             let (promised, log, base) = (epoch, Vec::new(), LogEnd::default());
-            place.insert(Record { replica, range, promised, log, base });
+            let _ = server.records.insert(tablet, Record { replica, range, promised, log, base });
             server.open(tablet);
         }
         self.places.insert(replica, at);
