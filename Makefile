@@ -83,8 +83,8 @@ sim-mutants: deps ## seed known bugs, one per rule; the simulator must find each
 chaos: build ## kill real processes again and again; ROUNDS=20
 	@for round in $$(seq $(ROUNDS)); do \
 		echo "== round $$round of $(ROUNDS)"; \
-		ROWS=$(ROWS) cargo test --locked --workspace --test copies --test restarts --test faults -- \
-			--test-threads=1 || exit 1; \
+		ROWS=$(ROWS) SEED=$$round cargo test --locked --workspace --test copies --test restarts \
+			--test faults --test splits --test moves -- --test-threads=1 || exit 1; \
 	done
 
 doc: ## the documentation of all crates

@@ -26,6 +26,7 @@ for visits in 42 84; do
     expect '^ready endpoints='
     expect 'hello again'
     expect 'lib32gphobos3'
+    expect 'split'
     expect "\b$visits\b"
 done
 echo "demo-check: ok"

@@ -70,11 +70,11 @@ fn wait_until_whole(cluster: &Cluster, copies: usize, without: &[u64]) -> Result
 
 /// Lets the copies on `server` lead every tablet.
 fn let_lead(cluster: &Cluster, server: u64) {
-    let (cli, server) = (cluster.cli(), server.to_string());
+    let cli = cluster.cli();
     for tablet in tablets(&cli) {
-        if tablet["leader"].to_string() != server {
-            let id = tablet["id"].to_string();
-            let _ = cli.run(&["tablet", "transfer-leader", &id, "--to", &server]).expect(exit::OK);
+        if tablet["leader"].as_u64() != Some(server) {
+            let (id, to) = (tablet["id"].to_string(), server.to_string());
+            let _ = cli.run(&["tablet", "transfer-leader", &id, "--to", &to]).expect(exit::OK);
         }
     }
 }
@@ -157,7 +157,7 @@ fn a_copy_moves_and_its_rows_go_with_it() -> Result<()> {
         "--timeout",
         "60s",
     ]);
-    ensure!(moved["tablet"].to_string() == id && moved["job"].as_u64() > Some(0), "{moved}");
+    ensure!(moved["tablet"] == tablet["id"] && moved["job"].as_u64() > Some(0), "{moved}");
     let described = cli.json(&["tablet", "describe", &id]);
     let replicas = servers(&described, "replicas");
     ensure!(replicas.contains(&free) && !replicas.contains(&leader) && replicas.len() == 3, "{described}");

@@ -39,6 +39,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tabletserver/src/service",
             "tabletserver/src/server",
             "tabletserver/src/error",
+            "tabletserver/src/copying/",
             "tabletserver/src/master_link",
             "tabletserver/src/promises/",
             "tabletserver/src/front_door.rs",

@@ -164,8 +164,6 @@ pub enum Mutation {
     ChildFenceNotHeld,
     /// Children do not know the tokens of their parent.
     ParentTokensForgotten,
-    /// A copy switches to children that it staged for another attempt.
-    SwitchOfAnyAttempt,
 }
 
 impl Mutation {
@@ -253,7 +251,7 @@ impl Mutation {
     }
 
     /// Those that show themselves only where tablets are split; the golden scripts hold the rules.
-    pub const OF_SPLITS: [Self; 14] = [
+    pub const OF_SPLITS: [Self; 13] = [
         Self::AbortAfterCommit,
         Self::CommitOfAnyAttempt,
         Self::CommitOfAnyEpoch,
@@ -267,7 +265,6 @@ impl Mutation {
         Self::ReadySetIgnored,
         Self::ChildFenceNotHeld,
         Self::ParentTokensForgotten,
-        Self::SwitchOfAnyAttempt,
     ];
 
     /// The rule that it breaks.
@@ -349,7 +346,6 @@ impl Mutation {
             Self::ReadySetIgnored => "m17",
             Self::ChildFenceNotHeld => "m18",
             Self::ParentTokensForgotten => "tokens go to the children",
-            Self::SwitchOfAnyAttempt => "m30",
         }
     }
     /// What it stands for: rules of the protocol, sections of the protocol on the order of

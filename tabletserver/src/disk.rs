@@ -61,6 +61,13 @@ impl DiskGauge {
         (self.bytes.load(Ordering::Relaxed), self.bytes_free.load(Ordering::Relaxed))
     }
 
+    /// Whether there is room for copies of other servers' tablets.
+    #[must_use]
+    pub fn takes_copies(&self) -> bool {
+        let (bytes, free) = self.get();
+        free >= (bytes / limits::DISK_FREE_SHARE_FOR_COPIES).min(limits::DISK_FREE_BYTES_FOR_COPIES)
+    }
+
     /// Whether a write may go on; one that adds no rows may for longer.
     ///
     /// # Errors

@@ -163,6 +163,12 @@ pub const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of rows applied in one batch while the log is replayed at start.
 pub const REPLAY_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
+/// Copies of other servers' tablets are not taken when less than this share of the disk (one in
+/// n) is free ...
+pub const DISK_FREE_SHARE_FOR_COPIES: u64 = 7;
+/// ... or less than this many bytes, whichever is smaller: before writes of clients are refused.
+pub const DISK_FREE_BYTES_FOR_COPIES: u64 = 1024 * 1024 * 1024;
+
 /// Sets and adds are refused when less than this share of the disk (one in n) is free ...
 pub const DISK_FREE_SHARE_FOR_SETS: u64 = 12;
 /// ... or less than this many bytes, whichever is smaller.

@@ -205,7 +205,7 @@ impl ReplicaSet {
             Some(replica) => *replica != record.replica,
             None => assignments.full || removed.contains(&record.tablet.0),
         };
-        self.replicas.all().iter().filter(|record| is_gone(record)).map(|record| record.tablet).collect()
+        self.replicas.pick(is_gone)
     }
 
     /// Connects to the servers that hold copies of what is here.
@@ -442,11 +442,10 @@ fn assert_no_overlap(replicas: &Replicas, table: TableId, range: &KeyRange) -> R
         ReplicaState::Active => record.table == table && record.range.overlaps(range),
         ReplicaState::Tombstoned | ReplicaState::Bootstrapping { .. } => false,
     };
-    match replicas.all().into_iter().find(stays) {
+    match replicas.pick(stays).first() {
         None => Ok(()),
-        Some(record) => {
-            let what = format!("clearing of {range}, which tablet {} holds", record.tablet.0);
-            Err(Error::Fatal { what })
+        Some(tablet) => {
+            Err(Error::Fatal { what: format!("clearing of {range}, which tablet {} holds", tablet.0) })
         }
     }
 }

@@ -202,6 +202,12 @@ impl Replicas {
         })
     }
 
+    /// The tablets whose records `wanted` picks.
+    #[must_use]
+    pub fn pick(&self, wanted: impl Fn(&ReplicaRecord) -> bool) -> Vec<TabletId> {
+        self.lock().values().filter(|record| wanted(record)).map(|record| record.tablet).collect()
+    }
+
     /// The record of a tablet's copy here.
     #[must_use]
     pub fn get(&self, tablet: TabletId) -> Option<ReplicaRecord> {

@@ -20,6 +20,15 @@ pub async fn run(global: &Global, args: SplitTablet, out: &mut Output) -> anyhow
     }
     let at: Vec<String> = keys.iter().map(|key| out.text(key)).collect();
     if args.dry_run {
+        let tablet = admin.describe_tablet(args.id).await?.tablet.unwrap_or_default();
+        let is_inside = |key: &Bytes| *key > tablet.start && (tablet.end.is_empty() || *key < tablet.end);
+        if !keys.iter().all(is_inside) || !keys.windows(2).all(|pair| pair[0] < pair[1]) {
+            let hint = format!(
+                "a split point must lie strictly inside of tablet {}, and several must rise: choose other keys",
+                args.id
+            );
+            return Err(Failure::usage(hint).into());
+        }
         let object = json!({ "job": null, "children": [], "at": at });
         let line = || format!("tablet {} would be split at {}", args.id, at.join(", "));
         return out.one(&object, line);

@@ -148,7 +148,15 @@ fn guard(
     }
     let proposes =
         |leader: &Leader| (leader.server, leader.incarnation) == proposer && state.is_current(leader);
-    let Some(leader) = tablet.leader.filter(|leader| proposes(leader)) else {
+    let by_anybody = || {
+        let replica = tablet.replica_on(proposer.0)?;
+        Some(Leader { replica: replica.id, server: proposer.0, incarnation: proposer.1 })
+    };
+    let leader = match mutated!(CommitOfAnyEpoch) {
+        true => by_anybody(),
+        false => tablet.leader.filter(|leader| proposes(leader)),
+    };
+    let Some(leader) = leader else {
         return refuse(Rejection::NotLeader);
     };
     let has_leader = commit.ready.contains_key(&leader.replica) || mutated!(CommitWithoutLeader);

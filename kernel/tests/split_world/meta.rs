@@ -115,10 +115,10 @@ impl World {
         }
         let reply = self.apply(command);
         match (waits, reply) {
-            (Waits::InSync(run, tablet, proposal), Reply::InSync(results)) => {
-                if results.iter().any(Result::is_err) {
-                    self.refuse_in_sync(run, tablet, proposal);
-                }
+            (Waits::InSync(run, tablet, proposal), Reply::InSync(results))
+                if results.iter().any(Result::is_err) =>
+            {
+                self.refuse_in_sync(run, tablet, proposal);
             }
             (Waits::Split(run, tablet, epoch, attempt), Reply::Rejected(why)) => {
                 self.say(|| format!("meta refuses {attempt} of {tablet}: {why}"));

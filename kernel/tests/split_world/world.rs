@@ -10,12 +10,11 @@ use ebla_kernel::limits::SEAL_CONTACT_MS;
 use ebla_kernel::meta::{
     self, ClusterId, Command, GaveUp, JobEnd, JobState, NewTablet, Origin, SealOrder, TableSpec, Wish,
 };
-use ebla_kernel::mutated;
 use ebla_kernel::op::{AckLevel, Action, Committed, Op, Token};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Evidence;
 use ebla_kernel::tablet::{Answer, Appointment, Effect, Input, PeerInput, PeerMessage, WriteRequest};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const SERVERS: usize = 3;
 const TURNS: usize = 2_500;
@@ -73,15 +72,24 @@ pub struct World {
     requests: BTreeMap<RequestId, Token>,
     next_request: RequestId,
     last_ts: Hlc,
+    /// Pairs of servers that do not hear each other.
+    cut: BTreeSet<(usize, usize)>,
+    /// Servers that do not hear the masters.
+    deaf: BTreeSet<usize>,
     crashes: u64,
     splits: u64,
+    deposes: u64,
+    cuts: u64,
+    /// Epochs are raised all the time.
+    storms: bool,
 }
 
 impl World {
     pub fn new(seed: u64, narrates: bool) -> Self {
         let mut chance = Chance(seed.wrapping_mul(0x1234_5678_9ABC_DEF1));
         // Some worlds crash, some split, all the time.
-        let (crashes, splits) = (chance.draw() % 8, 5 + chance.draw() % 40);
+        let (crashes, splits) = (chance.draw() % 8, 5 + chance.draw() % 60);
+        let (deposes, cuts) = (1 + chance.draw() % 9, [0, 0, 4, 11][chance.below(4)]);
         Self {
             servers: (1..=SERVERS as u64).map(Server::new).collect(),
             meta: Metadata::default(),
@@ -98,8 +106,13 @@ impl World {
             requests: BTreeMap::new(),
             next_request: RequestId(0),
             last_ts: Hlc::new(WALL_MS, 0),
+            cut: BTreeSet::new(),
+            deaf: BTreeSet::new(),
             crashes,
             splits,
+            deposes,
+            cuts,
+            storms: seed.is_multiple_of(4),
         }
     }
 
@@ -164,13 +177,22 @@ impl World {
             return;
         }
         let at = self.chance.below(SERVERS);
+        if self.storms && self.chance.per_mille(400) {
+            return self.depose();
+        }
         match self.chance.below(100) {
             n if (n as u64) < self.crashes && self.servers[at].is_up => self.crash(at),
             10..50 if self.chance.per_mille(self.splits * 10) => self.wish_split(),
             50..53 => self.cancel(),
-            53..56 => self.depose(),
-            56..60 => self.break_way(at),
-            60..63 if self.servers[at].is_up => {
+            n @ 53..63 if n as u64 - 53 < self.deposes => self.depose(),
+            63..67 => self.break_way(at),
+            n @ 70..82 if n as u64 - 70 < self.cuts => self.cut_way(at),
+            82..88 => {
+                self.cut.clear();
+                self.deaf.clear();
+            }
+            n @ 88..98 if n as u64 - 88 < self.cuts => drop(self.deaf.insert(at)),
+            67..70 if self.servers[at].is_up => {
                 let server = ServerId(self.servers[at].number);
                 self.servers[at].is_connected = false;
                 self.control(meta::Input::SessionClosed { server });
@@ -202,6 +224,16 @@ impl World {
         let own = ServerId(self.servers[at].number);
         self.mail.retain(|(to, _, _, input)| *to != at && input.run.server.server != own);
         self.ways_open(at);
+    }
+
+    /// Two servers do not hear each other until the way is open again.
+    fn cut_way(&mut self, at: usize) {
+        let other = (at + 1 + self.chance.below(SERVERS - 1)) % SERVERS;
+        self.cut.insert((at.min(other), at.max(other)));
+    }
+
+    fn is_cut(&self, a: usize, b: usize) -> bool {
+        self.cut.contains(&(a.min(b), a.max(b)))
     }
 
     fn ways_open(&mut self, at: usize) {
@@ -266,7 +298,8 @@ impl World {
         }
         let at = self.chance.below(self.mail.len().min(8));
         let (to, id, replica, input) = self.mail.remove(at);
-        let is_lost = self.is_faulty && self.chance.per_mille(20);
+        let from = usize::try_from(input.run.server.server.0).expect("small") - 1;
+        let is_lost = self.is_cut(from, to) || (self.is_faulty && self.chance.per_mille(20));
         let known = self.servers[to].cores.get(&id).is_some_and(|core| core.tablet.replica() == replica);
         if known && !is_lost {
             self.step(to, id, Input::Peer(input));
@@ -335,7 +368,7 @@ impl World {
 
     fn ask_for_promise(&mut self) {
         let (at, of) = (self.chance.below(SERVERS), self.chance.below(SERVERS));
-        if at == of || !self.servers[at].is_up || !self.servers[of].is_up {
+        if at == of || self.is_cut(at, of) || !self.servers[at].is_up || !self.servers[of].is_up {
             return;
         }
         let (asker, promiser) = (self.servers[at].run(), self.servers[of].run());
@@ -437,7 +470,7 @@ impl World {
 
     fn hear_meta(&mut self) {
         let at = self.chance.below(SERVERS);
-        if !self.servers[at].is_connected {
+        if !self.servers[at].is_connected || self.deaf.contains(&at) {
             return;
         }
         let Some(message) = self.servers[at].inbox.pop_front() else { return };
@@ -486,9 +519,10 @@ impl World {
     fn take_assignment(&mut self, at: usize, assigned: Assigned) {
         let Assigned { tablet, range, replica, epoch, leader, membership, .. } = assigned;
         let server = &mut self.servers[at];
-        if !server.records.contains_key(&tablet) {
+        let is_new = !server.records.contains_key(&tablet);
+        if is_new {
             let (promised, log, base) = (epoch, Vec::new(), LogEnd::default());
-            server.records.insert(tablet, Record { replica, range, promised, log, base });
+            let _ = server.records.insert(tablet, Record { replica, range, promised, log, base });
             server.open(tablet);
         }
         self.places.insert(replica, at);
@@ -515,7 +549,7 @@ impl World {
         let server = &mut self.servers[at];
         let Some((staged, end)) = server.staged.get(&parent.tablet).cloned() else { return };
         let is_meant = (staged.attempt, end) == (parent.attempt, parent.seal);
-        if !server.cores.contains_key(&parent.tablet) || !(is_meant || mutated!(SwitchOfAnyAttempt)) {
+        if !server.cores.contains_key(&parent.tablet) || !is_meant {
             return;
         }
         self.step(at, parent.tablet, Input::Retire);
@@ -652,6 +686,8 @@ impl World {
 
     fn heal(&mut self) {
         self.is_faulty = false;
+        self.cut.clear();
+        self.deaf.clear();
         self.say(|| "all faults are healed".to_owned());
         self.mail.clear();
         for at in 0..SERVERS {

@@ -24,6 +24,8 @@ mod chunk;
 mod rate;
 mod source;
 mod target;
+#[cfg(test)]
+mod tests;
 
 pub use arrivals::{Arrivals, clear_leftovers};
 pub use rate::Rate;

@@ -209,6 +209,9 @@ impl Target {
         record: &ReplicaRecord,
         progress: Option<&Progress>,
     ) -> Result<Streaming<v1::BootstrapResponse>, Status> {
+        if !self.node.disk.takes_copies() {
+            return Err(Status::resource_exhausted("the disk is too full for copies: free some of it"));
+        }
         let own = self.node.peers.identity().ok_or_else(|| Status::unavailable("not registered yet"))?;
         let routes = self.node.routes.now();
         let leader = ServerId(routes.tablet(record.tablet).map_or(0, |tablet| tablet.leader_server_id));
