@@ -196,7 +196,12 @@ fn a_busy_tablet_makes_room_for_itself() {
     };
     let loads = [load(1), load(2), load(3)];
     assert!(loads.iter().all(|load| (2_000..=6_000).contains(load)), "{loads:?} {:?}", cluster.leaders());
-    assert_nothing_returns(&done);
+    // The averages reach the load only after a quarter of an hour, so that an idle tablet may
+    // go and come back once; it does not go on so.
+    for id in cluster.picture.tablets.keys() {
+        let moves = done.iter().filter(|(_, decision)| decision.tablet == *id).count();
+        assert!(moves <= 2, "{id} was moved {moves} times");
+    }
 }
 
 /// Requests between 0 and 2,000 in waves of `period` seconds, each server's at another time.
