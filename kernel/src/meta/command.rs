@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn another_format_is_named() {
-        for format in [3, 5] {
+        for format in [COMMAND_FORMAT - 1, COMMAND_FORMAT + 1] {
             assert_eq!(Command::decode(&[format, 0]), Err(CommandError::UnknownFormat(format)));
         }
         assert_eq!(Command::decode(&[]), Err(CommandError::Empty));

@@ -97,7 +97,7 @@ mod tests {
         let mut damaged = bytes.clone();
         *damaged.last_mut().unwrap() ^= 1;
         assert_eq!(decode_snapshot(&damaged), Err(SnapshotError::Damaged));
-        for format in [2, 4] {
+        for format in [FORMAT - 1, FORMAT + 1] {
             let mut other = bytes.clone();
             other[8] = format;
             assert_eq!(decode_snapshot(&other), Err(SnapshotError::UnknownFormat(format)));
