@@ -52,6 +52,7 @@ check: test ## what CI runs; never writes into the tree
 	@sh scripts/deps.sh check
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p ebla-kernel --all-targets --features mutations -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 	sh scripts/lint-protos.sh
 	"$(TARGET_DIR)/debug/sim" --seeds $(SEEDS_IN_CHECK)

@@ -431,7 +431,6 @@ impl Mutation {
             Self::ReadyOfAnyAttempt => &["m28"],
             Self::ReadySetIgnored => &["m17"],
             Self::ChildFenceNotHeld => &["m18"],
-            Self::SwitchOfAnyAttempt => &["m30"],
         }
     }
 }
