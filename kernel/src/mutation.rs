@@ -171,7 +171,10 @@ impl Mutation {
     pub const REDUNDANT: [(Self, &'static str); 3] = [
         (Self::ProgressSurvivesRun, "what another run had is still there, unless its data is lost (m16)"),
         (Self::SafeEntriesCut, "no leader asks for it as long as every other rule holds"),
-        (Self::NewCopyPromisesNothing, "the simulator creates copies only with their table, before any epoch"),
+        (
+            Self::NewCopyPromisesNothing,
+            "the simulator creates copies only with their table, before any epoch",
+        ),
     ];
 
     /// The seeded bugs that show themselves without splits.
