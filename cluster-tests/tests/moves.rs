@@ -23,7 +23,7 @@ fn load(cluster: &Cluster, count: usize, round: usize) -> Result<()> {
     let path = cluster.place.path().join(format!("rows-{round}.tsv"));
     std::fs::write(&path, rows)?;
     let path = path.to_string_lossy().into_owned();
-    let _ = cluster.cli().run(&["load", "t", &path, "--format", "tsv", "--timeout", "60s"]).expect(exit::OK);
+    let _ = cluster.cli().run(&["load", "t", &path, "--format", "tsv"]).expect(exit::OK);
     Ok(())
 }
 
@@ -311,22 +311,18 @@ fn load_noise(cluster: &Cluster, count: u64) -> Result<Vec<(String, String)>> {
     }
     let path = cluster.place.path().join("noise.tsv");
     std::fs::write(&path, text)?;
-    let _ = cluster
-        .cli()
-        .run(&["load", "t", &path.to_string_lossy(), "--format", "tsv", "--timeout", "60s"])
-        .expect(exit::OK);
+    let _ = cluster.cli().run(&["load", "t", &path.to_string_lossy(), "--format", "tsv"]).expect(exit::OK);
     Ok(wanted)
 }
 
 #[test]
 fn a_copy_whose_log_was_purged_is_built_anew() -> Result<()> {
-    // Small enough to be purged by a few rounds, large enough for the copies that are there.
-    let mut cluster = Cluster::start_with(1, 3, &["--log-max", "160KiB", "--flush-interval", "1s"])?;
+    let mut cluster = Cluster::start_with(1, 3, &["--log-max", "64KiB", "--flush-interval", "1s"])?;
     create_table(&cluster, "3");
     load(&cluster, 1_000, 0)?;
     wait_until_whole(&cluster, 3, &[])?;
     let away = id_of(&cluster, 1)?;
-    cluster.servers[1].process().stop()?;
+    cluster.servers[1].process().kill()?;
     for round in 1..4 {
         load(&cluster, 1_000, round)?;
         std::thread::sleep(Duration::from_millis(2_500));
