@@ -43,6 +43,8 @@ pub struct ServerView {
 pub enum Work {
     /// Others are to take its place.
     Split,
+    /// One tablet is to take its place and that of a neighbour.
+    Merge,
     /// A copy takes another's place.
     Move {
         /// Where the copy that goes lies; none when one was lacking.
@@ -132,6 +134,7 @@ fn work(state: &State, tablet: &Tablet) -> Option<Work> {
     });
     let job = state.job_of(tablet.id).map(|job| match &job.kind {
         JobKind::Split(_) => Work::Split,
+        JobKind::Merge(_) => Work::Merge,
         JobKind::Move(copy) => Work::Move { from: copy.from_server, to: copy.to_server },
     });
     moving.or(job)

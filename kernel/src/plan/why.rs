@@ -75,6 +75,7 @@ fn compared(weight: Option<u64>, mean: u64, side: Option<(Side, u64)>) -> String
 fn why_work(tablet: &TabletView) -> Option<String> {
     match tablet.work? {
         Work::Split => Some("it is being split".to_owned()),
+        Work::Merge => Some("it is being merged with a neighbour".to_owned()),
         Work::Move { from: Some(from), to } => Some(format!("its copy on {from} moves to {to}")),
         Work::Move { from: None, to } => Some(format!("a copy that was lacking comes to {to}")),
     }

@@ -369,7 +369,7 @@ impl Copy {
         let epoch = Epoch(number(words.plain.get(1)).expect("an epoch"));
         let (seal, end) = self.tablet.sealed().expect("a sealed tablet");
         let child = seal.children.iter().find(|child| child.tablet == tablet).expect("a child");
-        let child = self.tablet.child(child, end, epoch, ReplicaId(self.id));
+        let child = Tablet::successor(&[(&self.tablet, end)], child, epoch, ReplicaId(self.id));
         self.log.truncate(usize::try_from(end.pos.seq.0).expect("small"));
         (self.tablet, self.promised, self.settling, self.durable) = (child, epoch, None, self.log.len());
         vec![self.show()]
