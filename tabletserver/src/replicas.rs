@@ -9,6 +9,7 @@ use crate::registry::{
 };
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::ids::{Epoch, ReplicaId, TabletId};
+use ebla_kernel::range::KeyRange;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,14 +31,22 @@ struct Succession {
     retired: BTreeMap<TabletId, RetiredRecord>,
 }
 
-/// A tablet whose place others take here.
+/// Tablets whose place others take here.
 pub struct Switch {
-    /// The tablet.
-    pub tablet: TabletId,
-    /// Its seal.
-    pub seal: LogEnd,
-    /// The records of those that take its place.
+    /// The tablets and their seals.
+    pub parents: Vec<(TabletId, LogEnd)>,
+    /// The records of those that take their place.
     pub children: Vec<ReplicaRecord>,
+}
+
+/// A retired tablet whose log a replica goes on from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ancestor {
+    /// Its record.
+    pub retired: RetiredRecord,
+    /// The keys that came from it to the replica, disjoint. Not all that both hold: part of them
+    /// may have come back another way, as a copy of newer rows.
+    pub ranges: Vec<KeyRange>,
 }
 
 /// What a flush made durable of one tablet.
@@ -71,18 +80,29 @@ impl Replicas {
         self.succession().staged.get(&tablet).cloned()
     }
 
-    /// The retired tablets whose logs the log of `record` goes on from, oldest first.
+    /// The retired tablets whose logs the log of `record` goes on from, each before those that
+    /// took its place.
     #[must_use]
-    pub fn ancestors(&self, record: &ReplicaRecord) -> Vec<RetiredRecord> {
+    pub fn ancestors(&self, record: &ReplicaRecord) -> Vec<Ancestor> {
         let succession = self.succession();
-        let mut ancestors = Vec::new();
-        let mut next = record.parent;
-        while let Some(retired) = next.and_then(|parent| succession.retired.get(&parent)) {
-            ancestors.push(retired.clone());
-            next = retired.parent.filter(|parent| *parent < retired.tablet);
+        let mut ancestors: BTreeMap<TabletId, Ancestor> = BTreeMap::new();
+        let mut open: BTreeMap<TabletId, Vec<KeyRange>> = BTreeMap::new();
+        let hand_down = |open: &mut BTreeMap<TabletId, Vec<KeyRange>>, parents: &[TabletId], range: &KeyRange| {
+            for parent in parents {
+                open.entry(*parent).or_default().push(range.clone());
+            }
+        };
+        hand_down(&mut open, &record.parents, &record.range);
+        // Ids rise from parents to children: whoever has the highest has got all that it can.
+        while let Some((tablet, ranges)) = open.pop_last() {
+            let Some(retired) = succession.retired.get(&tablet).cloned() else { continue };
+            let own: Vec<KeyRange> = ranges.iter().filter_map(|range| range.intersect(&retired.range)).collect();
+            let older: Vec<TabletId> =
+                retired.parents.iter().copied().filter(|parent| *parent < tablet).collect();
+            own.iter().for_each(|range| hand_down(&mut open, &older, range));
+            ancestors.insert(tablet, Ancestor { retired, ranges: own });
         }
-        ancestors.reverse();
-        ancestors
+        ancestors.into_values().collect()
     }
 
     /// Retired tablets.
@@ -97,7 +117,7 @@ impl Replicas {
         let records = self.lock();
         let active = records.values().filter(|record| record.state == ReplicaState::Active);
         let needed: BTreeSet<TabletId> =
-            active.flat_map(|record| self.ancestors(record)).map(|retired| retired.tablet).collect();
+            active.flat_map(|record| self.ancestors(record)).map(|ancestor| ancestor.retired.tablet).collect();
         let retired = self.retired().into_iter().map(|retired| retired.tablet);
         retired.filter(|tablet| !needed.contains(tablet)).collect()
     }
@@ -125,25 +145,34 @@ impl Replicas {
         Ok(())
     }
 
-    /// Lets others take a tablet's place: all in one batch (m30).
+    /// Lets others take the place of tablets: all in one batch (m30).
     ///
     /// # Errors
     /// When it is not durable; then everything is as it was.
     pub fn switch(&self, switch: Switch) -> Result<(), RegistryError> {
         let (mut records, mut succession) = (self.lock(), self.succession());
-        let Switch { tablet, seal, children } = switch;
-        let Some(record) = records.get(&tablet) else { return Ok(()) };
-        let retired = RetiredRecord { tablet, seal, flushed: record.flushed, parent: record.parent };
+        let retired = |(tablet, seal): &(TabletId, LogEnd)| {
+            let ReplicaRecord { range, flushed, parents, .. } = records.get(tablet)?.clone();
+            Some(RetiredRecord { tablet: *tablet, range, seal: *seal, flushed, parents })
+        };
+        let retired: Vec<RetiredRecord> = switch.parents.iter().filter_map(retired).collect();
+        if retired.len() < switch.parents.len() {
+            return Ok(()); // a parent is no longer here: the children are not made of it
+        }
         let mut batch = RegistryBatch::new();
-        batch.remove_replica(retired.tablet).remove_staged(retired.tablet).put_retired(&retired);
-        for child in &children {
+        for parent in &retired {
+            batch.remove_replica(parent.tablet).remove_staged(parent.tablet).put_retired(parent);
+        }
+        for child in &switch.children {
             batch.put_replica(child);
         }
         self.registry.commit(batch)?;
-        records.remove(&retired.tablet);
-        records.extend(children.into_iter().map(|child| (child.tablet, child)));
-        succession.staged.remove(&retired.tablet);
-        succession.retired.insert(retired.tablet, retired);
+        for parent in retired {
+            records.remove(&parent.tablet);
+            succession.staged.remove(&parent.tablet);
+            succession.retired.insert(parent.tablet, parent);
+        }
+        records.extend(switch.children.into_iter().map(|child| (child.tablet, child)));
         Ok(())
     }
 

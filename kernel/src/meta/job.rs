@@ -281,7 +281,11 @@ pub(super) fn start(
     match &wish {
         Wish::Split { tablet, at } => split::check(state, *tablet, at)?,
         Wish::Move { tablet, from, to } => replicas::check_move(state, *tablet, *from, *to)?,
-        Wish::Merge { stays, comes } => merge::check(state, *stays, *comes)?,
+        Wish::Merge { stays, comes } => {
+            merge::check_pair(state, *stays, *comes)?;
+            check_way(state, &wish.tablets(), origin)?;
+            merge::check_copies(state, *stays, *comes)?;
+        }
     }
     make_way(state, &wish.tablets(), origin, time_ms, changes)?;
     check_room(state)?;
@@ -321,18 +325,14 @@ pub(super) fn register(
     job
 }
 
-/// An operator's job ends automatic ones; any other is in the way. Nothing is ended unless all
-/// of them can be.
-fn make_way(
-    state: &mut State,
-    tablets: &[TabletId],
-    origin: Origin,
-    time_ms: u64,
-    changes: &mut Changes,
-) -> Result<(), Rejection> {
-    let present: BTreeSet<JobId> =
-        tablets.iter().filter_map(|tablet| state.index.jobs.get(tablet).copied()).collect();
-    for job in present.iter().filter_map(|id| state.job(*id)) {
+/// The jobs that are about some of `tablets`.
+fn jobs_of(state: &State, tablets: &[TabletId]) -> BTreeSet<JobId> {
+    tablets.iter().filter_map(|tablet| state.index.jobs.get(tablet).copied()).collect()
+}
+
+/// An operator's job ends automatic ones; any other is in the way.
+fn check_way(state: &State, tablets: &[TabletId], origin: Origin) -> Result<(), Rejection> {
+    for job in jobs_of(state, tablets).iter().filter_map(|id| state.job(*id)) {
         match (origin, job.origin) {
             (Origin::Operator, Origin::Automatic) if gives_way(state, job) => {}
             (Origin::Operator, Origin::Automatic) => {
@@ -343,7 +343,19 @@ fn make_way(
             }
         }
     }
-    for id in present {
+    Ok(())
+}
+
+/// Ends the jobs that are in the way, if all of them can be ended.
+fn make_way(
+    state: &mut State,
+    tablets: &[TabletId],
+    origin: Origin,
+    time_ms: u64,
+    changes: &mut Changes,
+) -> Result<(), Rejection> {
+    check_way(state, tablets, origin)?;
+    for id in jobs_of(state, tablets) {
         end(state, id, None, JobEnd::Cancelled, time_ms, changes)?;
     }
     Ok(())

@@ -67,8 +67,8 @@ pub enum MergeStep {
     Unseal,
 }
 
-/// Whether a merge of the two makes sense.
-pub(super) fn check(state: &State, stays: TabletId, comes: TabletId) -> Result<(), Rejection> {
+/// Whether the two are neighbours.
+pub(super) fn check_pair(state: &State, stays: TabletId, comes: TabletId) -> Result<(), Rejection> {
     if stays == comes {
         return Err(Rejection::SameTablet(stays));
     }
@@ -76,6 +76,12 @@ pub(super) fn check(state: &State, stays: TabletId, comes: TabletId) -> Result<(
     if one.table != other.table || joined(one, other).is_none() {
         return Err(Rejection::NotNeighbours(Box::new(one.clone()), Box::new(other.clone())));
     }
+    Ok(())
+}
+
+/// Whether the copies of the two are there and can be brought together.
+pub(super) fn check_copies(state: &State, stays: TabletId, comes: TabletId) -> Result<(), Rejection> {
+    let (one, other) = (present(state, stays)?, present(state, comes)?);
     for tablet in [one, other] {
         if !is_whole(state, tablet) {
             return Err(Rejection::NotWhole(Box::new(tablet.clone())));

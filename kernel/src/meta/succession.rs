@@ -133,6 +133,9 @@ fn lineage(state: &mut State, parents: &[Tablet]) -> Lineage {
 fn intent<'a>(state: &'a State, commits: &[SplitCommit]) -> Result<(&'a Job, &'a Succession), Rejection> {
     let Some(first) = commits.first() else { return Err(Rejection::NoTablet(TabletId(0))) };
     let Some((job, succession)) = state.succession_of(first.tablet) else {
+        if let Some(job) = state.job_of(first.tablet) {
+            return Err(Rejection::StaleAttempt(Box::new(job.clone())));
+        }
         let is_meant = |job: &&Job| {
             let parents = job.kind.parents();
             parents.contains(&first.tablet) && job.attempt == first.attempt

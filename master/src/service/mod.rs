@@ -6,6 +6,7 @@ mod balancer;
 pub(crate) mod control;
 mod job;
 pub(crate) mod meta_raft;
+mod merge;
 mod moves;
 pub(crate) mod route;
 mod split;

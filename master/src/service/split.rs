@@ -22,7 +22,7 @@ pub(super) async fn split_tablet(
         return Err(no_tablet(&shared.raft.view().state(), tablet));
     }
     let wish = Wish::Split { tablet, at: request.split_keys };
-    let job = start(shared, wish).await?;
+    let job = start(shared, wish).await?.id;
     let begun = Instant::now();
     loop {
         if let Some(response) = outcome(shared, job)? {
@@ -42,10 +42,10 @@ pub(super) async fn split_tablet(
 }
 
 /// Starts a job for an operator.
-pub(super) async fn start(shared: &Shared, wish: Wish) -> Result<JobId, ApiError> {
+pub(super) async fn start(shared: &Shared, wish: Wish) -> Result<Job, ApiError> {
     let command = Command::StartJob { wish, origin: Origin::Operator, time_ms: clock::wall_ms() };
     match shared.raft.propose(command).await.map_err(|why| shared.no_answer(why))? {
-        Reply::Job(job) => Ok(job.id),
+        Reply::Job(job) => Ok(*job),
         Reply::Rejected(rejection) => Err(rejection.into()),
         other => Err(unexpected(&other)),
     }
@@ -59,7 +59,7 @@ fn outcome(shared: &Shared, id: JobId) -> Result<Option<SplitTabletResponse>, Ap
         JobState::Running => Ok(None),
         JobState::Failed | JobState::Cancelled => Err(ended(job)),
         JobState::Done => {
-            let children: Vec<TabletId> = job.children().collect();
+            let children: Vec<TabletId> = job.children();
             // One that was split or dropped meanwhile has served.
             let present: Vec<_> = children.iter().filter_map(|child| state.tablet(*child)).collect();
             let serving = shared.liveness.count_reported(present.iter().copied());
