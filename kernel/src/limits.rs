@@ -193,6 +193,10 @@ pub const SPLIT_PATIENCE_MS: u64 = 4_000;
 /// writes wait, and the merge is tried again when what was in its way is over.
 pub const MERGE_PATIENCE_MS: u64 = 2_000;
 
+/// How long the tablets of a merge must lie together before they are sealed, in milliseconds: a
+/// leader that was appointed just now first has to serve, and the copies to follow it.
+pub const MERGE_SETTLE_MS: u64 = 200;
+
 /// Pause after a merge was taken back until it is tried again, in milliseconds; it grows with
 /// the tries.
 pub const MERGE_PAUSE_MS: u64 = 2_000;

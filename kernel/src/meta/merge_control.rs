@@ -13,7 +13,7 @@ use super::job::Job;
 use super::merge::{MergeJob, MergeStep, is_gathered, servers};
 use super::state::{Leader, State, Tablet};
 use crate::ids::{JobId, Tick};
-use crate::limits::{MERGE_PAUSE_MS, REPLICA_CHANGE_RETRY_MS, SPLIT_ORDER_RETRY_MS};
+use crate::limits::{MERGE_PAUSE_MS, MERGE_SETTLE_MS, REPLICA_CHANGE_RETRY_MS, SPLIT_ORDER_RETRY_MS};
 use std::collections::BTreeMap;
 
 /// What paces merges.
@@ -23,12 +23,15 @@ pub(super) struct Merges {
     again: BTreeMap<JobId, Tick>,
     /// Not before: the last attempt was taken back.
     pauses: BTreeMap<JobId, Tick>,
+    /// Since when the tablets lie together and nothing about them has changed.
+    gathered: BTreeMap<JobId, Tick>,
 }
 
 impl Merges {
     /// Something about the job's tablets was decided.
     pub fn decided(&mut self, job: JobId) {
         self.again.remove(&job);
+        self.gathered.remove(&job);
     }
 }
 
@@ -54,6 +57,12 @@ impl Control {
             return;
         }
         let pause_ms = if is_gathered(state, merge) {
+            let since = *self.merges.gathered.entry(job.id).or_insert(now);
+            let until = since.plus_ms(MERGE_SETTLE_MS);
+            if until > now {
+                self.deadlines.insert((until, merge.left));
+                return;
+            }
             let step = MergeStep::Seal;
             effects.push(Effect::Propose(Command::ChangeMerge { job: job.id, attempt: job.attempt, step }));
             SPLIT_ORDER_RETRY_MS
