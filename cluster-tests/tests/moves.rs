@@ -410,7 +410,14 @@ fn a_move_is_cancelled_before_its_copy_is_in_sync() -> Result<()> {
     let moved = cli.json(&["tablet", "move", &id, "--from", &one, "--to", &free, "--no-wait"]);
     let second = cli.run(&["tablet", "move", &id, "--from", &other, "--to", &free]);
     ensure!(second.code == exit::FAILED && second.stderr.contains("job"), "two jobs on one tablet: {second}");
-    let _ = cli.run(&["job", "cancel", &moved["job"].to_string()]).expect(exit::OK);
+    let job = moved["job"].to_string();
+    let is_told = || {
+        let job = cli.json(&["job", "show", &job]);
+        let told = ["bytes", "bytes_total", "eta_s"].iter().all(|name| job[*name].is_u64());
+        told && job["bytes"].as_u64() <= job["bytes_total"].as_u64() && job["progress"].as_f64() > Some(0.0)
+    };
+    eventually("the job tells how far it is", REPAIR_MAX, is_told)?;
+    let _ = cli.run(&["job", "cancel", &job]).expect(exit::OK);
     wait_until_whole(&cluster, 3, &[free.parse()?])?;
     ensure!(servers(&first_tablet(&cli)?, "replicas") == holds, "the copies are as before");
     ensure!(rows(&cli)? == wanted, "rows were lost");

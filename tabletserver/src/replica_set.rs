@@ -5,7 +5,7 @@
 //! before the first row is cleared, the record's end after the last.
 
 use crate::bootstrap::RecoveredReplica;
-use crate::copying::{Arrivals, Target};
+use crate::copying::{Arrivals, Received, Target};
 use crate::error::Error;
 use crate::limits;
 use crate::node::Node;
@@ -268,20 +268,31 @@ impl ReplicaSet {
     fn begin_copying(self: &Arc<Self>, record: &ReplicaRecord) {
         info!(tablet = %record.tablet, replica = %record.replica, "a copy is to be built");
         let (set, learner) = (Arc::clone(self), record.clone());
-        self.arrivals.begin(record, |cancelled| {
+        self.arrivals.begin(record, |cancelled, received| {
             tokio::spawn(async move {
-                if let Err(error) = set.copy(&learner, cancelled).await {
+                if let Err(error) = set.copy(&learner, cancelled, &received).await {
                     let _ = set.failed.send(error);
                 }
             })
         });
     }
 
-    async fn copy(&self, record: &ReplicaRecord, mut cancelled: watch::Receiver<bool>) -> Result<(), Error> {
+    /// The copies whose versions come in now: replica, bytes here, bytes in all.
+    #[must_use]
+    pub fn received(&self) -> Vec<(ReplicaId, u64, u64)> {
+        self.arrivals.received()
+    }
+
+    async fn copy(
+        &self,
+        record: &ReplicaRecord,
+        mut cancelled: watch::Receiver<bool>,
+        received: &Received,
+    ) -> Result<(), Error> {
         loop {
             let fetched = async {
                 let room = Arc::clone(&self.building).acquire_owned().await;
-                (self.target.fetch(record).await, room)
+                (self.target.fetch(record, received).await, room)
             };
             let (fetched, _room) = tokio::select! {
                 fetched = fetched => fetched,
