@@ -12,12 +12,16 @@ const FILE_LINES_MAX: usize = 800;
 
 /// Crates of the workspace, and what of ours each may depend on.
 const DEPENDENCIES: &[(&str, &[&str])] = &[
+    ("failpoints", &[]),
     ("kernel", &[]),
     ("proto", &["ebla-kernel"]),
-    ("master", &["ebla-kernel", "ebla-proto"]),
-    ("tabletserver", &["ebla-kernel", "ebla-proto"]),
+    ("master", &["ebla-failpoints", "ebla-kernel", "ebla-proto"]),
+    ("tabletserver", &["ebla-failpoints", "ebla-kernel", "ebla-proto"]),
     ("client", &["ebla-kernel", "ebla-proto"]),
-    ("ebla", &["ebla-kernel", "ebla-proto", "ebla-master", "ebla-tabletserver", "ebla-client"]),
+    (
+        "ebla",
+        &["ebla-failpoints", "ebla-kernel", "ebla-proto", "ebla-master", "ebla-tabletserver", "ebla-client"],
+    ),
 ];
 
 /// Libraries that may be named only in some rooms: in stores and logs, in services, at the
