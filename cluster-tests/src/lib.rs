@@ -9,9 +9,11 @@
 //! [`oracle`] as the truth and [`invariants`] as the law.
 
 pub mod binary;
+pub mod chaos;
 pub mod cli;
 pub mod cluster;
 pub mod invariants;
+pub mod load;
 pub mod observe;
 pub mod oracle;
 pub mod process;

@@ -92,12 +92,17 @@ impl Cluster {
         self.servers.iter().position(|node| node.address == address).context("it is one of ours")
     }
 
-    /// Waits until every tablet serves with exactly `copies` copies, all in sync, none of them
-    /// on the servers of `without`.
-    ///
-    /// # Errors
-    /// When that takes too long; the tablets are in the message.
-    pub fn wait_until_whole(&self, copies: usize, without: &[u64]) -> Result<Duration> {
+    /// How many servers are up; none when no master answers.
+    #[must_use]
+    pub fn servers_up(&self) -> usize {
+        let servers = self.cli().list(&["server", "list"]).unwrap_or_default();
+        servers.iter().filter(|server| server["state"] == "up").count()
+    }
+
+    /// Whether every tablet serves with exactly `copies` copies, all in sync, none of them on the
+    /// servers of `without`.
+    #[must_use]
+    pub fn is_whole(&self, copies: usize, without: &[u64]) -> bool {
         let is_whole = |tablet: &Json| {
             let (replicas, in_sync) = (servers_in(tablet, "replicas"), servers_in(tablet, "in_sync"));
             tablet["leader"].as_u64() > Some(0)
@@ -105,10 +110,17 @@ impl Cluster {
                 && (replicas.len(), in_sync.len()) == (copies, copies)
                 && without.iter().all(|server| !replicas.contains(server))
         };
-        let whole = || {
-            let tablets = self.tablets();
-            !tablets.is_empty() && tablets.iter().all(is_whole)
-        };
+        let tablets = self.tablets();
+        !tablets.is_empty() && tablets.iter().all(is_whole)
+    }
+
+    /// Waits until every tablet serves with exactly `copies` copies, all in sync, none of them
+    /// on the servers of `without`.
+    ///
+    /// # Errors
+    /// When that takes too long; the tablets are in the message.
+    pub fn wait_until_whole(&self, copies: usize, without: &[u64]) -> Result<Duration> {
+        let whole = || self.is_whole(copies, without);
         eventually("every tablet serves with all its copies in sync", WHOLE_MAX, whole)
             .with_context(|| format!("{:#?}", self.tablets()))
     }

@@ -3,20 +3,24 @@
 //! ```text
 //! EBLA_FAILPOINTS = place ";" place ...
 //! place           = NAME "=" step "->" step ...
-//! step            = [N "*"] action          N times, then the next step; without N for ever
+//! step            = [N "*"] action          N hits, then the next step; without N all that follow
 //! action          = "kill" | "error" | "pause(" MS ")" | "off"
 //! ```
 //!
-//! `cut.flush=2*off->kill` dies at the third hit. What happened is said on stderr.
+//! `cut.flush=2*off->1*kill` dies at the third hit. What happened is said on stderr. The grammar
+//! is that of the crate `fail`; that crate itself cannot be used, since turning it on turns it on
+//! in `raft-engine` too, which does not compile then.
 
 use crate::{ALL, Failed};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The variable that says what happens where.
 pub const VARIABLE: &str = "EBLA_FAILPOINTS";
 
 /// Why nothing was armed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ArmError {
     /// There is no such place.
     #[error("{VARIABLE} names no place {name:?}; there are {}", ALL.join(", "))]
@@ -32,66 +36,99 @@ pub enum ArmError {
     },
 }
 
-/// Arms what the environment asks for, and gives its names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Action {
+    Kill,
+    Error,
+    Pause(Duration),
+    Off,
+}
+
+/// An action and how many hits it is still for; none: all that follow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Step {
+    left: Option<u32>,
+    action: Action,
+}
+
+/// What is armed, from the first step on that has hits left.
+type Places = BTreeMap<&'static str, Vec<Step>>;
+
+static ARMED: OnceLock<Mutex<Places>> = OnceLock::new();
+
+/// Arms what the environment asks for, once for the whole life of the process, and gives the
+/// names.
 ///
 /// # Errors
 /// When a name is unknown or an action is not understood; then nothing is armed.
 pub fn arm_from_environment() -> Result<Vec<&'static str>, ArmError> {
-    let wanted = std::env::var(VARIABLE).unwrap_or_default();
-    let parsed = parse(&wanted)?;
-    for (name, actions) in &parsed {
-        fail::cfg(*name, actions).map_err(|what| ArmError::Malformed { what })?;
-    }
-    Ok(parsed.into_iter().map(|(name, _)| name).collect())
+    let places = parse(&std::env::var(VARIABLE).unwrap_or_default())?;
+    let names = places.keys().copied().collect();
+    let _ = ARMED.set(Mutex::new(places));
+    Ok(names)
 }
 
 /// Called at a place: does what is armed there.
 #[must_use]
 pub fn hit(name: &'static str) -> Option<Failed> {
-    fail::eval(name, |action| act(name, &action.unwrap_or_default())).flatten()
-}
-
-fn act(name: &'static str, action: &str) -> Option<Failed> {
-    eprintln!("failpoint {name}: {action}");
+    let armed = ARMED.get()?;
+    // The lock is let go before anything happens: another thread may wait at another place.
+    let action = next_action(&mut armed.lock().unwrap_or_else(PoisonError::into_inner), name);
     match action {
-        "kill" => std::process::abort(),
-        "error" => Some(Failed(name)),
-        pause => {
-            std::thread::sleep(Duration::from_millis(pause.parse().unwrap_or_default()));
+        Action::Off => None,
+        Action::Kill => {
+            eprintln!("failpoint {name}: kill");
+            std::process::abort()
+        }
+        Action::Error => {
+            eprintln!("failpoint {name}: error");
+            Some(Failed(name))
+        }
+        Action::Pause(pause) => {
+            eprintln!("failpoint {name}: pause of {pause:?}");
+            std::thread::sleep(pause);
             None
         }
     }
 }
 
-/// Names and what the library below is told of them.
-fn parse(text: &str) -> Result<Vec<(&'static str, String)>, ArmError> {
+fn next_action(places: &mut Places, name: &str) -> Action {
+    let Some(steps) = places.get_mut(name) else { return Action::Off };
+    steps.retain(|step| step.left != Some(0));
+    let Some(step) = steps.first_mut() else { return Action::Off };
+    step.left = step.left.map(|left| left - 1);
+    step.action
+}
+
+fn parse(text: &str) -> Result<Places, ArmError> {
     let places = text.split(';').map(str::trim).filter(|place| !place.is_empty());
     places.map(parse_place).collect()
 }
 
-fn parse_place(place: &str) -> Result<(&'static str, String), ArmError> {
+fn parse_place(place: &str) -> Result<(&'static str, Vec<Step>), ArmError> {
     let malformed = || ArmError::Malformed { what: place.to_owned() };
     let (name, steps) = place.split_once('=').ok_or_else(malformed)?;
     let known = ALL.iter().find(|known| **known == name.trim());
     let known = known.ok_or_else(|| ArmError::UnknownName { name: name.trim().to_owned() })?;
-    let steps: Option<Vec<String>> = steps.split("->").map(parse_step).collect();
-    Ok((known, steps.ok_or_else(malformed)?.join("->")))
+    let steps: Option<Vec<Step>> = steps.split("->").map(parse_step).collect();
+    Ok((known, steps.ok_or_else(malformed)?))
 }
 
-fn parse_step(step: &str) -> Option<String> {
-    let (times, action) = match step.trim().split_once('*') {
-        Some((times, action)) => (format!("{}*", times.parse::<u32>().ok()?), action),
-        None => (String::new(), step.trim()),
+fn parse_step(step: &str) -> Option<Step> {
+    let (left, action) = match step.trim().split_once('*') {
+        Some((times, action)) => (Some(times.parse().ok()?), action),
+        None => (None, step.trim()),
     };
     let action = match action {
-        "off" => "off".to_owned(),
-        "kill" | "error" => format!("return({action})"),
+        "off" => Action::Off,
+        "kill" => Action::Kill,
+        "error" => Action::Error,
         pause => {
             let ms = pause.strip_prefix("pause(")?.strip_suffix(')')?;
-            format!("return({})", ms.parse::<u64>().ok()?)
+            Action::Pause(Duration::from_millis(ms.parse().ok()?))
         }
     };
-    Some(times + &action)
+    Some(Step { left, action })
 }
 
 #[cfg(test)]
@@ -99,10 +136,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_and_actions_are_read() {
-        let parsed = parse("cut.flush=2*off->kill; flush.done=pause(50)").unwrap();
-        assert_eq!(parsed[0], ("cut.flush", "2*off->return(kill)".to_owned()));
-        assert_eq!(parsed[1], ("flush.done", "return(50)".to_owned()));
+    fn steps_are_taken_one_after_the_other() {
+        let mut places = parse("cut.flush=2*off->1*kill; flush.done=1*pause(50)->error").unwrap();
+        let mut next = |name| next_action(&mut places, name);
+        let taken: Vec<Action> = (0..4).map(|_| next("cut.flush")).collect();
+        assert_eq!(taken, [Action::Off, Action::Off, Action::Kill, Action::Off]);
+        let taken: Vec<Action> = (0..3).map(|_| next("flush.done")).collect();
+        assert_eq!(taken, [Action::Pause(Duration::from_millis(50)), Action::Error, Action::Error]);
+        assert_eq!(next("log.append"), Action::Off);
         assert!(parse("").unwrap().is_empty());
     }
 
@@ -117,14 +158,16 @@ mod tests {
     }
 
     #[test]
-    fn a_place_acts_when_it_is_armed_and_only_then() {
+    fn an_armed_place_fails_and_another_does_not() {
         fn step() -> Result<(), Failed> {
             crate::failpoint!("cut.done");
+            crate::failpoint!("cut.clear", if true);
             Ok(())
         }
         assert_eq!(step(), Ok(()));
-        let (name, actions) = parse("cut.done=1*off->1*error->off").unwrap().remove(0);
-        fail::cfg(name, &actions).unwrap();
+        let armed = ARMED.set(Mutex::new(parse("cut.done=1*off->1*error;cut.clear=2*off->error").unwrap()));
+        assert!(armed.is_ok(), "no other test arms anything");
         assert_eq!([step(), step(), step()], [Ok(()), Err(Failed("cut.done")), Ok(())]);
+        assert_eq!(step(), Err(Failed("cut.clear")));
     }
 }
