@@ -5,6 +5,7 @@ use ebla_cluster_tests::binary;
 use ebla_cluster_tests::chaos::cases::{self, Case};
 use ebla_cluster_tests::chaos::matrix;
 use ebla_cluster_tests::chaos::rig::Rig;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -54,6 +55,17 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args> {
     Ok(args)
 }
 
+/// Copies what the processes of a case that failed said to where it stays.
+fn keep_logs(rig: &mut Rig, case: &Case) -> Result<PathBuf> {
+    let dir = std::env::temp_dir().join("ebla-chaos").join(case.to_string().replace(':', "-"));
+    std::fs::create_dir_all(&dir)?;
+    for node in rig.cluster.nodes() {
+        let name = node.data_dir.file_name().context("a data directory has a name")?;
+        std::fs::write(dir.join(name).with_extension("log"), node.process().log_text())?;
+    }
+    Ok(dir)
+}
+
 fn run_matrix(args: &Args) -> Result<()> {
     ensure!(binary::is_chaos_build(), "{} has no failpoints: run `make chaos-bin`", binary::ebla().display());
     let mut cases = args.case.map_or_else(|| cases::all(args.seed), |case| vec![case]);
@@ -74,11 +86,9 @@ fn run_matrix(args: &Args) -> Result<()> {
                 rig = Some(running);
             }
             Err(error) => {
-                println!("FAILED {number}/{} {case} in {:.1?}: {error:?}", cases.len(), began.elapsed());
-                for node in running.cluster.nodes() {
-                    println!("{}", node.process().log_tail());
-                }
-                println!("again: make chaos-case CASE={case}");
+                println!("FAILED {number}/{} {case} in {:.1?}: {error:#}", cases.len(), began.elapsed());
+                println!("  logs in {}", keep_logs(&mut running, case)?.display());
+                println!("  again: make chaos-case CASE={case}");
                 failed.push(case.to_string());
             }
         }

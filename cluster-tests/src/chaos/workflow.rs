@@ -163,8 +163,9 @@ fn failover(rig: &mut Rig, case: &Case, role: Role) -> Result<()> {
     }
     if role == Role::Deposed {
         let cluster = &rig.cluster;
+        let is_other = |leader: u64| leader != 0 && leader != old;
         let led =
-            || cluster.first_tablet().is_ok_and(|t| ![Some(0), Some(old)].contains(&t["leader"].as_u64()));
+            || cluster.first_tablet().is_ok_and(|tablet| tablet["leader"].as_u64().is_some_and(is_other));
         eventually("another copy leads", SETTLE_MAX, led)?;
         rig.arm(At::Server(leader), case.armed());
     }
