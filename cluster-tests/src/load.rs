@@ -92,6 +92,7 @@ struct Told {
     reads: Histogram<u64>,
     writes: Histogram<u64>,
     longest: (Duration, String),
+    reverted: u64,
     errors: u64,
     in_words: Vec<String>,
 }
@@ -110,6 +111,8 @@ pub struct Summary {
     pub writes: Histogram<u64>,
     /// The call that took longest.
     pub longest: (Duration, String),
+    /// Writes that were taken back, and whose clients were told so: an outcome, not an error.
+    pub reverted: u64,
     /// Calls that failed, and writes of unknown outcome.
     pub errors: u64,
     /// The first of them.
@@ -165,6 +168,7 @@ impl Known {
             reads: latencies(),
             writes: latencies(),
             longest: (Duration::ZERO, String::new()),
+            reverted: 0,
             errors: 0,
             in_words: Vec::new(),
         };
@@ -251,7 +255,7 @@ impl Known {
                     ticket
                 }
                 Ok(Outcome::Reverted) => {
-                    told.note_error(format!("a write of {key:?} was taken back after {took:?}"));
+                    told.reverted += 1;
                     return None;
                 }
                 Err(error) => {
@@ -314,6 +318,7 @@ impl Known {
             reads: told.reads.clone(),
             writes: told.writes.clone(),
             longest: told.longest.clone(),
+            reverted: told.reverted,
             errors: told.errors,
             in_words: told.in_words.clone(),
         }

@@ -99,6 +99,27 @@ impl Cluster {
         servers.iter().filter(|server| server["state"] == "up").count()
     }
 
+    /// Which master leads.
+    #[must_use]
+    pub fn leading_master(&self) -> Option<usize> {
+        let output = self.cli().run(&["status", "-o", "json", "--timeout", "5s"]);
+        let status = (output.code == exit::OK).then(|| output.json())?;
+        let masters = status["masters"].as_array()?;
+        let leading = masters.iter().find(|master| master["leader"] == true)?;
+        self.masters.iter().position(|node| leading["address"] == node.address.as_str())
+    }
+
+    /// Whether every tablet is led and has at least `copies` copies in sync, whatever else is
+    /// under way.
+    #[must_use]
+    pub fn has_spare_copies(&self, copies: usize) -> bool {
+        let tablets = self.tablets();
+        let has = |tablet: &Json| {
+            tablet["leader"].as_u64() > Some(0) && servers_in(tablet, "in_sync").len() >= copies
+        };
+        !tablets.is_empty() && tablets.iter().all(has)
+    }
+
     /// Whether every tablet serves with exactly `copies` copies, all in sync, none of them on the
     /// servers of `without`.
     #[must_use]

@@ -1,17 +1,19 @@
-//! `chaos`: cases of the crash matrix.
+//! `chaos`: cases of the crash matrix, and the storm.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ebla_cluster_tests::binary;
 use ebla_cluster_tests::chaos::cases::{self, Case};
 use ebla_cluster_tests::chaos::matrix;
 use ebla_cluster_tests::chaos::rig::Rig;
+use ebla_cluster_tests::chaos::storm::{self, Plan};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const USAGE: &str = "\
 usage: chaos matrix [--cases N] [--seed S] [--only TEXT]   N cases of the crash matrix, all without N
        chaos matrix --case CASE                            one case, as the matrix prints it
+       chaos storm [--seconds N] [--seed S] [--clients N]  everything at once for a time
 The program under test is EBLA_BIN; the matrix needs a chaos build, see `make chaos-bin`.";
 
 #[derive(Default)]
@@ -20,6 +22,8 @@ struct Args {
     seed: u64,
     only: Option<String>,
     case: Option<Case>,
+    seconds: Option<u64>,
+    clients: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -36,6 +40,7 @@ fn begin() -> Result<()> {
     let mut words = std::env::args().skip(1);
     match words.next().as_deref() {
         Some("matrix") => run_matrix(&parse(words)?),
+        Some("storm") => run_storm(&parse(words)?),
         Some(_) | None => bail!("{USAGE}"),
     }
 }
@@ -48,11 +53,21 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args> {
             "--cases" => args.cases = Some(value()?.parse()?),
             "--seed" => args.seed = value()?.parse()?,
             "--only" => args.only = Some(value()?),
+            "--seconds" => args.seconds = Some(value()?.parse()?),
+            "--clients" => args.clients = Some(value()?.parse()?),
             "--case" => args.case = Some(value()?.parse()?),
             _ => bail!("unknown flag {word}\n{USAGE}"),
         }
     }
     Ok(args)
+}
+
+fn run_storm(args: &Args) -> Result<()> {
+    let time = Duration::from_secs(args.seconds.unwrap_or(600));
+    let began = Instant::now();
+    storm::run(Plan { time, seed: args.seed, writers: args.clients.unwrap_or(16) })?;
+    println!("the storm is over after {:.0?}, and nobody noticed", began.elapsed());
+    Ok(())
 }
 
 /// Copies what the processes of a case that failed said to where it stays.

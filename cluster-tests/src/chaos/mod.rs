@@ -11,4 +11,5 @@
 pub mod cases;
 pub mod matrix;
 pub mod rig;
+pub mod storm;
 pub mod workflow;

@@ -226,16 +226,6 @@ impl Rig {
                 })
         })
     }
-
-    /// Which master leads.
-    #[must_use]
-    pub fn leading_master(&self) -> Option<usize> {
-        let output = self.cluster.cli().run(&["status", "-o", "json", "--timeout", "5s"]);
-        let status = (output.code == exit::OK).then(|| output.json())?;
-        let masters = status["masters"].as_array()?;
-        let leading = masters.iter().find(|master| master["leader"] == true)?;
-        self.cluster.masters.iter().position(|node| leading["address"] == node.address.as_str())
-    }
 }
 
 /// How many failpoints have acted in all lives of a process.

@@ -174,7 +174,7 @@ fn failover(rig: &mut Rig, case: &Case, role: Role) -> Result<()> {
 
 /// Starts a master armed, and lets it lead or not.
 fn arm_master(rig: &mut Rig, case: &Case, role: Role) -> Result<()> {
-    let leads = rig.leading_master().context("a master leads")?;
+    let leads = rig.cluster.leading_master().context("a master leads")?;
     let at = match role {
         // The first master's patience is the shortest: it is elected when the others fall silent.
         Role::MasterLeader => 0,
@@ -190,7 +190,7 @@ fn arm_master(rig: &mut Rig, case: &Case, role: Role) -> Result<()> {
     for _ in 0..MASTER_TRIES {
         rig.linger(Duration::from_millis(500))?;
         rig.wait("a master leads", SETTLE_MAX, |cluster| cluster.cli().run(&["status"]).code == 0)?;
-        let leads = rig.leading_master();
+        let leads = rig.cluster.leading_master();
         match (role, leads) {
             (Role::MasterLeader, Some(leads)) if leads != at => {
                 rig.node(At::Master(leads)).kill_and_restart()?;
