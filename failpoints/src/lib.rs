@@ -11,10 +11,10 @@
 #[cfg(all(feature = "enabled", not(debug_assertions)))]
 compile_error!("failpoints are for chaos builds: build a release without the feature `failpoints`");
 
-#[cfg(feature = "enabled")]
+#[cfg(any(feature = "enabled", test))]
 mod armed;
 
-#[cfg(feature = "enabled")]
+#[cfg(any(feature = "enabled", test))]
 pub use armed::{ArmError, VARIABLE, arm_from_environment, hit};
 
 /// Every place, in the order of its row.

@@ -103,7 +103,7 @@ fn run_matrix(args: &Args) -> Result<()> {
             Err(error) => {
                 println!("FAILED {number}/{} {case} in {:.1?}: {error:#}", cases.len(), began.elapsed());
                 println!("  logs in {}", keep_logs(&mut running, case)?.display());
-                println!("  again: make chaos-case CASE={case}");
+                println!("  again: make matrix CASE={case}");
                 failed.push(case.to_string());
             }
         }
