@@ -344,6 +344,20 @@ impl Cluster {
         })
     }
 
+    /// Copies what the processes said to a directory that stays, named after what failed.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_logs(&mut self, name: &str) -> Result<PathBuf> {
+        let dir = std::env::temp_dir().join("ebla-chaos").join(name.replace(':', "-"));
+        std::fs::create_dir_all(&dir)?;
+        for node in self.nodes() {
+            let name = node.data_dir.file_name().context("a data directory has a name")?;
+            std::fs::write(dir.join(name).with_extension("log"), node.process().log_text())?;
+        }
+        Ok(dir)
+    }
+
     /// Kills every process at the same moment, as a power cut would.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinHandle;
 
 /// How much more popular the first keys are, as in YCSB.
@@ -32,6 +32,10 @@ const SETTLE_MAX: Duration = Duration::from_secs(60);
 
 /// Errors that are kept in words; the others are only counted.
 const ERRORS_TOLD_MAX: usize = 20;
+
+/// Calls that take longer are told one by one, up to so many.
+const SLOW: Duration = Duration::from_secs(3);
+const SLOW_TOLD_MAX: usize = 20;
 
 /// Longest latency that is told apart.
 const LATENCY_MAX: Duration = Duration::from_secs(600);
@@ -92,6 +96,7 @@ struct Told {
     reads: Histogram<u64>,
     writes: Histogram<u64>,
     longest: (Duration, String),
+    slow: Vec<String>,
     reverted: u64,
     errors: u64,
     in_words: Vec<String>,
@@ -111,6 +116,8 @@ pub struct Summary {
     pub writes: Histogram<u64>,
     /// The call that took longest.
     pub longest: (Duration, String),
+    /// The first calls that were slow, and when they ended.
+    pub slow: Vec<String>,
     /// Writes that were taken back, and whose clients were told so: an outcome, not an error.
     pub reverted: u64,
     /// Calls that failed, and writes of unknown outcome.
@@ -168,6 +175,7 @@ impl Known {
             reads: latencies(),
             writes: latencies(),
             longest: (Duration::ZERO, String::new()),
+            slow: Vec::new(),
             reverted: 0,
             errors: 0,
             in_words: Vec::new(),
@@ -318,6 +326,7 @@ impl Known {
             reads: told.reads.clone(),
             writes: told.writes.clone(),
             longest: told.longest.clone(),
+            slow: told.slow.clone(),
             reverted: told.reverted,
             errors: told.errors,
             in_words: told.in_words.clone(),
@@ -330,7 +339,10 @@ impl Known {
 }
 
 impl Told {
-    fn note_longest(&mut self, took: Duration, what: impl FnOnce() -> String) {
+    fn note_longest(&mut self, took: Duration, what: impl Fn() -> String) {
+        if took > SLOW && self.slow.len() < SLOW_TOLD_MAX {
+            self.slow.push(format!("{} {} took {took:.1?}", time_of_day(), what()));
+        }
         if took > self.longest.0 {
             self.longest = (took, what());
         }
@@ -339,7 +351,14 @@ impl Told {
     fn note_error(&mut self, what: String) {
         self.errors += 1;
         if self.in_words.len() < ERRORS_TOLD_MAX {
-            self.in_words.push(what);
+            self.in_words.push(format!("{} {what}", time_of_day()));
         }
     }
+}
+
+/// As the logs of servers have it, to find the place there.
+fn time_of_day() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let s = now.as_secs();
+    format!("{:02}:{:02}:{:02}.{:03}", s / 3_600 % 24, s / 60 % 60, s % 60, now.subsec_millis())
 }

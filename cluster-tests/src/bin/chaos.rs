@@ -6,7 +6,6 @@ use ebla_cluster_tests::chaos::cases::{self, Case};
 use ebla_cluster_tests::chaos::matrix;
 use ebla_cluster_tests::chaos::rig::Rig;
 use ebla_cluster_tests::chaos::storm::{self, Plan};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -70,17 +69,6 @@ fn run_storm(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Copies what the processes of a case that failed said to where it stays.
-fn keep_logs(rig: &mut Rig, case: &Case) -> Result<PathBuf> {
-    let dir = std::env::temp_dir().join("ebla-chaos").join(case.to_string().replace(':', "-"));
-    std::fs::create_dir_all(&dir)?;
-    for node in rig.cluster.nodes() {
-        let name = node.data_dir.file_name().context("a data directory has a name")?;
-        std::fs::write(dir.join(name).with_extension("log"), node.process().log_text())?;
-    }
-    Ok(dir)
-}
-
 fn run_matrix(args: &Args) -> Result<()> {
     ensure!(binary::is_chaos_build(), "{} has no failpoints: run `make chaos-bin`", binary::ebla().display());
     let mut cases = args.case.map_or_else(|| cases::all(args.seed), |case| vec![case]);
@@ -102,7 +90,7 @@ fn run_matrix(args: &Args) -> Result<()> {
             }
             Err(error) => {
                 println!("FAILED {number}/{} {case} in {:.1?}: {error:#}", cases.len(), began.elapsed());
-                println!("  logs in {}", keep_logs(&mut running, case)?.display());
+                println!("  logs in {}", running.cluster.keep_logs(&case.to_string())?.display());
                 println!("  again: make matrix CASE={case}");
                 failed.push(case.to_string());
             }

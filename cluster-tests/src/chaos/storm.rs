@@ -135,9 +135,15 @@ pub fn run(plan: Plan) -> Result<()> {
     let known = runtime.block_on(load.stop())?;
     let summary = known.summary();
     println!("{}", report(plan, &summary, &tallies));
-    raged?;
-    ensure!(summary.errors == 0, "clients noticed {} times: {:#?}", summary.errors, summary.in_words);
-    check(&cluster, |known| runtime.block_on(known.check(&client)), &known)
+    let judged = raged.and_then(|()| {
+        let (errors, words) = (summary.errors, &summary.in_words);
+        ensure!(errors == 0, "clients noticed {errors} times: {words:#?}");
+        check(&cluster, |known| runtime.block_on(known.check(&client)), &known)
+    });
+    if judged.is_err() {
+        println!("logs in {}", cluster.keep_logs(&format!("storm-{}", plan.seed))?.display());
+    }
+    judged
 }
 
 fn shape(plan: Plan) -> Shape {
@@ -407,6 +413,9 @@ fn report(plan: Plan, summary: &Summary, tallies: &BTreeMap<Order, Tally>) -> St
         "longest: {what} took {longest:.1?}; errors: {}; taken back: {}",
         summary.errors, summary.reverted
     );
+    for slow in &summary.slow {
+        let _ = writeln!(text, "slow: {slow}");
+    }
     let _ = writeln!(text, "{:<12}{:>10}{:>12}{:>12}", "orders", "done", "refused", "longest");
     for (order, tally) in tallies {
         let Tally { done, refused, longest, reasons } = tally;
