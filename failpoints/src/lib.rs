@@ -81,6 +81,10 @@ pub const ALL: &[&str] = &[
     "master.snapshot.mark",
     "master.snapshot.tidy",
     "master.snapshot.done",
+    // The leader's snapshot in place of a master's log.
+    "master.install.write",
+    "master.install.mark",
+    "master.install.done",
 ];
 
 /// A failure that was asked for; what it stands for is the failure of the step that follows.

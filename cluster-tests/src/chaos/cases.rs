@@ -32,6 +32,8 @@ pub enum Workflow {
     Failover,
     /// Changes of metadata.
     Metadata,
+    /// Changes of metadata while a master is away, so many that only a snapshot helps it.
+    CatchUp,
 }
 
 /// Whose process it is.
@@ -59,7 +61,7 @@ pub enum Role {
 pub type Way = (Workflow, Role);
 
 /// By which ways the failpoints whose names begin so are come by; the first row that fits counts.
-const WAYS: [(&str, &[Way]); 10] = [
+const WAYS: [(&str, &[Way]); 12] = [
     ("log.", &[(Workflow::Writes, Role::Leader), (Workflow::Writes, Role::Follower)]),
     ("flush.", &[(Workflow::Writes, Role::Leader), (Workflow::Writes, Role::Follower)]),
     ("split.commit", &[(Workflow::Split, Role::MasterLeader), (Workflow::Split, Role::MasterFollower)]),
@@ -70,18 +72,13 @@ const WAYS: [(&str, &[Way]); 10] = [
     ("remove.", &[(Workflow::Move, Role::Source)]),
     ("cut.", &[(Workflow::Failover, Role::Deposed)]),
     ("promise.", &[(Workflow::Failover, Role::Follower)]),
+    ("master.install", &[(Workflow::CatchUp, Role::MasterFollower)]),
+    ("master.", &[(Workflow::Metadata, Role::MasterLeader), (Workflow::Metadata, Role::MasterFollower)]),
 ];
-
-/// The same for masters' names.
-const WAYS_OF_MASTERS: &[Way] =
-    &[(Workflow::Metadata, Role::MasterLeader), (Workflow::Metadata, Role::MasterFollower)];
 
 /// By which ways a failpoint is come by; none for a name that no row knows.
 #[must_use]
 pub fn ways(point: &str) -> &'static [Way] {
-    if point.starts_with("master.") {
-        return WAYS_OF_MASTERS;
-    }
     WAYS.iter().find(|(begin, _)| point.starts_with(begin)).map_or(&[], |(_, ways)| ways)
 }
 
@@ -141,7 +138,7 @@ impl FromStr for Case {
 fn hits_max(point: &str) -> u32 {
     match point.split('.').next() {
         Some("log") => 300,
-        Some("master") if !point.starts_with("master.snapshot") => 30,
+        Some("master") if point.starts_with("master.app") => 30,
         Some("flush") => 3,
         Some(_) | None => 1,
     }

@@ -27,7 +27,7 @@ impl Workflow {
         match self {
             // With one on every server, the wiped one must get its own back.
             Self::Wipe => 4,
-            Self::Writes | Self::Split | Self::Move | Self::Failover | Self::Metadata => 3,
+            Self::Writes | Self::Split | Self::Move | Self::Failover | Self::Metadata | Self::CatchUp => 3,
         }
     }
 }
@@ -46,9 +46,9 @@ pub fn prepare(rig: &mut Rig, case: &Case) -> Result<Orders> {
         Workflow::Failover => failover(rig, case, role).map(|()| Vec::new()),
         Workflow::Metadata => {
             arm_master(rig, case, role)?;
-            let change = |number| if number % 2 == 0 { "pause" } else { "resume" };
-            Ok((0..CHANGES).map(|number| words(&["balancer", change(number), "--timeout", "10s"])).collect())
+            Ok(changes())
         }
+        Workflow::CatchUp => catch_up(rig, case).map(|()| Vec::new()),
     }
 }
 
@@ -200,6 +200,25 @@ fn arm_master(rig: &mut Rig, case: &Case, role: Role) -> Result<()> {
         }
     }
     rig.wait_until_whole(case.way.0.copies())
+}
+
+/// Orders that change the metadata and nothing else.
+fn changes() -> Orders {
+    let change = |number| if number % 2 == 0 { "pause" } else { "resume" };
+    (0..CHANGES).map(|number| words(&["balancer", change(number), "--timeout", "10s"])).collect()
+}
+
+/// A master that does not lead is away until the others have cut their logs, and starts armed.
+fn catch_up(rig: &mut Rig, case: &Case) -> Result<()> {
+    let leads = rig.cluster.leading_master().context("a master leads")?;
+    let away = if leads == 2 { 1 } else { 2 };
+    rig.cluster.masters[away].process().kill()?;
+    let cli = rig.cluster.cli();
+    for change in changes().into_iter().chain(changes()) {
+        let _ = cli.run(&change.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    rig.arm(At::Master(away), case.armed());
+    rig.node(At::Master(away)).start().map(drop)
 }
 
 /// How long the failpoint is waited for when all orders are given: flushes come every second.

@@ -145,7 +145,9 @@ impl Storage {
     ) -> Result<(), Error> {
         let metadata = snapshot.metadata.clone().unwrap_or_default();
         let mark = Mark { index: metadata.index, term: metadata.term };
+        failpoint!("master.install.write");
         self.write_snapshot(mark, &snapshot.data)?;
+        failpoint!("master.install.mark");
         let mut batch = LogBatch::default();
         batch.add_command(GROUP, Command::Clean);
         put(&mut batch, KEY_SNAPSHOT, mark.encode())?;
@@ -156,6 +158,7 @@ impl Storage {
         self.last = mark.index;
         self.put_entries(&mut batch, entries)?;
         self.write(&mut batch, true)?;
+        failpoint!("master.install.done");
         self.snapshot = mark;
         self.truncated = mark;
         self.last = entries.last().map_or(mark.index, |entry| entry.index);
