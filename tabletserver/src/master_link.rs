@@ -486,7 +486,9 @@ async fn follow_routes(address: &str, node: &Node) -> Result<(), tonic::Status> 
         .max_decoding_message_size(limits::MASTER_MESSAGE_BYTES_MAX);
     let mut changes = client.watch_routes(v1::WatchRoutesRequest::default()).await?.into_inner();
     while let Some(change) = changes.message().await? {
-        node.routes.take(change);
+        if !node.routes.take(change) {
+            return Err(tonic::Status::unavailable("this master is behind"));
+        }
     }
     Ok(())
 }

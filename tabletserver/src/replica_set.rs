@@ -16,6 +16,7 @@ use crate::replicas::{Replicas, Switch};
 use crate::replication::Identity;
 use crate::succession::tombstones_of;
 use crate::tablets::{Directory, HandleSpec, TabletHandle};
+use ebla_failpoints::failpoint;
 use ebla_kernel::entry::{LogEnd, SealedChild};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
@@ -241,7 +242,7 @@ impl ReplicaSet {
         }
         let record = |assigned: &&Assigned| assigned.new_record(self.replicas.get(assigned.tablet).as_ref());
         let records: Vec<ReplicaRecord> = new.iter().map(record).collect();
-        self.replicas.put(records.clone())?;
+        self.record(&records)?;
         let (learners, records): (Vec<_>, Vec<_>) =
             records.into_iter().partition(|record| record.state != ReplicaState::Active);
         for learner in learners {
@@ -261,6 +262,15 @@ impl ReplicaSet {
         }
         info!(replicas = new.len(), "created replicas");
         self.node.directory.store(Arc::new(directory));
+        Ok(())
+    }
+
+    /// Makes the records of copies that begin here durable.
+    fn record(&self, records: &[ReplicaRecord]) -> Result<(), Error> {
+        let is_built = records.iter().any(|record| record.state != ReplicaState::Active);
+        failpoint!("bootstrap.record", if is_built);
+        self.replicas.put(records.to_vec())?;
+        failpoint!("bootstrap.recorded", if is_built);
         Ok(())
     }
 
@@ -443,8 +453,10 @@ fn clear(
     ranges: Vec<(TableId, KeyRange)>,
     tablets: &[TabletId],
 ) -> Result<(), Error> {
+    failpoint!("remove.log");
     oplog.remove(tablets)?;
     let joined = joined(ranges);
+    failpoint!("remove.clear");
     for (table, range) in &joined {
         assert_no_overlap(replicas, *table, range)?;
         node.reader.store.clear_range(*table, range)?;

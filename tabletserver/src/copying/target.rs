@@ -15,6 +15,7 @@ use crate::replicas::{Flushed, Replicas};
 use crate::replication::connect_peer;
 use crate::store::{Incoming, StoreError};
 use bytes::{Bytes, BytesMut};
+use ebla_failpoints::failpoint;
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, Seq, ServerId, ServerRun};
@@ -292,9 +293,11 @@ impl Target {
         // Clear, flush, ingest, range tombstones, flush.
         incoming.install(&base.tombstones)?;
         // The last entry stands in the log: it proves where the log ends.
+        failpoint!("bootstrap.log_clear");
         self.oplog.remove(&[tablet])?;
         let (end, last) = (base.entry.end(), Logged::from(base.entry));
         let append = Append { tablet, tail: Tail::Continue, entries: vec![&last] };
+        failpoint!("bootstrap.log_append");
         self.oplog.append_group(&[append], Fsync::Now)?;
         let (rows, bytes) = base.size;
         let built = Flushed { tablet, replica: record.replica, end, epochs: base.epochs, rows, bytes };
