@@ -154,9 +154,8 @@ async fn merges_under_load_are_hardly_noticed() -> Result<()> {
     settle(&cli, 3).await?;
     let client = connect(&cluster).await?;
     let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|writer| tokio::spawn(write(client.clone(), writer, Arc::clone(&stop))))
-        .collect();
+    let writers: Vec<_> =
+        (0..WRITERS).map(|writer| tokio::spawn(write(client.clone(), writer, Arc::clone(&stop)))).collect();
     let scans = tokio::spawn(scan(client.clone(), Arc::clone(&stop)));
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut sealed = Vec::new();
@@ -210,9 +209,8 @@ async fn copies_on_different_servers_are_brought_together() -> Result<()> {
     }
     let client = connect(&cluster).await?;
     let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|writer| tokio::spawn(write(client.clone(), writer, Arc::clone(&stop))))
-        .collect();
+    let writers: Vec<_> =
+        (0..WRITERS).map(|writer| tokio::spawn(write(client.clone(), writer, Arc::clone(&stop)))).collect();
     tokio::time::sleep(Duration::from_millis(500)).await;
     let ids = tokio::task::block_in_place(|| tablets(&cli));
     let child = merge(&client, ids[0], ids[1]).await?;

@@ -12,9 +12,9 @@ use ebla_kernel::ids::{
 };
 use ebla_kernel::meta::{
     Appointment, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer, GaveUp,
-    InSyncChange, Input, Job, JobEnd, JobKind, MergeStep, NewTablet, Origin, Policy, RegisterServer, ReplicaChange,
-    Reply, Settings, SplitCommit, State, Succession, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges,
-    decode_snapshot, encode_snapshot, state_hash,
+    InSyncChange, Input, Job, JobEnd, JobKind, MergeStep, NewTablet, Origin, Policy, RegisterServer,
+    ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableKind, TableSpec, Tablet, Wish,
+    apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -293,7 +293,10 @@ impl World {
             }
             Effect::SendSeal { server, order } => {
                 let (tablet, epoch, attempt) = (order.tablet, order.epoch, order.attempt);
-                format!("seal {server}: {tablet}@{epoch} {attempt} into {}", succession_text(&order.succession))
+                format!(
+                    "seal {server}: {tablet}@{epoch} {attempt} into {}",
+                    succession_text(&order.succession)
+                )
             }
             Effect::EndSession { server } => format!("end session of {server}"),
         };
@@ -536,10 +539,7 @@ fn split(args: &Args, now: Tick) -> Command {
 /// `stays=TABLET comes=TABLET`, `by` as for splits.
 fn merge(args: &Args, now: Tick) -> Command {
     let origin = if args.text("by") == Some("itself") { Origin::Automatic } else { Origin::Operator };
-    let wish = Wish::Merge {
-        stays: TabletId(args.number("stays")),
-        comes: TabletId(args.number("comes")),
-    };
+    let wish = Wish::Merge { stays: TabletId(args.number("stays")), comes: TabletId(args.number("comes")) };
     Command::StartJob { wish, origin, time_ms: now.0 }
 }
 

@@ -13,6 +13,7 @@ mod split_world {
     pub mod check;
     pub mod meta;
     pub mod server;
+    pub mod wishes;
     pub mod world;
 }
 
@@ -48,9 +49,7 @@ fn nothing_is_lost_or_doubled_whatever_happens_around_splits_and_merges() {
         aborts += world.aborts();
         writes += world.acknowledged();
     }
-    println!(
-        "{splits} splits, {merges} merges, {aborts} that were given up, {writes} acknowledged writes"
-    );
+    println!("{splits} splits, {merges} merges, {aborts} that were given up, {writes} acknowledged writes");
     assert!(splits > 0 && merges > 0 && aborts > 0 && writes > 0, "the seeds hardly do anything");
 }
 

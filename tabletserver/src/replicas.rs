@@ -7,6 +7,7 @@ use crate::registry::{
     EpochSpan, Registry, RegistryBatch, RegistryContent, RegistryError, ReplicaRecord, ReplicaState,
     RetiredRecord, StagedRecord, Truncation,
 };
+use ebla_failpoints::failpoint;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::ids::{Epoch, ReplicaId, TabletId};
 use ebla_kernel::range::KeyRange;
@@ -87,16 +88,18 @@ impl Replicas {
         let succession = self.succession();
         let mut ancestors: BTreeMap<TabletId, Ancestor> = BTreeMap::new();
         let mut open: BTreeMap<TabletId, Vec<KeyRange>> = BTreeMap::new();
-        let hand_down = |open: &mut BTreeMap<TabletId, Vec<KeyRange>>, parents: &[TabletId], range: &KeyRange| {
-            for parent in parents {
-                open.entry(*parent).or_default().push(range.clone());
-            }
-        };
+        let hand_down =
+            |open: &mut BTreeMap<TabletId, Vec<KeyRange>>, parents: &[TabletId], range: &KeyRange| {
+                for parent in parents {
+                    open.entry(*parent).or_default().push(range.clone());
+                }
+            };
         hand_down(&mut open, &record.parents, &record.range);
         // Ids rise from parents to children: whoever has the highest has got all that it can.
         while let Some((tablet, ranges)) = open.pop_last() {
             let Some(retired) = succession.retired.get(&tablet).cloned() else { continue };
-            let own: Vec<KeyRange> = ranges.iter().filter_map(|range| range.intersect(&retired.range)).collect();
+            let own: Vec<KeyRange> =
+                ranges.iter().filter_map(|range| range.intersect(&retired.range)).collect();
             let older: Vec<TabletId> =
                 retired.parents.iter().copied().filter(|parent| *parent < tablet).collect();
             own.iter().for_each(|range| hand_down(&mut open, &older, range));
@@ -111,13 +114,26 @@ impl Replicas {
         self.succession().retired.values().cloned().collect()
     }
 
+    /// How many tablets are staged and retired, and how many copies are being built, cut or
+    /// removed.
+    #[must_use]
+    pub fn unfinished(&self) -> (usize, usize, usize) {
+        let is_under_way =
+            |record: &&ReplicaRecord| record.state != ReplicaState::Active || record.truncating.is_some();
+        let (records, succession) = (self.lock(), self.succession());
+        let under_way = records.values().filter(is_under_way).count();
+        (succession.staged.len(), succession.retired.len(), under_way)
+    }
+
     /// Retired tablets that no replica here goes on from any more.
     #[must_use]
     pub fn retired_without_heirs(&self) -> Vec<TabletId> {
         let records = self.lock();
         let active = records.values().filter(|record| record.state == ReplicaState::Active);
-        let needed: BTreeSet<TabletId> =
-            active.flat_map(|record| self.ancestors(record)).map(|ancestor| ancestor.retired.tablet).collect();
+        let needed: BTreeSet<TabletId> = active
+            .flat_map(|record| self.ancestors(record))
+            .map(|ancestor| ancestor.retired.tablet)
+            .collect();
         let retired = self.retired().into_iter().map(|retired| retired.tablet);
         retired.filter(|tablet| !needed.contains(tablet)).collect()
     }
@@ -135,7 +151,9 @@ impl Replicas {
                 None => batch.remove_staged(*tablet),
             };
         }
+        failpoint!("split.stage");
         self.registry.commit(batch)?;
+        failpoint!("split.staged");
         for (tablet, staged) in changes {
             match staged {
                 Some(staged) => drop(succession.staged.insert(*tablet, staged.clone())),
@@ -166,7 +184,9 @@ impl Replicas {
         for child in &switch.children {
             batch.put_replica(child);
         }
+        failpoint!("split.switch");
         self.registry.commit(batch)?;
+        failpoint!("split.switched");
         for parent in retired {
             records.remove(&parent.tablet);
             succession.staged.remove(&parent.tablet);
@@ -186,7 +206,9 @@ impl Replicas {
         for tablet in tablets {
             batch.remove_retired(*tablet);
         }
+        failpoint!("retired.forget");
         self.registry.commit(batch)?;
+        failpoint!("retired.forgotten");
         succession.retired.retain(|tablet, _| !tablets.contains(tablet));
         Ok(())
     }
@@ -203,6 +225,10 @@ impl Replicas {
         for retired in tablets.iter().filter_map(|tablet| succession.retired.get(tablet)) {
             changed.push(RetiredRecord { flushed: retired.seal, ..retired.clone() });
         }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        failpoint!("retired.flushed");
         let mut batch = RegistryBatch::new();
         for retired in &changed {
             batch.put_retired(retired);
@@ -253,6 +279,7 @@ impl Replicas {
         tried: &ReplicaRecord,
         built: &Flushed,
     ) -> Result<Option<ReplicaRecord>, RegistryError> {
+        failpoint!("bootstrap.whole");
         let mut ended = None;
         self.change(|records, touched| {
             let record = records.get_mut(&tried.tablet);
@@ -267,6 +294,7 @@ impl Replicas {
                 ended = Some(record.clone());
             }
         })?;
+        failpoint!("bootstrap.done");
         Ok(ended)
     }
 
@@ -275,6 +303,7 @@ impl Replicas {
     /// # Errors
     /// When they are not durable; they must not be acted on.
     pub fn promise(&self, promises: &[(TabletId, Epoch)]) -> Result<(), RegistryError> {
+        failpoint!("promise.record");
         self.change(|records, touched| {
             for (tablet, epoch) in promises {
                 if let Some(record) = records.get_mut(tablet) {
@@ -282,7 +311,9 @@ impl Replicas {
                     touched.push(*tablet);
                 }
             }
-        })
+        })?;
+        failpoint!("promise.recorded");
+        Ok(())
     }
 
     /// How many cuts were begun so far; asked before positions are noted for `flushed`.
@@ -300,6 +331,7 @@ impl Replicas {
         if self.cuts() != cuts {
             return Ok(false);
         }
+        failpoint!("flush.record");
         let stored = self.change(|records, touched| {
             for Flushed { tablet, replica, end, epochs, rows, bytes } in flushed {
                 // A cut that is under way has lowered the position; another copy of the tablet
@@ -328,6 +360,7 @@ impl Replicas {
     /// # Errors
     /// When that is not durable; then nothing may be cut.
     pub fn begin_cuts(&self, cuts: &[(TabletId, Truncation, LogEnd)]) -> Result<(), RegistryError> {
+        failpoint!("cut.note");
         self.cuts.fetch_add(1, Ordering::AcqRel);
         self.change(|records, touched| {
             for (tablet, truncation, applied) in cuts {
@@ -348,6 +381,7 @@ impl Replicas {
     /// # Errors
     /// When that is not durable; they run again at the next start.
     pub fn end_cuts(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
+        failpoint!("cut.clear");
         self.change(|records, touched| {
             for tablet in tablets {
                 if let Some(record) = records.get_mut(tablet) {
@@ -355,7 +389,9 @@ impl Replicas {
                     touched.push(*tablet);
                 }
             }
-        })
+        })?;
+        failpoint!("cut.done");
+        Ok(())
     }
 
     /// How far the rows of a tablet are durable, as last recorded.
@@ -385,6 +421,7 @@ impl Replicas {
     /// # Errors
     /// When the marks are not durable.
     pub fn tombstone(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
+        failpoint!("remove.tombstone");
         self.change(|records, touched| {
             for tablet in tablets {
                 if let Some(record) = records.get_mut(tablet) {
@@ -405,7 +442,9 @@ impl Replicas {
         for tablet in tablets {
             batch.remove_replica(*tablet).remove_staged(*tablet);
         }
+        failpoint!("remove.forget");
         self.registry.commit(batch)?;
+        failpoint!("remove.forgotten");
         succession.staged.retain(|tablet, _| !tablets.contains(tablet));
         records.retain(|tablet, _| !tablets.contains(tablet));
         Ok(())
@@ -443,4 +482,97 @@ impl Replicas {
 /// The terms that a record keeps: the latest, in whose logs copies may still differ.
 fn latest(epochs: &[EpochSpan]) -> Vec<EpochSpan> {
     epochs[epochs.len().saturating_sub(crate::limits::EPOCHS_KEPT)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use ebla_kernel::hlc::Hlc;
+    use ebla_kernel::ids::{ConfigVersion, Lineage, TableId};
+
+    fn range(from: &'static str, to: &'static str) -> KeyRange {
+        let bytes = |key: &'static str| Bytes::from_static(key.as_bytes());
+        KeyRange::new(bytes(from), Some(to).filter(|to| !to.is_empty()).map(bytes)).unwrap()
+    }
+
+    fn retired(tablet: u64, range: KeyRange, parents: &[u64]) -> RetiredRecord {
+        let (seal, flushed) = (LogEnd::default(), LogEnd::default());
+        let parents = parents.iter().copied().map(TabletId).collect();
+        RetiredRecord { tablet: TabletId(tablet), range, seal, flushed, parents }
+    }
+
+    fn record(tablet: u64, range: KeyRange, parents: &[u64]) -> ReplicaRecord {
+        ReplicaRecord {
+            tablet: TabletId(tablet),
+            table: TableId(1),
+            replica: ReplicaId(tablet),
+            range,
+            state: ReplicaState::Active,
+            promised_epoch: Epoch(1),
+            epochs: Vec::new(),
+            flushed: LogEnd::default(),
+            truncating: None,
+            base: LogEnd::default(),
+            parents: parents.iter().copied().map(TabletId).collect(),
+            lineage: Lineage(1),
+            joined_ts: Hlc::MIN,
+            config_version: ConfigVersion(1),
+            rows_estimate: 0,
+            bytes_estimate: 0,
+        }
+    }
+
+    /// Tablet 1 was split into 2 and 3, these were merged into 4, that was split into 5 and 6.
+    #[test]
+    fn an_ancestor_is_read_once_for_the_keys_that_came_from_it_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, mut content) = Registry::open(dir.path()).unwrap();
+        // The copy of 3 had gone and came back as a copy: here it is made of nothing.
+        let known = [
+            retired(1, range("", ""), &[]),
+            retired(2, range("", "m"), &[1]),
+            retired(3, range("m", ""), &[]),
+            retired(4, range("", ""), &[2, 3]),
+        ];
+        content.retired = known.into_iter().map(|retired| (retired.tablet, retired)).collect();
+        content.replicas.insert(TabletId(5), record(5, range("", "t"), &[4]));
+        let replicas = Replicas::new(Arc::new(registry), content);
+        let ancestors = |record: &ReplicaRecord| -> Vec<(u64, Vec<KeyRange>)> {
+            replicas.ancestors(record).into_iter().map(|it| (it.retired.tablet.0, it.ranges)).collect()
+        };
+        let low = ancestors(&replicas.get(TabletId(5)).unwrap());
+        let wanted = [
+            (1, vec![range("", "m")]),
+            (2, vec![range("", "m")]),
+            (3, vec![range("m", "t")]),
+            (4, vec![range("", "t")]),
+        ];
+        assert_eq!(low, wanted);
+        let high = ancestors(&record(6, range("t", ""), &[4]));
+        assert_eq!(high, [(3, vec![range("t", "")]), (4, vec![range("t", "")])]);
+        assert!(replicas.retired_without_heirs().is_empty());
+    }
+
+    #[test]
+    fn all_parents_are_retired_with_the_same_batch_or_none_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, mut content) = Registry::open(dir.path()).unwrap();
+        for parent in [record(1, range("", "m"), &[]), record(2, range("m", ""), &[])] {
+            content.replicas.insert(parent.tablet, parent);
+        }
+        let replicas = Replicas::new(Arc::new(registry), content);
+        let switch = |parents: &[u64]| Switch {
+            parents: parents.iter().map(|parent| (TabletId(*parent), LogEnd::default())).collect(),
+            children: vec![record(3, range("", ""), parents)],
+        };
+        replicas.switch(switch(&[1, 9])).unwrap();
+        assert!(replicas.get(TabletId(1)).is_some() && replicas.get(TabletId(3)).is_none());
+        replicas.switch(switch(&[1, 2])).unwrap();
+        assert!(replicas.get(TabletId(1)).is_none() && replicas.get(TabletId(2)).is_none());
+        let child = replicas.get(TabletId(3)).unwrap();
+        let ancestors: Vec<u64> =
+            replicas.ancestors(&child).iter().map(|ancestor| ancestor.retired.tablet.0).collect();
+        assert_eq!(ancestors, [1, 2]);
+    }
 }

@@ -201,6 +201,27 @@ impl Inherited {
     }
 }
 
+/// Puts the rows of a sealed tablet into the store that no flush had made durable. What is staged
+/// was at or below Q and applied; if the commit is what its core hears first, nobody else puts
+/// them there before others take its place.
+///
+/// # Errors
+/// When a store fails, or the log is damaged.
+pub fn apply_sealed(
+    record: &ReplicaRecord,
+    staged: &StagedRecord,
+    oplog: &Oplog,
+    store: &dyn Store,
+) -> Result<(), Error> {
+    if record.flushed.pos.seq >= staged.end.pos.seq {
+        return Ok(());
+    }
+    let ReplicaRecord { tablet, range, flushed, parents, .. } = record.clone();
+    let ranges = vec![range.clone()];
+    let retired = RetiredRecord { tablet, range, seal: staged.end, flushed, parents };
+    Inherited::default().replay(record.table, &Ancestor { retired, ranges }, oplog, store)
+}
+
 /// Walks the entries of a retired log from `from` to the seal.
 fn each(
     oplog: &Oplog,
@@ -416,6 +437,22 @@ mod tests {
         let ancestor = ancestor(seal, LogEnd::default(), range("m", None));
         let store = MemoryStore::default();
         assert!(Inherited::of(&child(range("m", None), seal), &[ancestor], &log.oplog, &store).is_err());
+    }
+
+    #[test]
+    fn a_sealed_tablet_has_its_rows_again_before_others_take_its_place() {
+        let log = log();
+        let staged = StagedRecord { seal: seal(), end: log.entries[5].end() };
+        let mut record = child(range("", None), LogEnd::default());
+        record.tablet = PARENT;
+        let store = MemoryStore::default();
+        apply_sealed(&record, &staged, &log.oplog, &store).unwrap();
+        assert_eq!(keys(&store), "acxz");
+        assert_eq!(store.load_range_tombstones(TABLE, &KeyRange::all()).unwrap().len(), 1);
+        record.flushed = staged.end;
+        let store = MemoryStore::default();
+        apply_sealed(&record, &staged, &log.oplog, &store).unwrap();
+        assert_eq!(keys(&store), "");
     }
 
     #[test]

@@ -13,8 +13,8 @@
 //! - What a job is about is in its [`JobKind`]; who drives it, in the control core.
 
 use super::apply::{Changes, Reply};
-use super::rejection::Rejection;
 use super::merge::{self, MergeJob};
+use super::rejection::Rejection;
 use super::replicas;
 use super::split;
 use super::state::{State, Tablet};

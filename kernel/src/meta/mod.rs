@@ -40,12 +40,13 @@ pub use command::{
 };
 pub use control::{Control, Effect, Input, Settings};
 pub use election::{Fence, FenceAnswer, GaveUp};
+pub use in_sync::PROGRESS_IN_SYNC;
 pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, Wish};
 pub use merge::{MergeJob, MergeStep};
 pub use rejection::Rejection;
+pub use seal_control::SealOrder;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
 pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
-pub use seal_control::SealOrder;
 pub use split::check_split_keys;
 pub use state::{
     ClusterId, Duty, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State, Table, Tablet,

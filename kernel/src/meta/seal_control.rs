@@ -128,14 +128,7 @@ impl Control {
         ordered.filter(|(to, _, _)| *to == server).count() + more > SPLITS_PER_SERVER_MAX
     }
 
-    fn give_up(
-        &mut self,
-        now: Tick,
-        job: &Job,
-        parents: &[&Tablet],
-        since: Tick,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn give_up(&mut self, now: Tick, job: &Job, parents: &[&Tablet], since: Tick, effects: &mut Vec<Effect>) {
         // A proposal may be lost: then it is made again.
         let again = now.plus_ms(SPLIT_ORDER_RETRY_MS);
         let fresh = || Driven::new(job.attempt, since, BTreeMap::new());
@@ -200,11 +193,7 @@ impl Control {
 }
 
 impl Driven {
-    fn new(
-        attempt: Attempt,
-        since: Tick,
-        ordered: BTreeMap<TabletId, (ServerId, Epoch, Tick)>,
-    ) -> Self {
+    fn new(attempt: Attempt, since: Tick, ordered: BTreeMap<TabletId, (ServerId, Epoch, Tick)>) -> Self {
         Self { attempt, since, ordered, given_up: None }
     }
 }
@@ -225,7 +214,8 @@ fn are_apart(state: &State, tablets: &[&Tablet]) -> bool {
 
 fn not_ready(tablets: &[&Tablet]) -> String {
     let ids: Vec<String> = tablets.iter().map(|tablet| tablet.id.0.to_string()).collect();
-    let named = if ids.len() == 1 { format!("tablet {}", ids[0]) } else { format!("tablets {}", ids.join(", ")) };
+    let named =
+        if ids.len() == 1 { format!("tablet {}", ids[0]) } else { format!("tablets {}", ids.join(", ")) };
     format!(
         "{named} could not be sealed and the copies be ready within {SPLIT_PATIENCE_MS} ms: see `ebla tablet describe {}` and try again",
         ids.first().map_or("", String::as_str)

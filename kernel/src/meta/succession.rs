@@ -155,11 +155,7 @@ fn intent<'a>(state: &'a State, commits: &[SplitCommit]) -> Result<(&'a Job, &'a
 }
 
 /// The rule m27, for one parent.
-fn guard(
-    state: &State,
-    proposer: (ServerId, Incarnation),
-    commit: &SplitCommit,
-) -> Result<(), Rejection> {
+fn guard(state: &State, proposer: (ServerId, Incarnation), commit: &SplitCommit) -> Result<(), Rejection> {
     let tablet = state.tablet(commit.tablet).ok_or(Rejection::NoTablet(commit.tablet))?;
     let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
     if (tablet.epoch != commit.epoch || tablet.recovering) && !mutated!(CommitOfAnyEpoch) {
@@ -291,8 +287,7 @@ fn ready_everywhere(state: &State, commits: &[SplitCommit]) -> Result<BTreeSet<R
     if apart && !mutated!(MergeReadyOfOneParent) && !mutated!(MergeReadyIntersects) {
         return Err(Rejection::ReadyApart(commits.iter().map(|commit| commit.tablet).collect()));
     }
-    let counts = |(server, _): &(&ServerId, &ReplicaId)| {
-        is_everywhere(server) || mutated!(MergeReadyOfOneParent)
-    };
+    let counts =
+        |(server, _): &(&ServerId, &ReplicaId)| is_everywhere(server) || mutated!(MergeReadyOfOneParent);
     Ok(counted.iter().flatten().filter(counts).map(|(_, copy)| *copy).collect())
 }

@@ -200,7 +200,8 @@ impl Tablet {
     ) {
         let is_new = seal.attempt > self.aborted.max(self.seals.latest()).max(self.staged);
         let is_free = self.seals.sealed().is_none() && self.staged == Attempt(0) && !self.is_staging;
-        let fits = (cuts(&self.range, &seal) || merges(&self.range, &seal)) && names_copy(&seal, self.replica);
+        let fits =
+            (cuts(&self.range, &seal) || merges(&self.range, &seal)) && names_copy(&seal, self.replica);
         let Some(leader) = self.leader.as_mut().filter(|leader| leader.epoch == epoch) else { return };
         if !leader.serving || leader.transfer.is_some() || !is_new || !is_free || !fits {
             return;
@@ -347,12 +348,7 @@ impl Tablet {
     }
 
     /// Metadata has decided that the commit will never be: another may.
-    pub(super) fn split_refused(
-        &mut self,
-        context: Context<'_>,
-        epoch: Epoch,
-        attempt: Attempt,
-    ) {
+    pub(super) fn split_refused(&mut self, context: Context<'_>, epoch: Epoch, attempt: Attempt) {
         let Some(leader) = self.leader.as_mut().filter(|leader| leader.epoch == epoch) else { return };
         if leader.commit.as_ref().is_some_and(|commit| commit.proposal.attempt == attempt) {
             leader.commit = None;

@@ -8,7 +8,7 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, ReplicaId, RequestId, Seq, ServerId, ServerRun, TabletId, Tick};
 use ebla_kernel::limits::SEAL_CONTACT_MS;
 use ebla_kernel::meta::{
-    self, ClusterId, Command, GaveUp, JobEnd, JobKind, JobState, NewTablet, Origin, SealOrder, TableSpec, Wish,
+    self, ClusterId, Command, GaveUp, JobKind, JobState, NewTablet, SealOrder, TableSpec,
 };
 use ebla_kernel::op::{AckLevel, Action, Committed, Op, Token};
 use ebla_kernel::range::KeyRange;
@@ -247,59 +247,6 @@ impl World {
                 let server = ServerId(self.servers[there].number);
                 self.step_all(here, || Input::Connected { server });
             }
-        }
-    }
-
-    fn wish_split(&mut self) {
-        let key = KEYS[1 + self.chance.below(KEYS.len() - 1)];
-        let table = self.meta.state.tables().next().expect("it was created").id;
-        let Some(tablet) = self.meta.state.tablet_at(table, key.as_bytes()).map(|tablet| tablet.id) else {
-            return;
-        };
-        let wish = Wish::Split { tablet, at: vec![Bytes::from_static(key.as_bytes())] };
-        let time_ms = self.now.0;
-        self.propose(
-            Command::StartJob { wish, origin: Origin::Operator, time_ms },
-            super::meta::Waits::Nobody,
-        );
-    }
-
-    fn wish_merge(&mut self) {
-        let table = self.meta.state.tables().next().expect("it was created").id;
-        let ids: Vec<TabletId> = self.meta.state.tablets_of(table).map(|tablet| tablet.id).collect();
-        if ids.len() < 2 {
-            return;
-        }
-        let at = self.chance.below(ids.len() - 1);
-        let (mut stays, mut comes) = (ids[at], ids[at + 1]);
-        if self.chance.per_mille(500) {
-            std::mem::swap(&mut stays, &mut comes);
-        }
-        let command = Command::StartJob {
-            wish: Wish::Merge { stays, comes },
-            origin: Origin::Operator,
-            time_ms: self.now.0,
-        };
-        self.propose(command, super::meta::Waits::Nobody);
-    }
-
-    fn cancel(&mut self) {
-        let running = self.meta.state.jobs().find(|job| job.is_running()).map(|job| job.id);
-        let last = self.meta.state.jobs().last().map(|job| job.id);
-        if let Some(job) = running.or(last) {
-            let time_ms = self.now.0;
-            let end = JobEnd::Cancelled;
-            self.propose(Command::EndJob { job, attempt: None, end, time_ms }, super::meta::Waits::Nobody);
-        }
-    }
-
-    fn depose(&mut self) {
-        let count = self.meta.state.tablet_count();
-        let victim = self.chance.below(count);
-        let victim = self.meta.state.tablets().nth(victim).map(|tablet| (tablet.id, tablet.epoch));
-        if let Some(victim) = victim {
-            let tablets = vec![victim];
-            self.propose(Command::Recover { tablets }, super::meta::Waits::Nobody);
         }
     }
 
@@ -575,10 +522,10 @@ impl World {
     fn switch(&mut self, at: usize, parents: &[meta::Parent]) {
         let server = &mut self.servers[at];
         let is_staged = |parent: &meta::Parent| {
-            let is_meant = |(seal, end): &(SealRecord, LogEnd)| {
-                (seal.attempt, *end) == (parent.attempt, parent.seal)
-            };
-            server.staged.get(&parent.tablet).is_some_and(is_meant) && server.cores.contains_key(&parent.tablet)
+            let is_meant =
+                |(seal, end): &(SealRecord, LogEnd)| (seal.attempt, *end) == (parent.attempt, parent.seal);
+            server.staged.get(&parent.tablet).is_some_and(is_meant)
+                && server.cores.contains_key(&parent.tablet)
         };
         if parents.is_empty() || !parents.iter().all(is_staged) {
             return;
