@@ -437,7 +437,8 @@ fn a_merge_that_cannot_go_on_can_be_cancelled() -> Result<()> {
     let is_known = || cli.json(&["tablet", "describe", &ids[0]])["bytes"].as_u64() > Some(9_000);
     let _ = eventually("the master knows which is larger", HEAL_MAX, is_known)?;
     let servers = cli.list(&["server", "list"]).context("servers")?;
-    let away = servers.iter().find(|server| server["id"].to_string() == stays).context("a server")?;
+    let id: u64 = stays.parse()?;
+    let away = servers.iter().find(|server| server["id"].as_u64() == Some(id)).context("a server")?;
     let address = away["address"].as_str().context("an address")?.to_owned();
     let node = cluster.servers.iter().position(|node| node.address == address).context("a node")?;
     cluster.servers[node].process().kill()?;

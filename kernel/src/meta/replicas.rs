@@ -97,11 +97,10 @@ fn add(state: &mut State, new: NewCopy, time_ms: u64, changes: &mut Changes) -> 
         let here = tablet.replica(moving.to).is_some_and(|copy| copy.server == new.server);
         here && new.instead_of == Some(moving.to)
     });
+    let is_free = tablet.moving.is_none();
     match state.job_of(new.tablet) {
-        Some(job) if !is_renewed && !(merge::gathers(job) && tablet.moving.is_none()) => {
-            return Err(Rejection::JobRuns(Box::new(job.clone())));
-        }
-        Some(_) => {}
+        Some(job) if is_renewed || (is_free && merge::gathers(job)) => {}
+        Some(job) => return Err(Rejection::JobRuns(Box::new(job.clone()))),
         None => job::check_room(state)?,
     }
     check_copy(state, new)?;

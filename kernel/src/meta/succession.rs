@@ -281,13 +281,14 @@ fn ready_everywhere(state: &State, commits: &[SplitCommit]) -> Result<BTreeSet<R
         ready.map(|copy| (copy.server, copy.id)).collect::<BTreeMap<ServerId, ReplicaId>>()
     };
     let ready: Vec<BTreeMap<ServerId, ReplicaId>> = commits.iter().map(places).collect();
+    if mutated!(MergeReadyOfOneParent) {
+        return Ok(ready.into_iter().take(1).flatten().map(|(_, copy)| copy).collect());
+    }
     let is_everywhere = |server: &ServerId| ready.iter().all(|places| places.contains_key(server));
-    let apart = ready.iter().flat_map(BTreeMap::keys).any(|server| !is_everywhere(server));
-    let counted = if mutated!(MergeReadyOfOneParent) { &ready[..1] } else { &ready[..] };
-    if apart && !mutated!(MergeReadyOfOneParent) && !mutated!(MergeReadyIntersects) {
+    let are_apart = ready.iter().flat_map(BTreeMap::keys).any(|server| !is_everywhere(server));
+    if are_apart && !mutated!(MergeReadyIntersects) {
         return Err(Rejection::ReadyApart(commits.iter().map(|commit| commit.tablet).collect()));
     }
-    let counts =
-        |(server, _): &(&ServerId, &ReplicaId)| is_everywhere(server) || mutated!(MergeReadyOfOneParent);
-    Ok(counted.iter().flatten().filter(counts).map(|(_, copy)| *copy).collect())
+    let counted = ready.iter().flatten().filter(|(server, _)| is_everywhere(server));
+    Ok(counted.map(|(_, copy)| *copy).collect())
 }
