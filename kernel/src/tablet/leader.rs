@@ -136,7 +136,7 @@ impl Leader {
     }
 
     /// A copy that has had no time yet to be heard from in this epoch counts as live.
-    fn is_live(&self, context: Context<'_>, replica: ReplicaId) -> bool {
+    pub(super) fn is_live(&self, context: Context<'_>, replica: ReplicaId) -> bool {
         let is_new = context.now.ms_since(self.began) < UNHEARD_MS;
         let run = self.peers.get(&replica).and_then(|peer| peer.attached);
         is_new || run.is_some_and(|run| context.promises.counted_until(run) > context.now)

@@ -116,7 +116,8 @@ impl Leader {
             let may_come = !in_sync.contains(id) && self.leaving != Some(*id);
             let is_wanted = may_come && peer.rejoins_at <= context.now;
             let is_well = is_wanted && !peer.lags(context.now, self.bytes) && self.may_join(*id, peer);
-            is_well.then_some(Change { replica: *id, add: true })
+            // A member that has promised nothing yet would count as unreachable.
+            (is_well && self.is_live(context, *id)).then_some(Change { replica: *id, add: true })
         };
         // A member whose copy is gone for good has no peer: its server holds nothing of it.
         let gone = in_sync.iter().find(|id| is_member(**id) && !self.peers.contains_key(id));
