@@ -201,6 +201,8 @@ pub enum Table {
     List(Wait),
     /// Describe one table
     Describe(TableName),
+    /// Change when a table is split and merged
+    Set(SetTable),
     /// Drop a table with all its rows
     Drop(DropTable),
 }
@@ -228,11 +230,43 @@ pub struct CreateTable {
     /// Size, such as 512MiB, above which a tablet is split; 512MiB by default
     #[arg(long, value_parser = parse::bytes, value_name = "BYTES")]
     pub split_size: Option<u64>,
+    /// Requests per second above which a tablet is split; 5000 by default, 0 for never
+    #[arg(long, value_name = "OPS")]
+    pub split_load: Option<u64>,
     /// Key at which to cut the table into tablets from the start; give it as often as needed
     #[arg(long, allow_hyphen_values = true, value_name = "KEY")]
     pub split_at: Vec<OsString>,
     #[command(flatten)]
     pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+#[group(id = "what_to_set", required = true, multiple = true, args = ["split_size", "split_load", "auto_merge"])]
+pub struct SetTable {
+    /// Name of the table
+    pub name: String,
+    /// Size, such as 512MiB, above which a tablet is split
+    #[arg(long, value_parser = parse::bytes, value_name = "BYTES")]
+    pub split_size: Option<u64>,
+    /// Requests per second above which a tablet is split; 0 for never
+    #[arg(long, value_name = "OPS")]
+    pub split_load: Option<u64>,
+    /// Which small idle neighbours the cluster merges by itself
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub auto_merge: Option<AutoMerge>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// Which idle neighbours are merged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum AutoMerge {
+    /// Those that the cluster had split by itself.
+    Own,
+    /// Any, boundaries that people made included.
+    All,
+    /// None.
+    Off,
 }
 
 /// What a table does when too few in-sync copies are left.

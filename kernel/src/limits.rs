@@ -52,6 +52,10 @@ pub const RETENTION_MS_DEFAULT: u64 = 60 * 60 * 1000;
 /// Default size in bytes at which a tablet is split.
 pub const SPLIT_BYTES_DEFAULT: u64 = 512 * 1024 * 1024;
 
+/// Default requests per second above which a tablet is split: a tenth of what one server does for
+/// single sets, so that one hot range reaches several servers before it fills one.
+pub const SPLIT_LOAD_DEFAULT: u64 = 5_000;
+
 /// Default deadline of a request in milliseconds.
 pub const REQUEST_TIMEOUT_MS_DEFAULT: u64 = 10_000;
 

@@ -2,7 +2,7 @@
 //! replayed. Whatever is not deterministic (ids, times, placement) comes inside.
 
 use super::job::{JobEnd, Origin, Wish};
-use super::spec::TableSpec;
+use super::spec::{TableChange, TableSpec};
 use super::split::SplitCommit;
 use super::state::{ClusterId, Duty};
 use crate::hlc::Hlc;
@@ -17,7 +17,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 4;
+pub const COMMAND_FORMAT: u8 = 5;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -39,6 +39,13 @@ pub enum Command {
         spec: TableSpec,
         /// Its tablets in key order, placed.
         tablets: Vec<NewTablet>,
+    },
+    /// Changes what may be changed of a table.
+    ChangeTable {
+        /// Which.
+        table: TableId,
+        /// What.
+        change: TableChange,
     },
     /// Removes a table and its tablets.
     DropTable {

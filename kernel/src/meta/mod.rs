@@ -40,7 +40,9 @@ pub use election::{Fence, FenceAnswer, GaveUp};
 pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, SplitJob, Wish};
 pub use rejection::Rejection;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
-pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
+pub use spec::{
+    AutoMerge, BadTable, Policy, TableChange, TableKind, TableSpec, check_table_name, cut_ranges,
+};
 pub use split::{SplitCommit, check_split_keys};
 pub use split_control::SealOrder;
 pub use state::{

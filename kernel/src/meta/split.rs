@@ -101,11 +101,14 @@ pub(super) fn commit(
     changes: &mut Changes,
 ) -> Result<Reply, Rejection> {
     let (job, split) = intent(state, &commit)?;
-    let (job, split) = (job.id, split.clone());
+    let (job, split, origin) = (job.id, split.clone(), job.origin);
     let leader = guard(state, proposer, &commit)?;
     let parent = state.remove_tablet(commit.tablet).ok_or(Rejection::NoTablet(commit.tablet))?;
     for (at, (id, range)) in split.children.iter().enumerate() {
-        let child = child(&parent, &split, at, (*id, range.clone()), &commit, leader);
+        let mut child = child(&parent, &split, at, (*id, range.clone()), &commit, leader);
+        if at > 0 {
+            child.drawn_by = origin;
+        }
         state.insert_tablet(child);
         changes.tablets.insert(*id);
     }
@@ -197,6 +200,7 @@ fn child(
         id,
         table: parent.table,
         range,
+        drawn_by: parent.drawn_by,
         epoch,
         leader,
         replicas,

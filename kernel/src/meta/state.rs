@@ -6,7 +6,7 @@
 //! - a leader is in the in-sync set and was not lost when it was appointed;
 //! - the indexes say what the records say: they are rebuilt from them, never stored.
 
-use super::job::Job;
+use super::job::{Job, Origin};
 use super::spec::{TableKind, TableSpec};
 use crate::entry::LogEnd;
 use crate::hlc::Hlc;
@@ -166,6 +166,9 @@ pub struct Tablet {
     pub table: TableId,
     /// Its keys.
     pub range: KeyRange,
+    /// Who drew the boundary at its first key. What people drew is merged away by people only,
+    /// unless the table says otherwise.
+    pub drawn_by: Origin,
     /// Term of the leader; 0 before the first election.
     pub epoch: Epoch,
     /// Who leads the epoch.
