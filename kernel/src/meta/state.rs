@@ -422,6 +422,24 @@ impl State {
         self.tablets.get(id)
     }
 
+    /// The tablet that ends where this one begins.
+    #[must_use]
+    pub fn tablet_before(&self, tablet: &Tablet) -> Option<&Tablet> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let ranges = self.index.ranges.get(&tablet.table)?;
+        let before = (Unbounded, Excluded(&tablet.range.start()[..]));
+        let (_, id) = ranges.range::<[u8], _>(before).next_back()?;
+        self.tablets.get(id)
+    }
+
+    /// The tablet that begins where this one ends.
+    #[must_use]
+    pub fn tablet_after(&self, tablet: &Tablet) -> Option<&Tablet> {
+        let end = tablet.range.end()?;
+        let id = self.index.ranges.get(&tablet.table)?.get(end)?;
+        self.tablets.get(id)
+    }
+
     /// Whether `leader` still is the run of its server that was appointed.
     #[must_use]
     pub fn is_current(&self, leader: &Leader) -> bool {

@@ -134,7 +134,7 @@ pub(super) fn copy_weights(picture: &Picture) -> Weights {
                 let stays = tablet.copies.iter().copied().filter(|server| Some(*server) != from);
                 stays.chain([to]).collect()
             }
-            Some(Work::Split) | None => tablet.copies.iter().copied().collect(),
+            Some(Work::Split | Work::Merge) | None => tablet.copies.iter().copied().collect(),
         };
         servers.into_iter().for_each(|server| weights.add(server, scale.weight(tablet)));
     }
@@ -287,7 +287,7 @@ impl Moves {
                     moves.from.extend(from);
                     moves.to.insert(to);
                 }
-                Some(Work::Split) | None => {}
+                Some(Work::Split | Work::Merge) | None => {}
             }
         }
         moves
