@@ -339,6 +339,10 @@ pub struct SplitTablet {
     /// Into how many tablets of about the same size, 2 to 64; the server finds the keys
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=64), value_name = "N")]
     pub parts: Option<u32>,
+    /// Parts of about the same load, not size; of tablets with at least half of the requests at
+    /// which their table wants them split
+    #[arg(long, requires = "parts")]
+    pub by_load: bool,
     /// Only say where it would be split
     #[arg(long)]
     pub dry_run: bool,

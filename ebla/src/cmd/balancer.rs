@@ -1,7 +1,8 @@
 //! `ebla balancer`: what the cluster does by itself, and why.
 
-use super::{connect, output};
+use super::{connect, note, output};
 use crate::cli::{Balancer, Global, Wait};
+use crate::output::Output;
 use ebla_client::v1;
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
@@ -36,22 +37,49 @@ async fn status(global: &Global, wait: Wait) -> anyhow::Result<()> {
         (false, 0) => "off",
         (false, _) => "running",
     };
-    let object = json!({
+    let mut object = json!({
         "state": state,
         "paused": status.paused,
         "interval_ms": status.interval_ms,
         "rounds": status.rounds,
         "round_us": status.round_us,
         "decisions": decisions,
+        "hot_keys": [],
     });
     let mut out = output(global);
+    object["hot_keys"] = status.hot_keys.iter().map(|hot| hot_key_json(&out, hot)).collect();
     out.one(&object, || {
         format!("the balancer is {state}: {} rounds, the last took {} us", status.rounds, status.round_us)
     })?;
     if out.is_table() && !decisions.is_empty() {
         out.list(&COLUMNS, &decisions)?;
     }
+    if out.is_table() {
+        for hot in &status.hot_keys {
+            note(&format!(
+                "the key {} of table {} has {} % of the requests of tablet {}: no split would take them apart",
+                out.text(&hot.key),
+                hot.table,
+                hot.percent,
+                hot.tablet_id
+            ));
+        }
+    }
     Ok(())
+}
+
+fn hot_key_json(out: &Output, hot: &v1::HotKey) -> Json {
+    let mut object = json!({
+        "key": out.text(&hot.key),
+        "table": hot.table,
+        "tablet": hot.tablet_id,
+        "percent": hot.percent,
+        "time_ms": hot.time_ms,
+    });
+    if std::str::from_utf8(&hot.key).is_err() {
+        object[out.mark_name()] = true.into();
+    }
+    object
 }
 
 async fn pause(global: &Global, wait: Wait, paused: bool) -> anyhow::Result<()> {

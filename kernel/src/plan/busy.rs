@@ -23,6 +23,11 @@ impl Busy {
         self.since = picture.tablets.iter().filter_map(since).collect();
     }
 
+    /// Whether a tablet is too busy, or was a moment ago.
+    pub fn is_noted(&self, tablet: TabletId) -> bool {
+        self.since.contains_key(&tablet)
+    }
+
     /// For how many milliseconds a tablet has been too busy.
     pub fn lasting_ms(&self, now: Tick, tablet: TabletId) -> Option<u64> {
         self.since.get(&tablet).map(|since| now.ms_since(*since))

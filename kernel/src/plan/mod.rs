@@ -195,6 +195,12 @@ impl Planner {
         }
     }
 
+    /// Whether a tablet has more requests than its table wants.
+    #[must_use]
+    pub fn is_too_busy(&self, tablet: TabletId) -> bool {
+        self.busy.is_noted(tablet)
+    }
+
     /// What was decided could not be begun.
     pub fn not_begun(&mut self, now: Tick, decision: &Decision, why: Refusal) {
         self.begun.remove(&decision.tablet);
