@@ -97,6 +97,9 @@ fn a_pause_holds_over_a_restart_of_the_master() -> Result<()> {
     eventually("the masters know its size", EVEN_MAX, is_seen)?;
     std::thread::sleep(Duration::from_secs(2));
     ensure!(tablets(&cli).len() == 1, "a paused balancer splits nothing");
+    let planned = cli.json(&["balancer", "status", "--dry-run"])["planned"].clone();
+    ensure!(planned[0]["kind"] == "split" && planned[0]["outcome"].is_null(), "{planned}");
+    ensure!(tablets(&cli).len() == 1 && cli.json(&["balancer", "status"])["planned"].is_null());
     let status = cli.json(&["status"]);
     ensure!(status["warnings"].to_string().contains("balancer is paused"), "{status}");
     let id = tablets(&cli)[0]["id"].to_string();

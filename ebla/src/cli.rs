@@ -353,13 +353,22 @@ pub struct SplitTablet {
 #[derive(Subcommand, Debug)]
 pub enum Balancer {
     /// Whether it runs, and what it decided lately
-    Status(Wait),
+    Status(BalancerStatus),
     /// Let the cluster split and move nothing by itself; copies that are lost are replaced
     Pause(Wait),
     /// Let the cluster split and move by itself again
     Resume(Wait),
     /// Why a tablet is where it is, and what was done with it
     Why(TabletId),
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct BalancerStatus {
+    /// Also say what it would begin now, although it is paused perhaps; nothing is begun
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Subcommand, Debug)]

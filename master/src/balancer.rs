@@ -171,7 +171,9 @@ impl Balancer {
         let begun = match decision.action {
             Action::Split { parts, by } => self.split(tablet, parts, by).await,
             Action::Merge { right } => self.merge(tablet, right).await,
-            Action::Move { from, to } => self.start(Wish::Move { tablet, from, to }).await.map_err(NotBegun::from),
+            Action::Move { from, to } => {
+                self.start(Wish::Move { tablet, from, to }).await.map_err(NotBegun::from)
+            }
             Action::HandOver { to, .. } => self.hand_over(tablet, to).await.map_err(NotBegun::from),
         };
         let outcome = match begun {
@@ -241,7 +243,8 @@ impl Balancer {
     }
 
     /// What people are told of it.
-    pub fn status(&self, paused: bool) -> v1::GetBalancerResponse {
+    pub fn status(&self) -> v1::GetBalancerResponse {
+        let paused = self.raft.view().state().balancer_paused();
         let memory = self.memory();
         v1::GetBalancerResponse {
             paused,
@@ -250,19 +253,31 @@ impl Balancer {
             round_us: whole(memory.round.as_micros()),
             decisions: memory.decisions.iter().map(|(_, decision)| decision.clone()).collect(),
             hot_keys: memory.hot_keys.values().cloned().collect(),
+            planned: Vec::new(),
         }
+    }
+
+    /// What it would begin now.
+    pub fn dry_run(&self) -> Vec<v1::BalancerDecision> {
+        let picture = self.picture(&self.raft.view().state());
+        let decisions = self.memory().planner.dry_run(self.now(), picture);
+        decisions.iter().map(decision_to_wire).collect()
+    }
+
+    /// What there is; rates are what the plan remembers.
+    fn picture(&self, state: &State) -> Picture {
+        let counted = self.liveness.counted();
+        let size = |one: &Counted| Size { bytes: one.bytes, requests: 0 };
+        let sizes = counted.iter().map(|(id, one)| (*id, size(one))).collect();
+        let up = state.servers().filter_map(|one| Some((one.id, self.room(one.id)?))).collect();
+        Picture::of(state, &Observed { up, sizes })
     }
 
     /// Why a tablet is where it is.
     pub fn explain(&self, tablet: TabletId) -> v1::ExplainTabletResponse {
         let (picture, next, paused) = {
             let state = self.raft.view().state();
-            let counted = self.liveness.counted();
-            let size = |one: &Counted| Size { bytes: one.bytes, requests: 0 };
-            let sizes = counted.iter().map(|(id, one)| (*id, size(one))).collect();
-            let up = state.servers().filter_map(|one| Some((one.id, self.room(one.id)?))).collect();
-            let next = neighbours(&state, tablet);
-            (Picture::of(&state, &Observed { up, sizes }), next, state.balancer_paused())
+            (self.picture(&state), neighbours(&state, tablet), state.balancer_paused())
         };
         let memory = self.memory();
         let mut findings = Vec::new();
@@ -298,14 +313,7 @@ impl Memory {
     fn remember(&mut self, decision: &Decision) -> DecisionId {
         let id = self.next;
         self.next += 1;
-        let wire = v1::BalancerDecision {
-            time_ms: clock::wall_ms(),
-            tablet_id: decision.tablet.0,
-            kind: decision.action.name().to_owned(),
-            action: decision.action.to_string(),
-            reason: decision.reason.to_string(),
-            outcome: String::new(),
-        };
+        let wire = decision_to_wire(decision);
         // What is tried again and again is told once.
         let is_same = |other: &v1::BalancerDecision| {
             (other.tablet_id, &other.kind) == (wire.tablet_id, &wire.kind) && is_not_begun(&other.outcome)
@@ -322,6 +330,17 @@ impl Memory {
         if let Some((_, decision)) = self.decisions.iter_mut().find(|(known, _)| *known == id) {
             decision.outcome = outcome;
         }
+    }
+}
+
+fn decision_to_wire(decision: &Decision) -> v1::BalancerDecision {
+    v1::BalancerDecision {
+        time_ms: clock::wall_ms(),
+        tablet_id: decision.tablet.0,
+        kind: decision.action.name().to_owned(),
+        action: decision.action.to_string(),
+        reason: decision.reason.to_string(),
+        outcome: String::new(),
     }
 }
 

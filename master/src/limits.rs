@@ -133,6 +133,10 @@ pub const REPLACE_AFTER_DEFAULT: Duration = Duration::from_secs(10 * 60);
 /// so long.
 pub const SPLIT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long an operator's job waits for one of the cluster that can be cancelled no longer: its
+/// old copy has to leave and to be cleared.
+pub const COMMITTED_JOB_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// How often to look whether the children of a split serve.
 pub const SPLIT_POLL: Duration = Duration::from_millis(5);
 

@@ -1,7 +1,7 @@
 //! `ebla balancer`: what the cluster does by itself, and why.
 
 use super::{connect, note, output};
-use crate::cli::{Balancer, Global, Wait};
+use crate::cli::{Balancer, BalancerStatus, Global, Wait};
 use crate::output::Output;
 use ebla_client::v1;
 use serde_json::{Value as Json, json};
@@ -9,10 +9,12 @@ use std::process::ExitCode;
 
 const COLUMNS: [&str; 4] = ["tablet", "action", "outcome", "reason"];
 
+const PLANNED_COLUMNS: [&str; 3] = ["tablet", "action", "reason"];
+
 /// Shows it, pauses it, lets it go on, or explains.
 pub async fn run(global: &Global, command: Balancer) -> anyhow::Result<ExitCode> {
     match command {
-        Balancer::Status(wait) => status(global, wait).await?,
+        Balancer::Status(args) => status(global, args).await?,
         Balancer::Pause(wait) => pause(global, wait, true).await?,
         Balancer::Resume(wait) => pause(global, wait, false).await?,
         Balancer::Why(args) => {
@@ -29,8 +31,8 @@ pub async fn run(global: &Global, command: Balancer) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-async fn status(global: &Global, wait: Wait) -> anyhow::Result<()> {
-    let status = connect(global, wait).await?.admin().balancer().await?;
+async fn status(global: &Global, args: BalancerStatus) -> anyhow::Result<()> {
+    let status = connect(global, args.wait).await?.admin().balancer(args.dry_run).await?;
     let decisions: Vec<_> = status.decisions.iter().map(decision_json).collect();
     let state = match (status.paused, status.interval_ms) {
         (true, _) => "paused",
@@ -47,12 +49,20 @@ async fn status(global: &Global, wait: Wait) -> anyhow::Result<()> {
         "hot_keys": [],
     });
     let mut out = output(global);
+    let planned: Vec<_> = status.planned.iter().map(decision_json).collect();
+    if args.dry_run {
+        object["planned"] = planned.clone().into();
+    }
     object["hot_keys"] = status.hot_keys.iter().map(|hot| hot_key_json(&out, hot)).collect();
     out.one(&object, || {
         format!("the balancer is {state}: {} rounds, the last took {} us", status.rounds, status.round_us)
     })?;
     if out.is_table() && !decisions.is_empty() {
         out.list(&COLUMNS, &decisions)?;
+    }
+    if out.is_table() && args.dry_run {
+        note(&format!("{} steps would be begun now:", planned.len()));
+        out.list(&PLANNED_COLUMNS, &planned)?;
     }
     if out.is_table() {
         for hot in &status.hot_keys {

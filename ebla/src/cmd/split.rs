@@ -74,10 +74,10 @@ fn no_cut(id: u64, found: &v1::SuggestSplitResponse, out: &Output) -> Option<Str
         v1::SplitFinding::Wandering => Some(format!(
             "the requests of tablet {id} go along its keys, so that no split would halve those to come: give --at KEY"
         )),
-        v1::SplitFinding::TooFewSamples
-        | v1::SplitFinding::TooFewRows
-        | v1::SplitFinding::Unspecified => Some(format!(
-            "too few requests of tablet {id} were sampled in the last 20 s: it must have half of its table's --split-load; lower that with `ebla table set`, or give --at KEY"
-        )),
+        v1::SplitFinding::TooFewSamples | v1::SplitFinding::TooFewRows | v1::SplitFinding::Unspecified => {
+            Some(format!(
+                "too few requests of tablet {id} were sampled in the last 20 s: it must have half of its table's --split-load; lower that with `ebla table set`, or give --at KEY"
+            ))
+        }
     }
 }

@@ -8,27 +8,30 @@ use super::picture::{Picture, Seam, TabletView, Work};
 use super::reason::{Action, Decision, Reason};
 use crate::ids::{TabletId, Tick};
 use crate::limits::{AUTOMATIC_MERGES_MAX, IDLE_PERCENT, MERGE_CALM_TIMES, SPLIT_LOAD_DEFAULT};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-/// Since when tablets with a boundary that may go have been idle without a break.
+/// Since when tablets have been idle without a break, by id.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Calm {
-    since: BTreeMap<TabletId, Tick>,
+    since: Vec<(TabletId, Tick)>,
 }
 
 impl Calm {
     /// Takes in who is idle now.
     pub fn note(&mut self, now: Tick, picture: &Picture) {
-        let known = std::mem::take(&mut self.since);
-        let is_idle = |id: &TabletId| picture.tablets.get(id).is_some_and(is_idle);
-        let pairs = seams(picture).flat_map(|(left, right)| [left, right]);
-        let since = |id: TabletId| (id, known.get(&id).copied().unwrap_or(now));
-        self.since = pairs.filter(is_idle).map(since).collect();
+        let mut known = std::mem::take(&mut self.since).into_iter().peekable();
+        for (id, _) in picture.tablets.iter().filter(|(_, tablet)| is_idle(tablet)) {
+            // Both are in the order of ids.
+            while known.next_if(|(other, _)| other < id).is_some() {}
+            let before = known.next_if(|(other, _)| other == id).map(|(_, since)| since);
+            self.since.push((*id, before.unwrap_or(now)));
+        }
     }
 
     /// For how many milliseconds a tablet has been idle.
     pub fn lasting_ms(&self, now: Tick, tablet: TabletId) -> Option<u64> {
-        self.since.get(&tablet).map(|since| now.ms_since(*since))
+        let at = self.since.binary_search_by_key(&tablet, |(id, _)| *id).ok()?;
+        Some(now.ms_since(self.since[at].1))
     }
 }
 
@@ -68,7 +71,7 @@ pub(super) fn plan(
     let under_way = picture.tablets.values().filter(|tablet| tablet.work == Some(Work::Merge)).count() / 2;
     let mut taken: BTreeSet<TabletId> = BTreeSet::new();
     let mut decisions = Vec::new();
-    for (left, right) in seams(picture).filter(|(left, right)| is_calm(*left) && is_calm(*right)) {
+    for (left, right) in seams(picture).filter(|(left, right)| is_calm(*right) && is_calm(*left)) {
         if under_way + decisions.len() >= AUTOMATIC_MERGES_MAX {
             break;
         }

@@ -105,6 +105,19 @@ impl Planner {
     /// Takes a picture and says what to do now.
     pub fn step(&mut self, now: Tick, picture: &mut Picture) -> Vec<Decision> {
         self.observe(now, picture);
+        self.decide(now, picture)
+    }
+
+    /// What it would do now. Nothing is remembered of it.
+    #[must_use]
+    pub fn dry_run(&self, now: Tick, mut picture: Picture) -> Vec<Decision> {
+        let mut planner = self.clone();
+        planner.rates.fill(&mut picture);
+        planner.show_known(&mut picture);
+        planner.decide(now, &mut picture)
+    }
+
+    fn decide(&mut self, now: Tick, picture: &mut Picture) -> Vec<Decision> {
         let mut decisions = self.plan_splits(now, picture);
         self.begin(now, picture, &decisions);
         let merges = self.plan_merges(now, picture);
@@ -163,8 +176,6 @@ impl Planner {
     /// does by itself.
     pub fn look(&mut self, now: Tick, picture: &mut Picture) {
         self.observe(now, picture);
-        (self.leaders, self.copies) = (Steadiness::default(), Steadiness::default());
-        (self.busy, self.calm) = (Busy::default(), Calm::default());
     }
 
     fn observe(&mut self, now: Tick, picture: &mut Picture) {
@@ -174,19 +185,24 @@ impl Planner {
         let has_no_job = |id: &TabletId| picture.tablets.get(id).is_some_and(|tablet| tablet.work.is_none());
         self.begun.retain(|id, (_, until)| *until > now && has_no_job(id));
         self.rates.smooth(now, picture, self.settings.lasts_ms);
-        for (id, (to, _)) in &self.handed {
-            if let Some(tablet) = picture.tablets.get_mut(id) {
-                tablet.leader = tablet.leader.map(|_| *to);
-            }
-        }
-        self.show_begun(picture);
+        self.show_known(picture);
         self.busy.note(now, picture);
         self.calm.note(now, picture);
         self.leaders.note(now, balance::leader_weights(picture).sides());
         self.copies.note(now, balance::copy_weights(picture).sides());
     }
 
-    /// Lets the picture show what is decided and has no job yet.
+    /// Lets the picture show what was decided and is not to be seen yet.
+    fn show_known(&self, picture: &mut Picture) {
+        for (id, (to, _)) in &self.handed {
+            if let Some(tablet) = picture.tablets.get_mut(id) {
+                tablet.leader = tablet.leader.map(|_| *to);
+            }
+        }
+        self.show_begun(picture);
+    }
+
+    /// Lets the picture show splits and merges that have no job yet.
     fn show_begun(&self, picture: &mut Picture) {
         for (id, (work, _)) in &self.begun {
             if let Some(tablet) = picture.tablets.get_mut(id) {

@@ -374,9 +374,9 @@ impl AdminService for Admin {
 
     async fn get_balancer(
         &self,
-        _: Request<GetBalancerRequest>,
+        request: Request<GetBalancerRequest>,
     ) -> Result<Response<GetBalancerResponse>, Status> {
-        within(ADMIN_TIMEOUT, balancer::status(&self.shared)).await
+        within(ADMIN_TIMEOUT, balancer::status(&self.shared, request.into_inner())).await
     }
 
     async fn pause_balancer(

@@ -45,8 +45,7 @@ impl SplitService for Split {
             ApiError::new(Reason::Internal, format!("the search for split points failed: {error}"))
         })?;
         let split_keys = found.map_err(store_error)?;
-        let finding =
-            if split_keys.is_empty() { SplitFinding::TooFewRows } else { SplitFinding::Cut };
+        let finding = if split_keys.is_empty() { SplitFinding::TooFewRows } else { SplitFinding::Cut };
         Ok(Response::new(SuggestSplitResponse { split_keys, ..found_nothing(finding) }))
     }
 }
@@ -57,9 +56,7 @@ fn found_nothing(finding: SplitFinding) -> SuggestSplitResponse {
 
 fn load_cut_to_wire(cut: LoadCut) -> SuggestSplitResponse {
     match cut {
-        LoadCut::At(split_keys) => {
-            SuggestSplitResponse { split_keys, ..found_nothing(SplitFinding::Cut) }
-        }
+        LoadCut::At(split_keys) => SuggestSplitResponse { split_keys, ..found_nothing(SplitFinding::Cut) },
         LoadCut::HotKey { key, percent } => SuggestSplitResponse {
             hot_key: key,
             hot_key_percent: percent,
