@@ -153,6 +153,10 @@ impl ReplicaSet {
         staged: &StagedRecord,
         epoch: Epoch,
     ) -> Result<(), Error> {
+        let serves = parent.serving().is_some();
+        if serves {
+            parent.handover.begin(self.node.clock.tick());
+        }
         let (done, core) = oneshot::channel();
         let _ = self.node.sequencer.control.send(Control::Retire(parent.id, done));
         let Ok(Some(core)) = core.await else { return Ok(()) }; // the server ends
@@ -170,6 +174,9 @@ impl ReplicaSet {
             let handle = self.handle(record, &parent.tombstones.load(), staged.end);
             handle.size.set(rows / share, bytes / share);
             handle.size.is_stale.store(true, Ordering::Relaxed);
+            if serves {
+                handle.handover.begin(self.node.clock.tick());
+            }
             let tablet = core.child(child, staged.end, epoch, record.replica);
             directory.insert(Arc::clone(&handle));
             let _ = self.node.sequencer.control.send(Control::Install(Box::new(tablet), handle));
