@@ -141,12 +141,12 @@ fn measure_plan(state: &State) -> [Figure; 5] {
     };
     let (_, first, _) = round(0, &observed);
     let (seen, calm, _) = round(5_000, &observed);
-    // The first tablets become busy and large, and with them some of the servers.
-    let idle = |(id, size): (TabletId, Size)| (id, Size { requests: 0, ..size });
-    observed.sizes = observed.sizes.into_iter().map(idle).collect();
-    let busy = observed.sizes.keys().copied().take(observed.sizes.len() / 10).collect::<Vec<_>>();
-    for id in busy {
-        observed.sizes.insert(id, Size { bytes: 400_000_000, requests: 4_000 });
+    // What a tenth of the servers leads becomes busy and large.
+    let some = state.servers().count() as u64 / 10;
+    for tablet in state.tablets() {
+        let is_busy = tablet.leader.is_some_and(|leader| leader.server.0 <= some);
+        let busy = Size { bytes: 400_000_000, requests: 4_000 };
+        observed.sizes.insert(tablet.id, if is_busy { busy } else { Size::default() });
     }
     let mut most = (Duration::ZERO, 0);
     for now in (10_000..200_000).step_by(5_000) {
@@ -157,7 +157,7 @@ fn measure_plan(state: &State) -> [Figure; 5] {
         ms("a picture for the plan", seen),
         ms("the first round of a plan, picture included", first),
         ms("a round with nothing to do", calm),
-        ms("the slowest round while a tenth of all tablets is busy and large", most.0),
+        ms("the slowest round while a tenth of all servers is too busy", most.0),
         Figure { what: "decisions of those rounds", value: most.1 as f64, unit: "" },
     ]
 }

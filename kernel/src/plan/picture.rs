@@ -121,9 +121,12 @@ impl Picture {
             let view = ServerView { zone: server.zone.clone(), takes_copies: room.takes_copies };
             Some((server.id, view))
         });
+        let mut sizes = observed.sizes.iter().peekable();
         let tablets = state.tablets().filter_map(|tablet| {
-            let size = observed.sizes.get(&tablet.id).copied().unwrap_or_default();
-            Some((tablet.id, view(state, tablet, size)?))
+            // Both are in the order of ids.
+            while sizes.next_if(|(id, _)| **id < tablet.id).is_some() {}
+            let size = sizes.next_if(|(id, _)| **id == tablet.id).map(|(_, size)| *size);
+            Some((tablet.id, view(state, tablet, size.unwrap_or_default())?))
         });
         Self { servers: servers.collect(), tablets: tablets.collect() }
     }
