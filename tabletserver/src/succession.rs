@@ -165,6 +165,26 @@ impl Inherited {
     }
 }
 
+/// Puts the rows of a sealed tablet into the store that no flush had made durable. What is staged
+/// was at or below Q and applied; if the commit is what its core hears first, nobody else puts
+/// them there before others take its place.
+///
+/// # Errors
+/// When a store fails, or the log is damaged.
+pub fn apply_sealed(
+    record: &ReplicaRecord,
+    staged: &StagedRecord,
+    oplog: &Oplog,
+    store: &dyn Store,
+) -> Result<(), Error> {
+    if record.flushed.pos.seq >= staged.end.pos.seq {
+        return Ok(());
+    }
+    let (seal, flushed, parent) = (staged.end, record.flushed, record.parent);
+    let sealed = RetiredRecord { tablet: record.tablet, seal, flushed, parent };
+    Inherited::default().replay(record, &sealed, oplog, store)
+}
+
 /// Walks the entries of a retired log from `from` to the seal.
 fn each(
     oplog: &Oplog,
@@ -378,6 +398,22 @@ mod tests {
         let record = child(range("m", None), retired.seal);
         let store = MemoryStore::default();
         assert!(Inherited::default().replay(&record, &retired, &log.oplog, &store).is_err());
+    }
+
+    #[test]
+    fn a_sealed_tablet_has_its_rows_again_before_others_take_its_place() {
+        let log = log();
+        let staged = StagedRecord { seal: seal(), end: log.entries[5].end() };
+        let mut record = child(range("", None), LogEnd::default());
+        record.tablet = PARENT;
+        let store = MemoryStore::default();
+        apply_sealed(&record, &staged, &log.oplog, &store).unwrap();
+        assert_eq!(keys(&store), "acxz");
+        assert_eq!(store.load_range_tombstones(TABLE, &KeyRange::all()).unwrap().len(), 1);
+        record.flushed = staged.end;
+        let store = MemoryStore::default();
+        apply_sealed(&record, &staged, &log.oplog, &store).unwrap();
+        assert_eq!(keys(&store), "");
     }
 
     #[test]
