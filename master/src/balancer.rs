@@ -7,7 +7,9 @@
 
 use crate::clock;
 use crate::controller::Event;
-use crate::limits::{BALANCE_LASTS_ROUNDS, DECISIONS_KEPT_MAX, DISK_FREE_BYTES, DISK_FREE_SHARE};
+use crate::limits::{
+    BALANCE_LASTS_ROUNDS, BALANCE_REST_TIMES, DECISIONS_KEPT_MAX, DISK_FREE_BYTES, DISK_FREE_SHARE,
+};
 use crate::liveness::{Counted, Liveness};
 use crate::raft::node::Raft;
 use crate::service::suggest::suggest_split;
@@ -105,9 +107,13 @@ impl Balancer {
         rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             rounds.tick().await;
-            for (id, decision) in self.round() {
+            let (begun, this) = (Instant::now(), Arc::clone(&self));
+            // Of a very large cluster a round takes a second: nobody else's work waits for it.
+            let Ok(decisions) = tokio::task::spawn_blocking(move || this.round()).await else { return };
+            for (id, decision) in decisions {
                 tokio::spawn(Arc::clone(&self).carry_out(id, decision));
             }
+            tokio::time::sleep(begun.elapsed() * BALANCE_REST_TIMES).await;
         }
     }
 

@@ -144,6 +144,10 @@ pub const SPLIT_POLL: Duration = Duration::from_millis(5);
 /// all tablets.
 pub const BALANCE_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 
+/// The balancer rests for so many times what a round took: commands wait while it takes its
+/// picture, and a master of a million tablets has other things to do, too.
+pub const BALANCE_REST_TIMES: u32 = 9;
+
 /// Rounds for which an imbalance must last before something is moved: a minute by default.
 pub const BALANCE_LASTS_ROUNDS: u32 = 12;
 
