@@ -316,8 +316,23 @@ pub enum Tablet {
     TransferLeader(TransferLeader),
     /// Make several tablets of one, and wait until they serve; no row moves
     Split(SplitTablet),
+    /// Make one tablet of two neighbours, and wait until it serves
+    Merge(MergeTablets),
     /// Take a copy from one server to another, and wait until it is there
     Move(MoveTablet),
+}
+
+#[derive(Args, Debug)]
+pub struct MergeTablets {
+    /// Id of a tablet
+    pub id: u64,
+    /// Id of a neighbour of it, above or below
+    pub other: u64,
+    /// Return when the job has begun
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]

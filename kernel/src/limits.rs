@@ -193,6 +193,21 @@ pub const SPLITS_PER_SERVER_MAX: usize = 4;
 /// wait meanwhile, and their clients have a deadline of some seconds.
 pub const SPLIT_PATIENCE_MS: u64 = 4_000;
 
+/// How long both tablets of a merge may be sealed until they are opened again, in milliseconds:
+/// writes wait, and the merge is tried again when what was in its way is over.
+pub const MERGE_PATIENCE_MS: u64 = 2_000;
+
+/// How long the tablets of a merge must lie together before they are sealed, in milliseconds: a
+/// leader that was appointed just now first has to serve, and the copies to follow it.
+pub const MERGE_SETTLE_MS: u64 = 200;
+
+/// Pause after a merge was taken back until it is tried again, in milliseconds; it grows with
+/// the tries.
+pub const MERGE_PAUSE_MS: u64 = 2_000;
+
+/// How often a merge may be taken back until it is given up.
+pub const MERGE_TRIES_MAX: u8 = 10;
+
 /// How long a leader waits for the copies that are not ready once D are, in milliseconds. One
 /// that is left out has to be rebuilt, and writes wait.
 pub const SPLIT_READY_PATIENCE_MS: u64 = 500;

@@ -164,6 +164,14 @@ pub enum Mutation {
     ChildFenceNotHeld,
     /// Children do not know the tokens of their parent.
     ParentTokensForgotten,
+    /// A merge is committed whatever became of its second tablet.
+    MergeGuardsOneParent,
+    /// A merge takes the copies that are ready for its first tablet.
+    MergeReadyOfOneParent,
+    /// A merge takes the copies that are ready for both tablets, whatever each leader named.
+    MergeReadyIntersects,
+    /// What a merged tablet begins with is older than what one of its parents said.
+    MergedTimeGoesBack,
 }
 
 impl Mutation {
@@ -254,7 +262,7 @@ impl Mutation {
     }
 
     /// Those that show themselves only where tablets are split; the golden scripts hold the rules.
-    pub const OF_SPLITS: [Self; 13] = [
+    pub const OF_SPLITS: [Self; 17] = [
         Self::AbortAfterCommit,
         Self::CommitOfAnyAttempt,
         Self::CommitOfAnyEpoch,
@@ -268,6 +276,10 @@ impl Mutation {
         Self::ReadySetIgnored,
         Self::ChildFenceNotHeld,
         Self::ParentTokensForgotten,
+        Self::MergeGuardsOneParent,
+        Self::MergeReadyOfOneParent,
+        Self::MergeReadyIntersects,
+        Self::MergedTimeGoesBack,
     ];
 
     /// The rule that it breaks.
@@ -349,6 +361,10 @@ impl Mutation {
             Self::ReadySetIgnored => "m17",
             Self::ChildFenceNotHeld => "m18",
             Self::ParentTokensForgotten => "tokens go to the children",
+            Self::MergeGuardsOneParent => "m27",
+            Self::MergeReadyOfOneParent => "m28",
+            Self::MergeReadyIntersects => "m17",
+            Self::MergedTimeGoesBack => "timestamps rise over a merge",
         }
     }
     /// What it stands for: rules of the protocol, sections of the protocol on the order of
@@ -434,6 +450,10 @@ impl Mutation {
             Self::ReadyOfAnyAttempt => &["m28"],
             Self::ReadySetIgnored => &["m17"],
             Self::ChildFenceNotHeld => &["m18"],
+            Self::MergeGuardsOneParent => &["m27"],
+            Self::MergeReadyOfOneParent => &["m28"],
+            Self::MergeReadyIntersects => &["m17"],
+            Self::MergedTimeGoesBack => &["cockroach-50265"],
         }
     }
 }

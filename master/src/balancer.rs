@@ -225,8 +225,10 @@ impl Balancer {
     }
 
     /// The smaller one goes where the larger one is.
-    async fn merge(&self, _left: TabletId, _right: TabletId) -> Result<String, NotBegun> {
-        Err("tablets cannot be merged yet".to_owned().into())
+    async fn merge(&self, left: TabletId, right: TabletId) -> Result<String, NotBegun> {
+        let bytes = |tablet| self.liveness.size(tablet).bytes;
+        let (stays, comes) = if bytes(left) < bytes(right) { (right, left) } else { (left, right) };
+        Ok(self.start(Wish::Merge { stays, comes }).await?)
     }
 
     async fn start(&self, wish: Wish) -> Result<String, String> {

@@ -43,7 +43,9 @@ impl From<Rejection> for ApiError {
             | Rejection::NothingToChange(_)
             | Rejection::TooFewInSync(_)
             | Rejection::StaleAttempt(_)
-            | Rejection::NotReady(_) => Reason::Internal,
+            | Rejection::NotReady(_)
+            | Rejection::ReadyApart(_)
+            | Rejection::NotGathered(_) => Reason::Internal,
             Rejection::HasCopy(_)
             | Rejection::NoCopy(..)
             | Rejection::ServerLeaves(_)
@@ -54,7 +56,11 @@ impl From<Rejection> for ApiError {
             Rejection::NoServer(_) => Reason::ServerNotFound,
             Rejection::JobCommitted(_) => Reason::JobEnded,
             Rejection::Retired(..) => Reason::TabletRetired,
-            Rejection::BadSplitPoint(_) | Rejection::BadSplitCount => Reason::BadRequest,
+            Rejection::BadSplitPoint(_)
+            | Rejection::BadSplitCount
+            | Rejection::SameTablet(_)
+            | Rejection::NotNeighbours(..) => Reason::BadRequest,
+            Rejection::NotWhole(_) => Reason::Unavailable,
             Rejection::JobRuns(_) => Reason::JobConflict,
             Rejection::NoJob(_) => Reason::JobNotFound,
             Rejection::JobEnded(_) => Reason::JobEnded,

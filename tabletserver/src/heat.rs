@@ -315,6 +315,7 @@ mod tests {
             base: LogEnd::default(),
             epochs: Vec::new(),
             lineage: Lineage(1),
+            joined_ts: ebla_kernel::hlc::Hlc::MIN,
         })
     }
 

@@ -556,6 +556,13 @@ impl AdminService for Server {
         Err(ApiError::new(Reason::JobNotFound, "there is no such job").into())
     }
 
+    async fn merge_tablets(
+        &self,
+        _: Request<v1::MergeTabletsRequest>,
+    ) -> Result<Response<v1::MergeTabletsResponse>, Status> {
+        Err(Status::internal("the fake merges nothing"))
+    }
+
     async fn move_tablet(
         &self,
         _: Request<v1::MoveTabletRequest>,

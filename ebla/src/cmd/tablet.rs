@@ -39,6 +39,7 @@ pub async fn run(global: &Global, command: Tablet) -> anyhow::Result<ExitCode> {
             out.describe(&tablet_json(&out, &tablet))?;
         }
         Tablet::Split(args) => super::split::run(global, args, &mut out).await?,
+        Tablet::Merge(args) => super::merge::run(global, args, &mut out).await?,
         Tablet::Move(args) => super::moves::move_tablet(global, args, &mut out).await?,
         Tablet::TransferLeader(args) => transfer_leader(global, args, &mut out).await?,
     }
@@ -64,6 +65,7 @@ fn state(state: v1::TabletState) -> &'static str {
         v1::TabletState::Serving => "serving",
         v1::TabletState::Recovering => "recovering",
         v1::TabletState::Splitting => "splitting",
+        v1::TabletState::Merging => "merging",
     }
 }
 

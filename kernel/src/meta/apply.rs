@@ -8,13 +8,14 @@ use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChang
 use super::in_sync::alter;
 use super::job::{self, Job, Origin};
 use super::leaving::{forget_server, set_duty};
+use super::merge;
 use super::registration::register_server;
 use super::rejection::Rejection;
 use super::replicas::change_replica;
 use super::snapshot::state_hash;
 use super::spec::{TableChange, TableKind, TableSpec, check_table_name};
-use super::split;
 use super::state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
+use super::succession;
 use crate::hlc::Hlc;
 use crate::ids::{Attempt, ConfigVersion, Epoch, JobId, ReplicaId, ServerId, TableId, TabletId};
 use crate::limits::{TABLES_MAX, TABLETS_MAX};
@@ -126,6 +127,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::ForgetServer { .. }
         | Command::StartJob { .. }
         | Command::EndJob { .. }
+        | Command::ChangeMerge { .. }
         | Command::CommitSplit { .. }
         | Command::PauseBalancer { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
@@ -159,8 +161,9 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         Command::EndJob { job, attempt, end, time_ms } => {
             job::end(state, job, attempt, end, time_ms, &mut changes)
         }
-        Command::CommitSplit { proposer, commit, time_ms } => {
-            split::commit(state, proposer, commit, time_ms, &mut changes)
+        Command::ChangeMerge { job, attempt, step } => merge::step(state, job, attempt, step, &mut changes),
+        Command::CommitSplit { proposer, commits, time_ms } => {
+            succession::commit(state, proposer, &commits, time_ms, &mut changes)
         }
         Command::PauseBalancer { paused } => {
             state.balancer_paused = paused;
@@ -267,12 +270,13 @@ fn create_tablet(state: &mut State, table: TableId, kind: TableKind, new: NewTab
         replicas,
         config_version: ConfigVersion(0),
         lineage,
+        joined_ts: Hlc::MIN,
         recovering: false,
         appointed_ts: Hlc::MIN,
         former: None,
         degraded: false,
         moving: None,
-        parent: None,
+        parents: Vec::new(),
         aborted: Attempt(0),
     };
     state.insert_tablet(tablet);

@@ -2,9 +2,10 @@
 //! replayed. Whatever is not deterministic (ids, times, placement) comes inside.
 
 use super::job::{JobEnd, Origin, Wish};
+use super::merge::MergeStep;
 use super::spec::{TableChange, TableSpec};
-use super::split::SplitCommit;
 use super::state::{ClusterId, Duty};
+use super::succession::SplitCommit;
 use crate::hlc::Hlc;
 use crate::ids::{
     Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, ReplicaId, ServerId,
@@ -116,12 +117,22 @@ pub enum Command {
         /// When, milliseconds since 1970.
         time_ms: u64,
     },
-    /// The commit point of a split: the parent is retired, its children are there.
+    /// Takes a merge a step further, or back: a compare-and-set on its attempt.
+    ChangeMerge {
+        /// Which.
+        job: JobId,
+        /// The attempt that it is at.
+        attempt: Attempt,
+        /// The step.
+        step: MergeStep,
+    },
+    /// The commit point of a split or a merge: the parents are retired, their children are
+    /// there.
     CommitSplit {
-        /// The server that leads the parent, and its run.
+        /// The server that leads the parents, and its run.
         proposer: (ServerId, Incarnation),
-        /// What it asks for.
-        commit: SplitCommit,
+        /// What it asks for, of every parent in key order.
+        commits: Vec<SplitCommit>,
         /// When, milliseconds since 1970.
         time_ms: u64,
     },

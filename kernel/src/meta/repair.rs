@@ -14,6 +14,7 @@
 use super::campaign::Batch;
 use super::command::ReplicaChange;
 use super::control::Control;
+use super::merge::gathers;
 use super::state::{Duty, Move, Replica, State, Tablet};
 use crate::ids::{Epoch, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{COPIES_ON_THEIR_WAY_MAX, REPAIRS_RETRIED_MAX, REPLICA_CHANGE_RETRY_MS};
@@ -148,11 +149,13 @@ impl Control {
         if self.repairs.note(tablet) {
             self.retry_waiting();
         }
-        if !self.settings.replaces_copies || self.repairs.again.get(&tablet.id).is_some_and(|at| *at > now) {
+        if !self.settings.replaces_copies || self.is_repaired(now, tablet.id) {
             return;
         }
         let acted = match (tablet.moving, state.job_of(tablet.id)) {
             (Some(moving), _) => self.go_on(state, tablet, moving, batch),
+            // A merge brings its own copies together, as long as they are good.
+            (None, Some(job)) if gathers(job) => self.begin(state, tablet, batch),
             // Another job is about the tablet.
             (None, Some(_)) => false,
             (None, None) => self.drain(state, tablet, batch) || self.begin(state, tablet, batch),
@@ -282,7 +285,12 @@ impl Control {
         places.min_by_key(|id| (state.tablet_count_on(*id) + coming(*id, batch), *id))
     }
 
-    fn has_room(&self, server: ServerId, batch: &Batch) -> bool {
+    /// Whether a change of the tablet's copies was proposed and not heard of.
+    pub(super) fn is_repaired(&self, now: Tick, tablet: TabletId) -> bool {
+        self.repairs.again.get(&tablet).is_some_and(|again| *again > now)
+    }
+
+    pub(super) fn has_room(&self, server: ServerId, batch: &Batch) -> bool {
         let on_their_way = self.repairs.coming.get(&server).copied().unwrap_or(0);
         on_their_way + coming(server, batch) < COPIES_ON_THEIR_WAY_MAX
     }

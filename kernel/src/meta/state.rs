@@ -181,6 +181,9 @@ pub struct Tablet {
     pub config_version: ConfigVersion,
     /// Its ancestry.
     pub lineage: Lineage,
+    /// When histories were last joined in its ancestry, zero for never: positions of others from
+    /// before are compared by time.
+    pub joined_ts: Hlc,
     /// Whether the epoch was raised and waits for its leader.
     pub recovering: bool,
     /// A floor for the leader's clock, set at its appointment.
@@ -193,8 +196,8 @@ pub struct Tablet {
     pub degraded: bool,
     /// The change of its copies under way.
     pub moving: Option<Move>,
-    /// The tablet that it was made of.
-    pub parent: Option<Parent>,
+    /// The tablets that it was made of, in key order.
+    pub parents: Vec<Parent>,
     /// The last attempt to retire it that was aborted, 0 for none. While the tablet is there,
     /// no attempt up to this one will ever be committed (m29).
     pub aborted: Attempt,
@@ -209,7 +212,8 @@ pub struct Parent {
     pub attempt: Attempt,
     /// The epoch in which this tablet began.
     pub epoch: Epoch,
-    /// The seal: the last entry of its log, which this tablet's log goes on from.
+    /// The seal: the last entry of its log, which this tablet's log goes on from
+    /// ([`LogEnd::joined`]).
     pub seal: LogEnd,
 }
 
@@ -536,7 +540,7 @@ impl State {
             index.add_tablet(tablet);
         }
         for job in self.jobs.values().filter(|job| job.is_running()) {
-            index.jobs.extend(job.tablets().map(|tablet| (tablet, job.id)));
+            index.jobs.extend(job.tablets().into_iter().map(|tablet| (tablet, job.id)));
         }
         self.index = index;
     }

@@ -172,6 +172,7 @@ fn work(state: &State, tablet: &Tablet) -> Option<Work> {
     });
     let job = state.job_of(tablet.id).map(|job| match &job.kind {
         JobKind::Split(_) => Work::Split,
+        JobKind::Merge(_) => Work::Merge,
         JobKind::Move(copy) => Work::Move { from: copy.from_server, to: copy.to_server },
     });
     moving.or(job)

@@ -3,6 +3,7 @@
 use super::balancer;
 use super::control::unexpected;
 use super::job;
+use super::merge;
 use super::moves;
 use super::route::no_table;
 use super::split::split_tablet;
@@ -29,7 +30,7 @@ use ebla_proto::v1::{
     DropTableResponse, ExplainTabletRequest, ExplainTabletResponse, ForgetServerRequest,
     ForgetServerResponse, GetBalancerRequest, GetBalancerResponse, GetStatusRequest, GetStatusResponse,
     ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse, ListTablesRequest,
-    ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MoveTabletRequest, MoveTabletResponse,
+    ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MergeTabletsRequest, MergeTabletsResponse, MoveTabletRequest, MoveTabletResponse,
     PauseBalancerRequest, PauseBalancerResponse, ServerState, SetServerDutyRequest, SetServerDutyResponse,
     SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
@@ -328,6 +329,13 @@ impl AdminService for Admin {
     ) -> Result<Response<SplitTabletResponse>, Status> {
         let limit = SPLIT_TIMEOUT + ADMIN_TIMEOUT;
         within(limit, split_tablet(&self.shared, request.into_inner())).await
+    }
+
+    async fn merge_tablets(
+        &self,
+        request: Request<MergeTabletsRequest>,
+    ) -> Result<Response<MergeTabletsResponse>, Status> {
+        within(ADMIN_TIMEOUT, merge::merge_tablets(&self.shared, request.into_inner())).await
     }
 
     async fn move_tablet(

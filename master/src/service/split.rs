@@ -22,7 +22,7 @@ pub(super) async fn split_tablet(
         return Err(no_tablet(&shared.raft.view().state(), tablet));
     }
     let wish = Wish::Split { tablet, at: request.split_keys };
-    let job = start(shared, wish).await?;
+    let job = start(shared, wish).await?.id;
     let begun = Instant::now();
     loop {
         if let Some(response) = outcome(shared, job)? {
@@ -43,13 +43,13 @@ pub(super) async fn split_tablet(
 
 /// Starts a job for an operator. One that the cluster began by itself is cancelled for it, or
 /// waited for when it is past its commit point.
-pub(super) async fn start(shared: &Shared, wish: Wish) -> Result<JobId, ApiError> {
+pub(super) async fn start(shared: &Shared, wish: Wish) -> Result<Job, ApiError> {
     let begun = Instant::now();
     loop {
         let command =
             Command::StartJob { wish: wish.clone(), origin: Origin::Operator, time_ms: clock::wall_ms() };
         match shared.raft.propose(command).await.map_err(|why| shared.no_answer(why))? {
-            Reply::Job(job) => return Ok(job.id),
+            Reply::Job(job) => return Ok(*job),
             Reply::Rejected(Rejection::JobCommitted(job)) if begun.elapsed() < COMMITTED_JOB_TIMEOUT => {
                 wait_until_ended(shared, job.id, COMMITTED_JOB_TIMEOUT.saturating_sub(begun.elapsed())).await;
             }
@@ -76,7 +76,7 @@ fn outcome(shared: &Shared, id: JobId) -> Result<Option<SplitTabletResponse>, Ap
         JobState::Running => Ok(None),
         JobState::Failed | JobState::Cancelled => Err(ended(job)),
         JobState::Done => {
-            let children: Vec<TabletId> = job.children().collect();
+            let children: Vec<TabletId> = job.children();
             // One that was split or dropped meanwhile has served.
             let present: Vec<_> = children.iter().filter_map(|child| state.tablet(*child)).collect();
             let serving = shared.liveness.count_reported(present.iter().copied());
