@@ -164,6 +164,26 @@ pub enum Mutation {
     ChildFenceNotHeld,
     /// Children do not know the tokens of their parent.
     ParentTokensForgotten,
+    /// Children serve before the commit is known.
+    StagedChildServes,
+    /// A copy retires a tablet in one step and makes its children in another.
+    SwitchInTwoSteps,
+    /// A restart leaves the rows of a sealed tablet to whoever leads it.
+    StagedNotReplayed,
+    /// A restart does not read the logs of retired tablets.
+    RetiredNotReplayed,
+    /// The log of a retired tablet goes before its rows are flushed.
+    RetiredDroppedEarly,
+    /// A copy acknowledges before its record says that it is whole.
+    BuiltBeforeRecord,
+    /// A copy is built over whatever is there.
+    BootstrapWithoutClear,
+    /// Rows are ingested before what was cleared for them is flushed.
+    IngestBeforeFlush,
+    /// A copy that goes is forgotten before its cleared rows are flushed.
+    ForgottenBeforeFlush,
+    /// Clearing a copy takes rows beyond its range.
+    ClearTouchesNeighbour,
 }
 
 impl Mutation {
@@ -178,7 +198,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that show themselves without splits.
-    pub const ALL: [Self; 65] = [
+    pub const ALL: [Self; 88] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -244,6 +264,29 @@ impl Mutation {
         Self::PurgeUnchecked,
         Self::ConditionsRestOnPending,
         Self::StaleRangeAccepted,
+        Self::AbortAfterCommit,
+        Self::CommitOfAnyAttempt,
+        Self::CommitOfAnyEpoch,
+        Self::CommitWithoutLeader,
+        Self::CommitTooFew,
+        Self::CommitOfAnyDisk,
+        Self::WritesAfterSeal,
+        Self::SealAppliedEarly,
+        Self::ReadyOfAnyAttempt,
+        Self::UnsealedByItself,
+        Self::ReadySetIgnored,
+        Self::ChildFenceNotHeld,
+        Self::ParentTokensForgotten,
+        Self::StagedChildServes,
+        Self::SwitchInTwoSteps,
+        Self::StagedNotReplayed,
+        Self::RetiredNotReplayed,
+        Self::RetiredDroppedEarly,
+        Self::BuiltBeforeRecord,
+        Self::BootstrapWithoutClear,
+        Self::IngestBeforeFlush,
+        Self::ForgottenBeforeFlush,
+        Self::ClearTouchesNeighbour,
     ];
 
     /// Why an honest search finds nothing when this rule is left out, if so: another rule holds
@@ -349,6 +392,16 @@ impl Mutation {
             Self::ReadySetIgnored => "m17",
             Self::ChildFenceNotHeld => "m18",
             Self::ParentTokensForgotten => "tokens go to the children",
+            Self::StagedChildServes => "staged children do not serve",
+            Self::SwitchInTwoSteps => "m30",
+            Self::StagedNotReplayed => "2.1 retired logs",
+            Self::RetiredNotReplayed => "2.1 retired logs",
+            Self::RetiredDroppedEarly => "2.1 retired logs",
+            Self::BuiltBeforeRecord => "2.1 bootstrap",
+            Self::BootstrapWithoutClear => "2.1 bootstrap",
+            Self::IngestBeforeFlush => "2.1 bootstrap",
+            Self::ForgottenBeforeFlush => "2.1 move-out",
+            Self::ClearTouchesNeighbour => "2.1 move-out",
         }
     }
     /// What it stands for: rules of the protocol, sections of the protocol on the order of
@@ -434,6 +487,16 @@ impl Mutation {
             Self::ReadyOfAnyAttempt => &["m28"],
             Self::ReadySetIgnored => &["m17"],
             Self::ChildFenceNotHeld => &["m18"],
+            Self::StagedChildServes => &["I9"],
+            Self::SwitchInTwoSteps => &["m30"],
+            Self::StagedNotReplayed => &["2.1 retired"],
+            Self::RetiredNotReplayed => &["2.1 retired"],
+            Self::RetiredDroppedEarly => &["2.1 retired"],
+            Self::BuiltBeforeRecord => &["2.1 bootstrap"],
+            Self::BootstrapWithoutClear => &["2.1 bootstrap"],
+            Self::IngestBeforeFlush => &["2.1 bootstrap"],
+            Self::ForgottenBeforeFlush => &["2.1 move-out"],
+            Self::ClearTouchesNeighbour => &["2.1 move-out", "cockroach-31752"],
         }
     }
 }

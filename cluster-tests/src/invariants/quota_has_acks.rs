@@ -71,6 +71,8 @@ impl Invariant for QuotaHasAcks {
             | Observation::Durable { .. }
             | Observation::Cut { .. }
             | Observation::Applied { .. }
+            | Observation::Reshaped(_)
+            | Observation::Leases(_)
             | Observation::FenceAnswered { .. }
             | Observation::AckSent { .. }
             | Observation::SaidReverted { .. }
@@ -83,6 +85,7 @@ impl Invariant for QuotaHasAcks {
 
 impl QuotaHasAcks {
     fn changed(&mut self, oracle: &Oracle, state: &State, tablet: &Tablet) -> Result<(), String> {
+        self.inherit(oracle, tablet.id);
         let known = self.tablets.entry(tablet.id).or_default();
         let is_news = known.version != tablet.config_version || known.epoch != tablet.epoch;
         if !is_news && !known.members.is_empty() {
@@ -93,6 +96,23 @@ impl QuotaHasAcks {
         let place = |id: &ReplicaId| Some((*id, server_index(state, tablet.replica(*id)?.server)?));
         known.members = tablet.in_sync.iter().filter_map(place).collect();
         self.judge(oracle, tablet.id)
+    }
+
+    /// A tablet owes what those acknowledged that it was made of.
+    fn inherit(&mut self, oracle: &Oracle, tablet: TabletId) {
+        let Some((parent, seal)) = oracle.parents.get(&tablet) else { return };
+        if self.tablets.contains_key(&tablet) {
+            return;
+        }
+        let story = oracle.story(tablet);
+        let upto = |(epoch, pos): (&Epoch, &Pos)| {
+            let limit = story.limit(*seal, *epoch)?;
+            Some((*epoch, Pos::new(*epoch, pos.seq.min(limit))))
+        };
+        let owed = |known: &BTreeMap<Epoch, Pos>| known.iter().filter_map(upto).collect();
+        let Some(older) = self.tablets.get(parent) else { return };
+        let (copies, everywhere) = (owed(&older.copies), owed(&older.everywhere));
+        self.tablets.insert(tablet, Known { copies, everywhere, ..Known::default() });
     }
 
     fn judge(&self, oracle: &Oracle, tablet: TabletId) -> Result<(), String> {

@@ -21,7 +21,7 @@ impl Invariant for Snapshots {
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
         let mut lineages = BTreeMap::new();
         for operation in &end.history.operations {
-            let Some(truth) = end.truths.get(&operation.tablet) else { continue };
+            let Some(truth) = end.home(operation) else { continue };
             let Some(Outcome::Row { version, at: Some(at) }) = operation.outcome() else { continue };
             let is_alone = truth.fate.copies.len() == 1 && truth.fate.trust == Trust::Copies;
             let upto = match operation.epoch {
@@ -31,7 +31,7 @@ impl Invariant for Snapshots {
                 None => truth.fate.end,
             };
             let taken = lineages
-                .entry((operation.tablet, upto.epoch))
+                .entry((truth.fate.tablet, upto.epoch))
                 .or_insert_with(|| reverted(&truth.story.lineage(upto)));
             let expected = newest(truth, upto, taken, operation, *at);
             if expected.as_ref() != version.as_ref() {
