@@ -331,10 +331,12 @@ fn bit(server: usize) -> u64 {
     1 << server
 }
 
-/// The in-sync copies of a tablet, by the metadata.
+/// The copies of a tablet, by the metadata.
 #[derive(Clone, Debug, Default)]
 pub struct Members {
-    /// They, and their servers.
+    /// All of them, and their servers.
+    pub all: BTreeMap<ReplicaId, usize>,
+    /// Those in sync, and their servers.
     pub copies: BTreeMap<ReplicaId, usize>,
     /// How many of them a table can lose without losing what it acknowledged.
     pub spare: usize,
@@ -371,6 +373,8 @@ pub struct Oracle {
     gone: BTreeSet<ReplicaId>,
     /// Tablets that lost more than they bear.
     hopeless: BTreeSet<TabletId>,
+    /// Whether copies that are lost are built anew.
+    pub rebuilds: bool,
     empty: Story,
 }
 
@@ -419,10 +423,13 @@ impl Oracle {
     pub fn bears(&self, tablet: TabletId, more: Option<usize>) -> bool {
         let Some(members) = self.members.get(&tablet) else { return true };
         let is_lost = |(id, server): &(&ReplicaId, &usize)| self.gone.contains(id) || Some(**server) == more;
-        let lost = members.copies.iter().filter(is_lost).count();
-        let needed = members.spare + 1;
-        !self.hopeless.contains(&tablet)
-            && (lost == 0 || lost <= members.spare.min(members.copies.len().saturating_sub(needed)))
+        let bears = |copies: &BTreeMap<ReplicaId, usize>| {
+            let lost = copies.iter().filter(is_lost).count();
+            lost == 0 || lost <= members.spare.min(copies.len().saturating_sub(members.spare + 1))
+        };
+        let is_alive = !self.hopeless.contains(&tablet) && bears(&members.copies);
+        // What is not built anew stays lost.
+        is_alive && (self.rebuilds || bears(&members.all))
     }
 
     /// The metadata shows a tablet.
@@ -514,7 +521,7 @@ impl Oracle {
         for story in self.stories.values_mut() {
             story.copies.remove(&server);
         }
-        let members = self.members.values().flat_map(|members| &members.copies);
+        let members = self.members.values().flat_map(|members| &members.all);
         self.gone.extend(members.filter(|(_, place)| **place == server).map(|(copy, _)| *copy));
         let ids: Vec<TabletId> = self.members.keys().copied().collect();
         ids.into_iter().for_each(|id| self.look_at(id));

@@ -176,6 +176,8 @@ pub enum Mutation {
     RetiredDroppedEarly,
     /// A copy acknowledges before its record says that it is whole.
     BuiltBeforeRecord,
+    /// A copy is built up to what other in-sync copies lack.
+    BaseAboveOthers,
     /// A copy is built over whatever is there.
     BootstrapWithoutClear,
     /// Rows are ingested before what was cleared for them is flushed.
@@ -198,7 +200,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that show themselves without splits.
-    pub const ALL: [Self; 88] = [
+    pub const ALL: [Self; 89] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -283,6 +285,7 @@ impl Mutation {
         Self::RetiredNotReplayed,
         Self::RetiredDroppedEarly,
         Self::BuiltBeforeRecord,
+        Self::BaseAboveOthers,
         Self::BootstrapWithoutClear,
         Self::IngestBeforeFlush,
         Self::ForgottenBeforeFlush,
@@ -398,6 +401,7 @@ impl Mutation {
             Self::RetiredNotReplayed => "2.1 retired logs",
             Self::RetiredDroppedEarly => "2.1 retired logs",
             Self::BuiltBeforeRecord => "2.1 bootstrap",
+            Self::BaseAboveOthers => "2.1 bootstrap",
             Self::BootstrapWithoutClear => "2.1 bootstrap",
             Self::IngestBeforeFlush => "2.1 bootstrap",
             Self::ForgottenBeforeFlush => "2.1 move-out",
@@ -493,6 +497,7 @@ impl Mutation {
             Self::RetiredNotReplayed => &["2.1 retired"],
             Self::RetiredDroppedEarly => &["2.1 retired"],
             Self::BuiltBeforeRecord => &["2.1 bootstrap"],
+            Self::BaseAboveOthers => &["2.1 bootstrap"],
             Self::BootstrapWithoutClear => &["2.1 bootstrap"],
             Self::IngestBeforeFlush => &["2.1 bootstrap"],
             Self::ForgottenBeforeFlush => &["2.1 move-out"],

@@ -413,12 +413,13 @@ fn server_index(state: &State, id: ServerId) -> Option<usize> {
 /// A tablet as the oracle wants to know it.
 fn shown(state: &State, tablet: &Tablet) -> Shown {
     let place = |id: &ReplicaId| Some((*id, server_index(state, tablet.replica(*id)?.server)?));
+    let all = tablet.replicas.iter().filter_map(|replica| place(&replica.id)).collect();
     let copies = tablet.in_sync.iter().filter_map(place).collect();
     let d = state.table(tablet.table).map_or(1, |table| usize::from(table.spec.min_in_sync));
     Shown {
         id: tablet.id,
         range: tablet.range.clone(),
-        members: Members { copies, spare: d.saturating_sub(1) },
+        members: Members { all, copies, spare: d.saturating_sub(1) },
         is_degraded: tablet.degraded,
         parent: tablet.parent.map(|parent| (parent.tablet, parent.seal.pos)),
     }

@@ -295,26 +295,10 @@ impl Server {
         self.write_registry(env, RegistryChange::Flushed(positions));
     }
 
-    /// Up to where the log may go as far as other copies are concerned.
+    /// Up to where the log may go as far as other copies are concerned. Of those in sync a real
+    /// leader knows what they have, and other copies keep what is younger than the token window;
+    /// the simulator looks. Where copies are not built anew, none may ever lack what goes.
     fn lacked(&self, env: &mut Env, id: TabletId) -> Seq {
-        if !env.profile.repairs {
-            return self.lacked_by_others(env, id);
-        }
-        // Above the size limit the copies lose: they are built anew.
-        if env.rng.chance(env.profile.log_full_pm) {
-            return Seq(u64::MAX);
-        }
-        let Some(route) = env.directory.route(id) else { return Seq(0) };
-        if route.in_sync.len() < route.copies.len() {
-            return Seq(0); // only the log brings the others back
-        }
-        let copy = self.run.as_ref().and_then(|run| run.copies.get(&id));
-        copy.and_then(|copy| copy.core.everywhere()).map_or(Seq(u64::MAX), |pos| pos.seq)
-    }
-
-    /// Up to where every other copy has the log, by the oracle: where copies are not built anew,
-    /// none may ever lack what is purged.
-    fn lacked_by_others(&self, env: &Env, id: TabletId) -> Seq {
         let Some(route) = env.directory.route(id) else { return Seq(0) };
         let story = env.watch.oracle.story(id);
         let own = story.end_of(self.index);
@@ -323,7 +307,13 @@ impl Server {
             log.and_then(|log| log.iter().rev().find(|pos| story.contains(own, **pos)))
                 .map_or(Seq(0), |pos| pos.seq)
         };
-        route.copies.values().map(common).min().unwrap_or(Seq(0))
+        let in_sync = |id: &ReplicaId| route.in_sync.contains(id);
+        let all = route.copies.values().map(common).min();
+        let counted =
+            route.copies.iter().filter(|(id, _)| in_sync(id)).map(|(_, server)| common(server)).min();
+        // Above the size limit the copies that are not in sync lose: they are built anew.
+        let is_full = env.profile.repairs && env.rng.chance(env.profile.log_full_pm);
+        if is_full { counted } else { all }.unwrap_or(Seq(0))
     }
 
     pub(super) fn purge(&mut self, env: &mut Env, id: TabletId, floor_ms: u64) {

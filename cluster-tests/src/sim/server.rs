@@ -662,8 +662,11 @@ impl Server {
             shrink_floor: assignment.shrink_floor,
             ts: ts.max(assignment.appointed_ts),
         };
-        self.step(env, assignment.tablet, Input::Appoint(appointment));
-        self.step(env, assignment.tablet, Input::SplitAborted { attempt: assignment.aborted });
+        let (id, epoch, membership) = (assignment.tablet, assignment.epoch, appointment.membership.clone());
+        self.step(env, id, Input::Appoint(appointment));
+        // An earlier word may have begun the epoch already.
+        self.step(env, id, Input::InSync { epoch, membership });
+        self.step(env, id, Input::SplitAborted { attempt: assignment.aborted });
     }
 
     fn tick(&mut self, env: &mut Env) {

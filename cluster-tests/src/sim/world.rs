@@ -90,7 +90,9 @@ impl World {
         };
         let servers = (0..profile.servers).map(&mut server).collect();
         let clients = (0..profile.clients).map(Client::new).collect();
-        Self { env: Env::new(rng, profile), events: 0, meta: MetaNode::new(), servers, clients }
+        let mut env = Env::new(rng, profile);
+        env.watch.oracle.rebuilds = env.profile.repairs;
+        Self { env, events: 0, meta: MetaNode::new(), servers, clients }
     }
 
     /// From the first start to the last judgement.
