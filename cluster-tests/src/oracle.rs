@@ -408,6 +408,12 @@ impl Oracle {
         self.family(one).last() == self.family(other).last()
     }
 
+    /// Whether the data of a copy is gone.
+    #[must_use]
+    pub fn is_gone(&self, copy: ReplicaId) -> bool {
+        self.gone.contains(&copy)
+    }
+
     /// What a tablet still owes.
     #[must_use]
     pub fn trust(&self, tablet: TabletId) -> Trust {
@@ -453,6 +459,11 @@ impl Oracle {
         let own = |server: &usize| Some((*server, story.prefix(*server, seal)?));
         story.copies = members.copies.values().filter_map(own).collect();
         self.stories.insert(id, story);
+        let older = self.members.get(&parent).into_iter().flat_map(|older| &older.all);
+        let lost: BTreeSet<usize> =
+            older.filter(|(copy, _)| self.gone.contains(copy)).map(|(_, server)| *server).collect();
+        let heirs = members.all.iter().filter(|(_, server)| lost.contains(server)).map(|(copy, _)| *copy);
+        self.gone.extend(heirs);
         self.parents.insert(id, (parent, seal));
         if self.hopeless.contains(&parent) {
             self.hopeless.insert(id);

@@ -118,7 +118,8 @@ impl QuotaHasAcks {
     fn judge(&self, oracle: &Oracle, tablet: TabletId) -> Result<(), String> {
         let (Some(known), trust) = (self.tablets.get(&tablet), oracle.trust(tablet)) else { return Ok(()) };
         let story = oracle.story(tablet);
-        let live = || known.members.iter().filter(|(replica, _)| !self.gone.contains(replica));
+        let is_gone = |replica: &ReplicaId| self.gone.contains(replica) || oracle.is_gone(*replica);
+        let live = || known.members.iter().filter(|(replica, _)| !is_gone(replica));
         let lacking = |pos: &Pos| live().filter(|(_, server)| !story.has(*server, *pos)).collect::<Vec<_>>();
         let spare = known.members.len().saturating_sub(known.min_in_sync);
         let copies = known.copies.values().filter(|_| is_owed(AckLevel::Copies(0), trust));

@@ -404,6 +404,7 @@ impl MetaNode {
         let mut answered = Vec::new();
         let mut all = Vec::new();
         for (command, waits) in std::mem::take(&mut run.writing) {
+            env.say(|| format!("meta applies {command:?}"));
             self.log.push(command.encode());
             let (reply, changes) = apply(&mut run.state, self.log.len() as u64, command);
             self.wishes.count(&run.state, &changes);
