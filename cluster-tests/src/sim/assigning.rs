@@ -24,8 +24,11 @@ impl Server {
     /// Takes what metadata says of copies here.
     pub(super) fn assignments(&mut self, env: &mut Env, message: Assignments) {
         let Some(run) = self.run.as_mut().filter(|run| run.identity.is_some()) else { return };
-        let is_late = message.number < run.heard;
-        run.heard = run.heard.max(message.number);
+        let (own, meant) = (run.identity, (message.run.server, message.run.incarnation));
+        let is_late = message.number < run.heard || own != Some(meant);
+        if !is_late {
+            run.heard = message.number;
+        }
         let Assignments { full, assignments, removed, .. } = message;
         // What was said of an earlier disk is over (m15, m16).
         let own = Generation::Disk(self.disk.generation);
@@ -97,11 +100,11 @@ impl Server {
                 || run.building.contains_key(&id)
                 || run.removing.contains(&id)
                 || known.get(&id).is_some_and(|known| known.state == CopyState::Active);
-            let is_held = known.iter().any(|(other, replica)| {
-                let is_live = !matches!(replica.state, CopyState::Building(_));
-                *other != id && is_live && replica.range.overlaps(&assignment.range)
-            });
-            !is_under_way && !is_held
+            let range = &assignment.range;
+            let is_held = known.iter().any(|(other, held)| *other != id && held.range.overlaps(range));
+            // Of two that were heard of the older one is no more.
+            let is_old = run.wanted.values().any(|other| other.tablet > id && other.range.overlaps(range));
+            !is_under_way && !is_held && !is_old
         };
         let new: Vec<Assignment> = run.wanted.values().filter(is_free).cloned().collect();
         new.into_iter().for_each(|assignment| self.create(env, &assignment));
@@ -152,7 +155,8 @@ impl Server {
         let Some(run) = &self.run else { return };
         let Some((_, incarnation)) = run.identity else { return };
         let Some(replica) = self.disk.registry.replicas.get(&id).cloned() else { return };
-        if replica.state != CopyState::Active || run.removing.contains(&id) {
+        let is_over = run.removing.contains(&id) || run.leaving.contains_key(&id);
+        if replica.state != CopyState::Active || is_over {
             return;
         }
         let entries = self.replay(env, id, &replica);
@@ -213,6 +217,8 @@ impl Server {
             again.extend(own.iter().filter(is_due).cloned());
         }
         entries.extend(own);
+        let index = self.index;
+        env.say(|| format!("server {index} {id} puts {} entries again", again.len()));
         let taken: Vec<_> = again.iter().flat_map(|entry| entry.reverts()).map(|target| target.pos).collect();
         for entry in again.iter().filter(|entry| !taken.contains(&entry.pos)) {
             env.observe(&Observation::Applied { tablet: id, server: self.index, entry });

@@ -462,8 +462,8 @@ impl MetaNode {
             _ if same => Message::ProposalRefused { run: name, tablet, epoch, version },
             Some(assignment) => {
                 self.assigned += 1;
-                let (number, assignments) = (self.assigned, vec![assignment]);
-                Message::Assignments(Assignments { number, full: false, assignments, removed: Vec::new() })
+                let (number, assignments, removed) = (self.assigned, vec![assignment], Vec::new());
+                Message::Assignments(Assignments { run: name, number, full: false, assignments, removed })
             }
             None => return,
         };
@@ -514,10 +514,12 @@ impl MetaNode {
             }
             Effect::SendAssignments { server, full, tablets, removed } => {
                 let Some(to) = address(server) else { return };
+                let incarnation = run.sessions.get(&server).map_or(Incarnation(0), |held| held.incarnation);
                 let assignment = |id: &TabletId| assignment(&run.state, *id, server);
                 let assignments = tablets.iter().filter_map(assignment).collect();
                 self.assigned += 1;
-                let message = Assignments { number: self.assigned, full, assignments, removed };
+                let (name, number) = (ServerRun { server, incarnation }, self.assigned);
+                let message = Assignments { run: name, number, full, assignments, removed };
                 env.send(Address::Meta, to, Message::Assignments(message));
             }
             Effect::SendTransfer { server, tablet, epoch, replica } => {

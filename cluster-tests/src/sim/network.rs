@@ -200,6 +200,8 @@ pub struct FenceAnswers {
 /// What a server holds.
 #[derive(Clone, Debug)]
 pub struct Assignments {
+    /// The process that is meant.
+    pub run: ServerRun,
     /// Rises with every message.
     pub number: u64,
     /// Whether these are all.

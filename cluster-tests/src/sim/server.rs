@@ -551,6 +551,8 @@ impl Server {
 
     fn registry_synced(&mut self, env: &mut Env) {
         let Some(change) = self.disk.sync_registry() else { return };
+        let index = self.index;
+        env.say(|| format!("server {index} records {change:?}"));
         self.show_change(env, &change);
         match change {
             RegistryChange::Identity(..) | RegistryChange::RetiredFlushed(_) => {}

@@ -160,6 +160,10 @@ impl Server {
 
     /// Retired tablets of which rows may not be durable yet.
     pub(super) fn retired_unflushed(&self) -> Vec<TabletId> {
+        // A start has not put their rows again before its copies are open.
+        if self.server_run().is_none() {
+            return Vec::new();
+        }
         let retired = self.disk.registry.retired.iter();
         let is_open = retired.filter(|(_, retired)| retired.flushed < retired.seal.pos.seq);
         is_open.map(|(id, _)| *id).collect()
