@@ -293,6 +293,11 @@ impl MetaNode {
         self.propose(env, Command::StartJob { wish, origin, time_ms }, Waits::Nobody);
     }
 
+    /// Puts a command into the log that nobody waits for.
+    pub fn command(&mut self, env: &mut Env, command: Command) {
+        self.propose(env, command, Waits::Nobody);
+    }
+
     /// Somebody gives up a job that is under way.
     pub fn cancel(&mut self, env: &mut Env) {
         let Some(run) = &self.run else { return };

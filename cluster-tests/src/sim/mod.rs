@@ -16,6 +16,7 @@
 mod assigning;
 pub mod clock;
 pub mod copying;
+pub mod directed;
 pub mod disk;
 pub mod env;
 pub mod fault;

@@ -73,8 +73,8 @@ pub struct World {
     pub env: Env,
     /// Events so far.
     pub events: u64,
-    meta: MetaNode,
-    servers: Vec<Server>,
+    pub(super) meta: MetaNode,
+    pub(super) servers: Vec<Server>,
     clients: Vec<Client>,
 }
 
@@ -102,6 +102,14 @@ impl World {
     pub fn run(&mut self) -> Result<(), Violation> {
         self.start();
         self.run_until(self.env.profile.chaos_us, |_| false)?;
+        self.finish()
+    }
+
+    /// Heals everything and judges.
+    ///
+    /// # Errors
+    /// The first invariant that was broken.
+    pub(super) fn finish(&mut self) -> Result<(), Violation> {
         self.heal();
         // Sleepers wake, and the last late messages arrive.
         let awake = self.servers.iter().map(|server| server.asleep_until_us).max().unwrap_or_default();
@@ -120,7 +128,7 @@ impl World {
         self.judge("after a power loss of everything")
     }
 
-    fn start(&mut self) {
+    pub(super) fn start(&mut self) {
         let env = &mut self.env;
         self.meta.start(env);
         self.servers.iter_mut().for_each(|server| server.start(env));
@@ -151,7 +159,7 @@ impl World {
     }
 
     /// Lets things happen up to a time, or until `done`.
-    fn run_until(&mut self, until_us: u64, done: impl Fn(&Self) -> bool) -> Result<bool, Violation> {
+    pub(super) fn run_until(&mut self, until_us: u64, done: impl Fn(&Self) -> bool) -> Result<bool, Violation> {
         while !done(self) {
             let Some(event) = self.env.next(until_us) else { return Ok(false) };
             self.events += 1;
@@ -196,6 +204,10 @@ impl World {
             (Address::Server(server), message) if self.servers[server].is_up() => {
                 self.servers[server].receive(env, message);
             }
+            // Whoever had a directory that is lost since is not heard any more: it would make
+            // those lost that its successor has built.
+            (Address::Meta, Message::Register(registration))
+                if self.servers[registration.server].disk.generation != registration.disk_generation => {}
             (Address::Meta, message) if self.meta.is_up() => self.meta.receive(env, message),
             // Nobody is at home.
             (Address::Client(_) | Address::Server(_) | Address::Meta, _) => {}
@@ -318,7 +330,7 @@ impl World {
         self.env.watch.observe(&Observation::Leases(&leases));
     }
 
-    fn crash(&mut self, victim: usize) {
+    pub(super) fn crash(&mut self, victim: usize) {
         if self.servers[victim].is_up() {
             self.servers[victim].crash(&mut self.env);
             let down = self.env.profile.down_us;
