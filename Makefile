@@ -18,14 +18,17 @@ ifneq ($(filter default undefined,$(origin CXX)),)
 export CXX = $(ccache)g++
 endif
 
-# Seeds of the simulator, rounds of the tests with real processes, and rows at each level in those
-# of copies: in `make sim` and `make chaos`.
+# Seeds of the simulator, rounds of the tests with real processes, rows at each level in those of
+# copies, cases of the crash matrix (`all` for every one), minutes of the storm: in `make sim` and
+# `make chaos`.
 SEEDS ?= 20000
 SEEDS_IN_CHECK ?= 500
 ROUNDS ?= 20
 ROWS ?= 100000
+CASES ?= 60
+MINUTES ?= 10
 
-.PHONY: help deps run test build check fix bench bench-meta sim sim-mutants chaos doc
+.PHONY: help deps run test build check fix bench bench-meta sim sim-mutants chaos chaos-bin matrix storm doc
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +56,7 @@ check: test ## what CI runs; never writes into the tree
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p ebla-kernel --all-targets --features mutations -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features ebla/failpoints -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
 	sh scripts/lint-protos.sh
 	"$(TARGET_DIR)/debug/sim" --seeds $(SEEDS_IN_CHECK)
@@ -81,12 +85,25 @@ sim-mutants: deps ## seed known bugs, one per rule; the simulator must find each
 	"$(TARGET_DIR)/debug/sim" --mutants
 	"$(TARGET_DIR)/debug/sim" --mutants --control
 
-chaos: build ## kill real processes again and again; ROUNDS=20
+chaos: build ## kill real processes again and again; ROUNDS=20, then the matrix and the storm
 	@for round in $$(seq $(ROUNDS)); do \
 		echo "== round $$round of $(ROUNDS)"; \
 		ROWS=$(ROWS) SEED=$$round cargo test --locked --workspace --test copies --test restarts \
 			--test faults --test splits --test moves -- --test-threads=1 || exit 1; \
 	done
+
+	$(MAKE) matrix storm
+
+chaos-bin: deps ## build ebla-chaos, whose servers fail where EBLA_FAILPOINTS says; not for real data
+	cargo build --locked --workspace --bin ebla-chaos --features ebla/failpoints
+
+matrix: build chaos-bin ## crash at each durable step; CASES=60 or all, SEED=1, or one with CASE=...
+	EBLA_BIN="$(TARGET_DIR)/debug/ebla-chaos" "$(TARGET_DIR)/debug/chaos" matrix --seed $(or $(SEED),1) \
+		$(if $(CASE),--case $(CASE),$(if $(filter all,$(CASES)),,--cases $(CASES)))
+
+storm: build ## split, move, drain and kill at random under load; nobody may notice; MINUTES=10 SEED=1
+	EBLA_BIN="$(TARGET_DIR)/debug/ebla" "$(TARGET_DIR)/debug/chaos" storm --seed $(or $(SEED),1) \
+		--seconds $$(( $(MINUTES) * 60 ))
 
 doc: ## the documentation of all crates
 	cargo doc --workspace --no-deps

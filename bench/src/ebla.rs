@@ -1,16 +1,13 @@
 //! The cluster under measurement, and every call of `ebla-client` that the benchmark makes.
 
 use crate::closed_loop::{Measured, run_tasks};
+use crate::dev::Dev;
 use crate::rows::Rows;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use ebla_client::{AckLevel, Batch, Client, Scan, WriteOptions, v1};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use rand::rngs::SmallRng;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const TABLE: &str = "bench";
@@ -24,61 +21,39 @@ pub const LOAD_BATCH_ROWS: u64 = 500;
 /// Batches under way at the same time during the load, here and in raw RocksDB.
 pub const LOAD_BATCHES: usize = 16;
 
-/// A cluster of its own, ended when dropped.
+/// A cluster under measurement and its one table.
 pub struct Ebla {
-    process: Child,
+    _dev: Dev,
     client: Client,
     rows: Rows,
 }
 
 impl Ebla {
-    /// Starts `ebla dev` on an empty directory and creates the table.
+    /// Starts a cluster on an empty directory and creates the table.
+    ///
+    /// # Errors
+    /// What the cluster reports.
     pub async fn start(binary: &Path, data_dir: &Path, rows: Rows, copies: u32) -> Result<Self> {
-        let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let log = File::create(data_dir.with_extension("log"))?;
-        let mut process = Command::new(binary)
-            .args(["dev", "--listen", &listen, "--data-dir"])
-            .arg(data_dir)
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("start {}: build it with `cargo build --release`", binary.display()))?;
-        let stdout = process.stdout.take().expect("stdout was asked to be a pipe");
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        ensure!(line.starts_with("ready "), "the cluster did not become ready: {line:?}");
-
-        let client = Client::builder().endpoints([listen]).timeout(Duration::from_secs(60)).connect().await?;
+        let dev = Dev::start(binary, data_dir).await?;
         let split_keys = rows.split_keys(TABLETS);
         let spec = Some(v1::TableSpec { replicas: copies, ..v1::TableSpec::default() });
         let request = v1::CreateTableRequest { name: TABLE.to_owned(), spec, split_keys };
-        client.admin().create_table(request).await?;
-        Ok(Self { process, client, rows })
+        dev.client.admin().create_table(request).await?;
+        let client = dev.client.clone();
+        Ok(Self { _dev: dev, client, rows })
     }
 
     /// Loads all rows in batches.
+    ///
+    /// # Errors
+    /// The first error of a batch.
     pub async fn load(&self) -> Result<Measured> {
-        let began = Instant::now();
-        let starts = (0..self.rows.count).step_by(usize::try_from(LOAD_BATCH_ROWS)?);
-        stream::iter(starts)
-            .map(|first| self.load_batch(first))
-            .buffer_unordered(LOAD_BATCHES)
-            .try_collect::<()>()
-            .await?;
-        Ok(Measured::whole(self.rows.count, began.elapsed()))
+        load(&self.client, TABLE, self.rows, AckLevel::Leader).await
     }
-
-    async fn load_batch(&self, first: u64) -> Result<()> {
-        let numbers = first..(first + LOAD_BATCH_ROWS).min(self.rows.count);
-        let add = |batch: Batch, number| batch.set(Rows::key(number), self.rows.value(number));
-        let batch = numbers.fold(Batch::new(), add);
-        for part in self.client.write_split(TABLE, batch, WriteOptions::default()).await? {
-            part.result?.committed()?;
-        }
-        Ok(())
-    }
-
     /// Gets of any rows, through the client's `Pipe`.
+    ///
+    /// # Errors
+    /// The first error of a call.
     pub async fn get(&self, callers: usize, time: Duration) -> Result<Measured> {
         let (client, rows) = (self.client.clone(), self.rows);
         run_tasks(callers, time, move |rng: &mut SmallRng| {
@@ -93,6 +68,9 @@ impl Ebla {
     }
 
     /// The same, a call of its own for each.
+    ///
+    /// # Errors
+    /// The first error of a call.
     pub async fn get_unary(&self, callers: usize, time: Duration) -> Result<Measured> {
         let (client, rows) = (self.client.clone(), self.rows);
         run_tasks(callers, time, move |rng: &mut SmallRng| {
@@ -107,6 +85,9 @@ impl Ebla {
     }
 
     /// Sets of any rows; each is on disk when it returns.
+    ///
+    /// # Errors
+    /// The first error of a call.
     pub async fn set(&self, callers: usize, level: AckLevel, time: Duration) -> Result<Measured> {
         let (client, rows) = (self.client.clone(), self.rows);
         run_tasks(callers, time, move |rng: &mut SmallRng| {
@@ -121,6 +102,9 @@ impl Ebla {
     }
 
     /// Reads every row in order.
+    ///
+    /// # Errors
+    /// The first error of a call.
     pub async fn scan(&self) -> Result<Measured> {
         let began = Instant::now();
         let stream = self.client.scan(TABLE, Scan::all())?;
@@ -130,9 +114,27 @@ impl Ebla {
     }
 }
 
-impl Drop for Ebla {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+/// Loads all of `rows` into a table in batches.
+///
+/// # Errors
+/// The first error of a batch.
+pub async fn load(client: &Client, table: &str, rows: Rows, level: AckLevel) -> Result<Measured> {
+    let began = Instant::now();
+    let starts = (0..rows.count).step_by(usize::try_from(LOAD_BATCH_ROWS)?);
+    stream::iter(starts)
+        .map(|first| load_batch(client, table, rows, level, first))
+        .buffer_unordered(LOAD_BATCHES)
+        .try_collect::<()>()
+        .await?;
+    Ok(Measured::whole(rows.count, began.elapsed()))
+}
+
+async fn load_batch(client: &Client, table: &str, rows: Rows, level: AckLevel, first: u64) -> Result<()> {
+    let numbers = first..(first + LOAD_BATCH_ROWS).min(rows.count);
+    let add = |batch: Batch, number| batch.set(Rows::key(number), rows.value(number));
+    let batch = numbers.fold(Batch::new(), add);
+    for part in client.write_split(table, batch, WriteOptions { ack: Some(level) }).await? {
+        part.result?.committed()?;
     }
+    Ok(())
 }

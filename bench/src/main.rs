@@ -6,19 +6,13 @@
 //! synced, concurrent writers share a sync. The ratio of the two is what each table is about;
 //! the numbers themselves depend on the machine, the ratio much less.
 
-mod closed_loop;
-mod ebla;
-mod raw;
-mod report;
-mod rows;
-
-use crate::closed_loop::Measured;
-use crate::ebla::Ebla;
-use crate::raw::Raw;
-use crate::report::Report;
-use crate::rows::Rows;
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use ebla_bench::closed_loop::Measured;
+use ebla_bench::ebla::Ebla;
+use ebla_bench::raw::Raw;
+use ebla_bench::report::Report;
+use ebla_bench::rows::Rows;
 use ebla_client::AckLevel;
 use std::fs;
 use std::path::PathBuf;

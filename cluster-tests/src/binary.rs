@@ -21,6 +21,13 @@ pub fn ebla() -> &'static Path {
     })
 }
 
+/// Whether the program under test has failpoints.
+#[must_use]
+pub fn is_chaos_build() -> bool {
+    let version = Command::new(ebla()).arg("--version").output();
+    version.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).contains("chaos build"))
+}
+
 /// `target/PROFILE/ebla`, as seen from `target/PROFILE/deps/this-test`.
 fn beside_this_test() -> PathBuf {
     let this = env::current_exe().expect("a running test has a path");

@@ -154,6 +154,12 @@ impl Output {
         self
     }
 
+    /// The command, without the program.
+    #[must_use]
+    pub fn command(&self) -> &str {
+        &self.command
+    }
+
     /// Stdout as text.
     #[must_use]
     pub fn text(&self) -> String {

@@ -9,7 +9,8 @@ use crate::process::{Process, Signal};
 use anyhow::{Context as _, Result, bail, ensure};
 use rand::Rng as _;
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -65,6 +66,10 @@ pub struct Node {
     pub address: String,
     /// Its data directory.
     pub data_dir: PathBuf,
+    /// Where it serves its metrics, if it does.
+    pub pages: Option<String>,
+    /// What is armed in it from its next start on, as `EBLA_FAILPOINTS` has it; chaos builds only.
+    pub failpoints: String,
     args: Vec<String>,
     log: PathBuf,
     process: Option<Process>,
@@ -109,7 +114,8 @@ impl Node {
         let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         args.extend(["--data-dir".to_owned(), data_dir.to_string_lossy().into_owned()]);
         let log = place.join(format!("{name}.log"));
-        Self { address: address.to_owned(), data_dir, args, log, process: None }
+        let (address, failpoints) = (address.to_owned(), String::new());
+        Self { address, data_dir, pages: None, failpoints, args, log, process: None }
     }
 
     /// The same node on another's data directory.
@@ -121,13 +127,37 @@ impl Node {
         self
     }
 
+    /// The same node with its metrics at `address`.
+    #[must_use]
+    pub fn with_pages(mut self, address: &str) -> Self {
+        self.pages = Some(address.to_owned());
+        // The data directory stays the last argument.
+        self.args.splice(1..1, ["--http".to_owned(), address.to_owned()]);
+        self
+    }
+
+    /// The value of one of its metrics.
+    ///
+    /// # Errors
+    /// When it does not serve them or has none of that name.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let address = self.pages.as_ref().context("the node serves no metrics")?;
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(line.with_context(|| format!("there is no metric {name}"))?.trim().parse()?)
+    }
+
     /// Starts it, also again.
     ///
     /// # Errors
     /// When the program cannot be started.
     pub fn start(&mut self) -> Result<&mut Process> {
         self.process = None;
-        Ok(self.process.insert(Process::start(&self.args, &self.log)?))
+        Ok(self.process.insert(Process::start(&self.args, &self.failpoints, &self.log)?))
     }
 
     /// Its process.
@@ -252,7 +282,8 @@ impl Cluster {
 
     fn plan(masters: usize, servers: usize, more: &[&str], flags: &[&str]) -> Result<Self> {
         let place = tempfile::tempdir()?;
-        let addresses = free_addresses(masters + servers);
+        let mut addresses = free_addresses(masters + 2 * servers);
+        let pages = addresses.split_off(masters + servers);
         let (of_masters, of_servers) = addresses.split_at(masters);
         let peers: Vec<_> =
             of_masters.iter().zip(1..).map(|(address, id)| format!("{id}={address}")).collect();
@@ -261,7 +292,8 @@ impl Cluster {
         };
         let server = |(address, number): (&String, usize)| {
             let (name, masters) = (format!("server-{number}"), of_masters.join(","));
-            Node::server_with(place.path(), &name, address, &masters, flags)
+            let server = Node::server_with(place.path(), &name, address, &masters, flags);
+            server.with_pages(&pages[number - 1])
         };
         let masters = of_masters.iter().zip(1..).map(master).collect();
         let servers = of_servers.iter().zip(1..).map(server).collect();
@@ -310,6 +342,20 @@ impl Cluster {
             let tails: Vec<_> = self.nodes().map(|node| node.process().log_tail()).collect();
             tails.join("\n")
         })
+    }
+
+    /// Copies what the processes said to a directory that stays, named after what failed.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_logs(&mut self, name: &str) -> Result<PathBuf> {
+        let dir = std::env::temp_dir().join("ebla-chaos").join(name.replace(':', "-"));
+        std::fs::create_dir_all(&dir)?;
+        for node in self.nodes() {
+            let name = node.data_dir.file_name().context("a data directory has a name")?;
+            std::fs::write(dir.join(name).with_extension("log"), node.process().log_text())?;
+        }
+        Ok(dir)
     }
 
     /// Kills every process at the same moment, as a power cut would.

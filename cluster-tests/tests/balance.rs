@@ -2,7 +2,7 @@
 //! over all servers, stops when it is told to, and lets a server that was away lead again.
 
 use anyhow::{Context as _, Result, ensure};
-use ebla_cluster_tests::cli::{Cli, exit};
+use ebla_cluster_tests::cli::exit;
 use ebla_cluster_tests::cluster::{Cluster, eventually};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -26,10 +26,6 @@ fn load(cluster: &Cluster, count: usize) -> Result<()> {
     let path = path.to_string_lossy().into_owned();
     let _ = cluster.cli().run(&["load", "t", &path, "--format", "tsv"]).expect(exit::OK);
     Ok(())
-}
-
-fn tablets(cli: &Cli) -> Vec<Json> {
-    cli.list(&["tablet", "list"]).unwrap_or_default()
 }
 
 /// How many tablets each server leads.
@@ -56,12 +52,14 @@ fn a_table_that_grows_is_split_and_spread_by_itself() -> Result<()> {
     let _ = cli.run(&create).expect(exit::OK);
     load(&cluster, 6_000)?;
     let spread = || {
-        let tablets = tablets(&cli);
+        let tablets = cluster.tablets();
         tablets.len() >= 12 && is_even(&tablets, 3)
     };
-    let took = eventually("the table is in many tablets on all servers", EVEN_MAX, spread)
-        .with_context(|| format!("{:#?} {}", leaders(&tablets(&cli)), cli.json(&["balancer", "status"])))?;
-    println!("{} tablets were spread after {took:?}", tablets(&cli).len());
+    let took =
+        eventually("the table is in many tablets on all servers", EVEN_MAX, spread).with_context(|| {
+            format!("{:#?} {}", leaders(&cluster.tablets()), cli.json(&["balancer", "status"]))
+        })?;
+    println!("{} tablets were spread after {took:?}", cluster.tablets().len());
     let rows = cli.list(&["range", "t"]).context("the table can be read")?;
     ensure!(rows.len() == 6_000, "{} rows", rows.len());
     let in_order = rows.iter().enumerate().all(|(number, row)| row["key"] == format!("{number:05}"));
@@ -75,7 +73,7 @@ fn a_table_that_grows_is_split_and_spread_by_itself() -> Result<()> {
     ensure!(decisions.iter().any(|one| one["kind"] == "move" && one["tablet"].as_u64() > Some(0)));
     let jobs = cli.list(&["job", "list"]).context("jobs are listed")?;
     ensure!(jobs.iter().all(|job| job["by"] == "cluster"), "no operator did anything");
-    let id = tablets(&cli)[0]["id"].to_string();
+    let id = cluster.tablets()[0]["id"].to_string();
     let why = cli.json(&["balancer", "why", &id]);
     let findings = why["findings"].as_array().context("there are findings")?;
     ensure!(findings.iter().any(|one| one.to_string().contains("is split above 524288")), "{why}");
@@ -93,16 +91,16 @@ fn a_pause_holds_over_a_restart_of_the_master() -> Result<()> {
     let create = ["table", "create", "t", "--replicas", "1", "--split-size", "64KiB"];
     let _ = cli.run(&create).expect(exit::OK);
     load(&cluster, 500)?;
-    let is_seen = || tablets(&cli).iter().any(|tablet| tablet["bytes"].as_u64() > Some(400_000));
+    let is_seen = || cluster.tablets().iter().any(|tablet| tablet["bytes"].as_u64() > Some(400_000));
     eventually("the masters know its size", EVEN_MAX, is_seen)?;
     std::thread::sleep(Duration::from_secs(2));
-    ensure!(tablets(&cli).len() == 1, "a paused balancer splits nothing");
+    ensure!(cluster.tablets().len() == 1, "a paused balancer splits nothing");
     let status = cli.json(&["status"]);
     ensure!(status["warnings"].to_string().contains("balancer is paused"), "{status}");
-    let id = tablets(&cli)[0]["id"].to_string();
+    let id = cluster.tablets()[0]["id"].to_string();
     ensure!(cli.json(&["balancer", "why", &id])["findings"][0].to_string().contains("paused"));
     ensure!(cli.json(&["balancer", "resume"])["paused"] == false);
-    eventually("it is split", EVEN_MAX, || tablets(&cli).len() > 4)?;
+    eventually("it is split", EVEN_MAX, || cluster.tablets().len() > 4)?;
     Ok(())
 }
 
@@ -114,16 +112,18 @@ fn leaders_come_back_to_a_server_that_was_away() -> Result<()> {
     let splits = keys.iter().flat_map(|key| ["--split-at", key]);
     let create: Vec<&str> = ["table", "create", "t", "--replicas", "3"].into_iter().chain(splits).collect();
     let _ = cli.run(&create).expect(exit::OK);
-    eventually("all lead", EVEN_MAX, || is_even(&tablets(&cli), 3))?;
+    eventually("all lead", EVEN_MAX, || is_even(&cluster.tablets(), 3))?;
     cluster.servers[2].process().kill()?;
     let others_lead = || {
-        let leaders = leaders(&tablets(&cli));
+        let leaders = leaders(&cluster.tablets());
         leaders.len() == 2 && !leaders.contains_key(&0)
     };
     eventually("the others lead", EVEN_MAX, others_lead)?;
     cluster.servers[2].start()?;
-    let took = eventually("it leads its share again", EVEN_MAX, || is_even(&tablets(&cli), 3))
-        .with_context(|| format!("{:#?} {}", leaders(&tablets(&cli)), cli.json(&["balancer", "status"])))?;
+    let took = eventually("it leads its share again", EVEN_MAX, || is_even(&cluster.tablets(), 3))
+        .with_context(|| {
+            format!("{:#?} {}", leaders(&cluster.tablets()), cli.json(&["balancer", "status"]))
+        })?;
     println!("leaders were even again after {took:?}");
     let decisions = cli.json(&["balancer", "status"])["decisions"].to_string();
     ensure!(decisions.contains("hand leadership over"), "{decisions}");

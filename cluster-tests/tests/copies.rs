@@ -6,6 +6,7 @@ use bytes::Bytes;
 use ebla_client::{AckLevel, Batch, Client, Outcome, Scan, WriteOptions};
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::{Cluster, Node, eventually};
+use ebla_cluster_tests::observe::id_in;
 use ebla_cluster_tests::process::Signal;
 use futures::TryStreamExt as _;
 use futures::future::join_all;
@@ -41,12 +42,6 @@ fn create_table(cli: &Cli) {
     let splits = ["--split-at", "20-", "--split-at", "40-", "--split-at", "60-", "--split-at", "80-"];
     let created = cli.run(&[&["table", "create", "t", "--replicas", "3"], &splits[..]].concat());
     let _ = created.expect(exit::OK);
-}
-
-async fn connect(cluster: &Cluster, timeout: Duration) -> Result<Client> {
-    let endpoints: Vec<String> =
-        cluster.servers.iter().chain(&cluster.masters).map(|node| node.address.clone()).collect();
-    Ok(Client::builder().endpoints(endpoints).timeout(timeout).connect().await?)
 }
 
 /// What writers have had acknowledged, by level.
@@ -106,40 +101,11 @@ fn missing(found: &BTreeMap<Bytes, Bytes>, level: usize, acknowledged: &[u64]) -
     keys.filter(|key| !is_right(key)).collect()
 }
 
-/// Waits until every tablet is led and has its three copies in sync again.
-fn wait_until_whole(cluster: &Cluster) -> Result<()> {
-    let cli = cluster.cli();
-    let whole = || {
-        cli.list(&["tablet", "list"]).is_some_and(|tablets| {
-            tablets.iter().all(|tablet| {
-                let in_sync = tablet["in_sync"].as_array().map_or(0, Vec::len);
-                tablet["leader"].as_u64() > Some(0) && in_sync == 3
-            })
-        })
-    };
-    eventually("every tablet is led and has three copies in sync", HEAL_MAX, whole).map(drop)
-}
-
-/// The server that leads the tablet of `key`, as an index of the cluster.
-fn leader_of(cluster: &Cluster, tablet: u64) -> Result<usize> {
-    let described = cluster.cli().json(&["tablet", "describe", &tablet.to_string()]);
-    let leader = described["leader"].as_u64().context("the tablet is led")?;
-    let servers = cluster.cli().list(&["server", "list"]).context("the servers are known")?;
-    let address = servers.iter().find(|server| server["id"].as_u64() == Some(leader));
-    let address = address.and_then(|server| server["address"].as_str()).context("the leader is known")?;
-    cluster.servers.iter().position(|node| node.address == address).context("it is one of ours")
-}
-
-fn first_tablet(cluster: &Cluster) -> Result<u64> {
-    let tablets = cluster.cli().list(&["tablet", "list"]).context("tablets are listed")?;
-    tablets.first().and_then(|tablet| tablet["id"].as_u64()).context("there is one")
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_process_dies_in_turn() -> Result<()> {
     let mut cluster = Cluster::start(3, 3)?;
     create_table(&cluster.cli());
-    let client = connect(&cluster, Duration::from_secs(5)).await?;
+    let client = cluster.connect(Duration::from_secs(5)).await?;
     let (done, next, stop) = (Arc::new(Acknowledged::default()), Arc::default(), Arc::default());
     let writer =
         |_| tokio::spawn(write_rows(client.clone(), Arc::clone(&done), Arc::clone(&next), Arc::clone(&stop)));
@@ -150,7 +116,7 @@ async fn every_process_dies_in_turn() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(3_000)).await;
         cluster.nodes().nth(node).expect("there are six").start()?;
         cluster.wait_until_serving()?;
-        tokio::task::block_in_place(|| wait_until_whole(&cluster))?;
+        tokio::task::block_in_place(|| cluster.wait_until_whole(3, &[]))?;
     }
     let finished = tokio::time::timeout(Duration::from_secs(120), join_all(writers)).await;
     stop.store(true, Ordering::Relaxed);
@@ -169,7 +135,7 @@ async fn every_process_dies_in_turn() -> Result<()> {
 async fn a_power_cut_of_everything_loses_no_acknowledged_row() -> Result<()> {
     let mut cluster = Cluster::start(3, 3)?;
     create_table(&cluster.cli());
-    let client = connect(&cluster, Duration::from_secs(5)).await?;
+    let client = cluster.connect(Duration::from_secs(5)).await?;
     let (done, next, stop) = (Arc::new(Acknowledged::default()), Arc::default(), Arc::default());
     let writer =
         |_| tokio::spawn(write_rows(client.clone(), Arc::clone(&done), Arc::clone(&next), Arc::clone(&stop)));
@@ -179,8 +145,8 @@ async fn a_power_cut_of_everything_loses_no_acknowledged_row() -> Result<()> {
     stop.store(true, Ordering::Relaxed);
     join_all(writers).await;
     cluster.start_all()?;
-    tokio::task::block_in_place(|| wait_until_whole(&cluster))?;
-    let client = connect(&cluster, Duration::from_secs(10)).await?;
+    tokio::task::block_in_place(|| cluster.wait_until_whole(3, &[]))?;
+    let client = cluster.connect(Duration::from_secs(10)).await?;
     let found = all_rows(&client).await?;
     for (level, name) in LEVELS.iter().enumerate() {
         let acknowledged = done.of(level);
@@ -211,7 +177,7 @@ async fn somebody_else_leads_soon() -> Result<()> {
     create_table(&cluster.cli());
     let mut gaps = Vec::new();
     for round in 0..6 {
-        let client = connect(&cluster, Duration::from_secs(10)).await?;
+        let client = cluster.connect(Duration::from_secs(10)).await?;
         let stop = Arc::new(AtomicBool::new(false));
         let keys = (0..20).map(|part| format!("{:02}-probe", part * 5));
         let probe = |key| tokio::spawn(longest_gap(client.clone(), key, Arc::clone(&stop)));
@@ -226,7 +192,7 @@ async fn somebody_else_leads_soon() -> Result<()> {
         }
         cluster.servers[round % 3].start()?;
         cluster.wait_until_serving()?;
-        tokio::task::block_in_place(|| wait_until_whole(&cluster))?;
+        tokio::task::block_in_place(|| cluster.wait_until_whole(3, &[]))?;
     }
     gaps.sort_unstable();
     let p99 = gaps[gaps.len() * 99 / 100 - 1];
@@ -240,9 +206,9 @@ async fn somebody_else_leads_soon() -> Result<()> {
 fn what_a_failover_takes_is_in_the_ledger() -> Result<()> {
     let mut cluster = Cluster::start(1, 3)?;
     let _ = cluster.cli().run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
-    wait_until_whole(&cluster)?;
-    let tablet = first_tablet(&cluster)?;
-    let leader = leader_of(&cluster, tablet)?;
+    cluster.wait_until_whole(3, &[])?;
+    let tablet = id_in(&cluster.first_tablet()?)?;
+    let leader = cluster.leader_of(tablet)?;
     let direct = cluster.servers[leader].cli();
     let _ = direct.run(&["set", "t", "kept", "1", "--ack", "copies=2"]).expect(exit::OK);
     let followers: Vec<usize> = (0..3).filter(|server| *server != leader).collect();
@@ -265,7 +231,7 @@ fn what_a_failover_takes_is_in_the_ledger() -> Result<()> {
     assert_eq!(others.run(&["get", "t", "refused"]).code, exit::NOT_FOUND);
     cluster.servers[leader].start()?;
     cluster.wait_until_serving()?;
-    wait_until_whole(&cluster)?;
+    cluster.wait_until_whole(3, &[])?;
     let cli = cluster.cli();
     assert_eq!(cli.json(&["get", "t", "kept"])["value"], "1");
     if lost.code == exit::OK {
@@ -286,8 +252,8 @@ fn leadership_goes_where_the_operator_wants() -> Result<()> {
     let mut cluster = Cluster::start(1, 3)?;
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
-    wait_until_whole(&cluster)?;
-    let tablet = first_tablet(&cluster)?.to_string();
+    cluster.wait_until_whole(3, &[])?;
+    let tablet = id_in(&cluster.first_tablet()?)?.to_string();
     let _ = cli.run(&["set", "t", "a", "1"]).expect(exit::OK);
     for _ in 0..3 {
         let described = cli.json(&["tablet", "describe", &tablet]);
@@ -301,7 +267,7 @@ fn leadership_goes_where_the_operator_wants() -> Result<()> {
     // Nobody can lead who is not there, does not hold a copy, or is not in sync.
     let nobody = cli.run(&["tablet", "transfer-leader", &tablet, "--to", "99"]);
     assert_ne!(nobody.code, exit::OK, "{nobody}");
-    let leader = leader_of(&cluster, tablet.parse()?)?;
+    let leader = cluster.leader_of(tablet.parse()?)?;
     let away = (0..3).find(|server| *server != leader).expect("there are three");
     let servers = cli.list(&["server", "list"]).context("the servers are known")?;
     let address = cluster.servers[away].address.clone();
@@ -353,10 +319,10 @@ fn a_frozen_leader_does_not_answer_for_a_tablet_it_has_lost() -> Result<()> {
     let mut cluster = Cluster::start(1, 3)?;
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
-    wait_until_whole(&cluster)?;
-    let tablet = first_tablet(&cluster)?;
+    cluster.wait_until_whole(3, &[])?;
+    let tablet = id_in(&cluster.first_tablet()?)?;
     let _ = cli.run(&["set", "t", "k", "old", "--ack", "copies=2"]).expect(exit::OK);
-    let leader = leader_of(&cluster, tablet)?;
+    let leader = cluster.leader_of(tablet)?;
     cluster.servers[leader].process().signal(Signal::Stop)?;
     let live: Vec<&Node> =
         cluster.servers.iter().enumerate().filter(|(at, _)| *at != leader).map(|(_, node)| node).collect();
@@ -371,7 +337,7 @@ fn a_frozen_leader_does_not_answer_for_a_tablet_it_has_lost() -> Result<()> {
             assert_eq!(got.json()["value"], "new", "{got}");
         }
     }
-    wait_until_whole(&cluster)
+    cluster.wait_until_whole(3, &[]).map(drop)
 }
 
 /// Of three copies one is left: it takes no write and gives no current row, yet whoever is
@@ -381,9 +347,9 @@ fn the_last_copy_answers_what_it_may() -> Result<()> {
     let mut cluster = Cluster::start(1, 3)?;
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
-    wait_until_whole(&cluster)?;
+    cluster.wait_until_whole(3, &[])?;
     let _ = cli.run(&["set", "t", "k", "v", "--ack", "in-sync"]).expect(exit::OK);
-    let leader = leader_of(&cluster, first_tablet(&cluster)?)?;
+    let leader = cluster.leader_of(id_in(&cluster.first_tablet()?)?)?;
     for other in (0..3).filter(|server| *server != leader) {
         cluster.servers[other].process().kill()?;
     }

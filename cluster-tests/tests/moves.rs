@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use ebla_client::{Client, Outcome};
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::{Cluster, eventually};
+use ebla_cluster_tests::observe::servers_in;
 use serde_json::Value as Json;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -42,52 +43,6 @@ fn wanted(count: usize, round: usize) -> Vec<(String, String)> {
     (0..count).map(|number| (format!("{number:05}"), value(number, round))).collect()
 }
 
-fn tablets(cli: &Cli) -> Vec<Json> {
-    cli.list(&["tablet", "list"]).unwrap_or_default()
-}
-
-/// Ids of servers in a field of a tablet.
-fn servers(tablet: &Json, field: &str) -> Vec<u64> {
-    tablet[field].as_array().map(|ids| ids.iter().filter_map(Json::as_u64).collect()).unwrap_or_default()
-}
-
-/// Waits until every tablet is led and has exactly `copies` copies, all in sync, none on `without`.
-fn wait_until_whole(cluster: &Cluster, copies: usize, without: &[u64]) -> Result<Duration> {
-    let cli = cluster.cli();
-    let is_whole = |tablet: &Json| {
-        let (replicas, in_sync) = (servers(tablet, "replicas"), servers(tablet, "in_sync"));
-        tablet["leader"].as_u64() > Some(0)
-            && (replicas.len(), in_sync.len()) == (copies, copies)
-            && without.iter().all(|server| !replicas.contains(server))
-    };
-    let whole = || {
-        let tablets = tablets(&cli);
-        !tablets.is_empty() && tablets.iter().all(is_whole)
-    };
-    eventually("every tablet has all its copies in sync", REPAIR_MAX, whole)
-        .with_context(|| format!("{:#?}", tablets(&cli)))
-}
-
-/// Lets the copies on `server` lead every tablet.
-fn let_lead(cluster: &Cluster, server: u64) {
-    let cli = cluster.cli();
-    for tablet in tablets(&cli) {
-        if tablet["leader"].as_u64() != Some(server) {
-            let (id, to) = (tablet["id"].to_string(), server.to_string());
-            let _ = cli.run(&["tablet", "transfer-leader", &id, "--to", &to]).expect(exit::OK);
-        }
-    }
-}
-
-/// The id of the server that is up at the address of the `at`th one.
-fn id_of(cluster: &Cluster, at: usize) -> Result<u64> {
-    let servers = cluster.cli().list(&["server", "list"]).context("the servers are listed")?;
-    let address = cluster.servers[at].address.as_str();
-    // A server that was wiped is listed beside the one that has its address now.
-    let found = servers.iter().rfind(|server| server["address"] == address && server["state"] == "up");
-    found.and_then(|server| server["id"].as_u64()).context("it is up")
-}
-
 fn create_table(cluster: &Cluster, replicas: &str) {
     let splits = ["--split-at", "00300", "--split-at", "00600"];
     let create = [&["table", "create", "t", "--replicas", replicas], &splits[..]].concat();
@@ -101,16 +56,16 @@ fn a_wiped_server_gets_its_copies_back() -> Result<()> {
     load(&cluster, 1_000, 0)?;
     load(&cluster, 1_000, 1)?;
     let _ = cluster.cli().run(&["delete-range", "t", "00100", "00200", "--yes"]).expect(exit::OK);
-    let before = id_of(&cluster, 2)?;
+    let before = cluster.id_of(2)?;
     cluster.servers[2].process().kill()?;
     std::fs::remove_dir_all(&cluster.servers[2].data_dir)?;
     cluster.servers[2].start()?;
     cluster.wait_until_serving()?;
-    let took = wait_until_whole(&cluster, 3, &[before])?;
+    let took = cluster.wait_until_whole(3, &[before])?;
     println!("a wiped server had its copies back after {took:?}");
-    let after = id_of(&cluster, 2)?;
+    let after = cluster.id_of(2)?;
     ensure!(after != before, "a wiped server is another one");
-    let_lead(&cluster, after);
+    cluster.let_lead(after);
     let mut wanted = wanted(1_000, 1);
     wanted.drain(100..200);
     ensure!(rows(&cluster.cli())? == wanted, "the copy that was built has other rows");
@@ -118,19 +73,10 @@ fn a_wiped_server_gets_its_copies_back() -> Result<()> {
     load(&cluster, 1_000, 2)?;
     cluster.servers[2].kill_and_restart()?;
     cluster.wait_until_serving()?;
-    wait_until_whole(&cluster, 3, &[before])?;
-    let_lead(&cluster, after);
+    cluster.wait_until_whole(3, &[before])?;
+    cluster.let_lead(after);
     ensure!(rows(&cluster.cli())? == self::wanted(1_000, 2), "rows were lost over a restart");
     Ok(())
-}
-
-/// Ids of all servers that are up, in the order of `cluster.servers`.
-fn ids(cluster: &Cluster) -> Result<Vec<u64>> {
-    (0..cluster.servers.len()).map(|at| id_of(cluster, at)).collect()
-}
-
-fn first_tablet(cli: &Cli) -> Result<Json> {
-    tablets(cli).into_iter().next().context("there is a tablet")
 }
 
 #[test]
@@ -139,11 +85,11 @@ fn a_copy_moves_and_its_rows_go_with_it() -> Result<()> {
     let cli = cluster.cli();
     create_table(&cluster, "3");
     load(&cluster, 1_000, 0)?;
-    wait_until_whole(&cluster, 3, &[])?;
-    let tablet = first_tablet(&cli)?;
+    cluster.wait_until_whole(3, &[])?;
+    let tablet = cluster.first_tablet()?;
     let id = tablet["id"].to_string();
-    let holds = servers(&tablet, "replicas");
-    let free = ids(&cluster)?.into_iter().find(|server| !holds.contains(server)).context("one is free")?;
+    let holds = servers_in(&tablet, "replicas");
+    let free = cluster.ids()?.into_iter().find(|server| !holds.contains(server)).context("one is free")?;
     let leader = tablet["leader"].as_u64().context("it is led")?;
     // Away from the server that leads: leadership goes first.
     let moved = cli.json(&[
@@ -159,7 +105,7 @@ fn a_copy_moves_and_its_rows_go_with_it() -> Result<()> {
     ]);
     ensure!(moved["tablet"] == tablet["id"] && moved["job"].as_u64() > Some(0), "{moved}");
     let described = cli.json(&["tablet", "describe", &id]);
-    let replicas = servers(&described, "replicas");
+    let replicas = servers_in(&described, "replicas");
     ensure!(replicas.contains(&free) && !replicas.contains(&leader) && replicas.len() == 3, "{described}");
     let job = cli.json(&["job", "show", &moved["job"].to_string()]);
     ensure!(
@@ -185,7 +131,7 @@ fn a_copy_moves_and_its_rows_go_with_it() -> Result<()> {
     ensure!(rows(&cli)? == wanted(1_000, 0), "rows were lost by the move back");
     cluster.kill_all()?;
     cluster.start_all()?;
-    wait_until_whole(&cluster, 3, &[])?;
+    cluster.wait_until_whole(3, &[])?;
     ensure!(rows(&cluster.cli())? == wanted(1_000, 0), "rows were lost by a power cut after the moves");
     Ok(())
 }
@@ -195,11 +141,11 @@ fn moves_that_make_no_sense_are_refused_with_the_reason() -> Result<()> {
     let cluster = Cluster::start(1, 4)?;
     let cli = cluster.cli();
     create_table(&cluster, "3");
-    wait_until_whole(&cluster, 3, &[])?;
-    let tablet = first_tablet(&cli)?;
+    cluster.wait_until_whole(3, &[])?;
+    let tablet = cluster.first_tablet()?;
     let id = tablet["id"].to_string();
-    let holds = servers(&tablet, "replicas");
-    let free = ids(&cluster)?.into_iter().find(|server| !holds.contains(server)).context("one is free")?;
+    let holds = servers_in(&tablet, "replicas");
+    let free = cluster.ids()?.into_iter().find(|server| !holds.contains(server)).context("one is free")?;
     let (free, one, other) = (free.to_string(), holds[0].to_string(), holds[1].to_string());
     let refused = |args: &[&str], code: i32, says: &str| {
         let output = cli.run(args);
@@ -244,10 +190,10 @@ fn a_server_is_drained_emptied_and_forgotten() -> Result<()> {
     let cli = cluster.cli();
     create_table(&cluster, "3");
     load(&cluster, 1_000, 0)?;
-    wait_until_whole(&cluster, 3, &[])?;
-    let leader = first_tablet(&cli)?["leader"].as_u64().context("it is led")?;
+    cluster.wait_until_whole(3, &[])?;
+    let leader = cluster.first_tablet()?["leader"].as_u64().context("it is led")?;
     let name = leader.to_string();
-    let at = ids(&cluster)?.iter().position(|id| *id == leader).context("it is one of ours")?;
+    let at = cluster.ids()?.iter().position(|id| *id == leader).context("it is one of ours")?;
     let drained = cli.json(&["server", "drain", &name, "--timeout", "30s"]);
     ensure!(
         drained["leaders"] == 0 && drained["duty"] == "drained" && drained["tablets"].as_u64() > Some(0),
@@ -255,7 +201,7 @@ fn a_server_is_drained_emptied_and_forgotten() -> Result<()> {
     );
     let emptied = cli.json(&["server", "decommission", &name, "--timeout", "60s"]);
     ensure!(emptied["tablets"] == 0 && emptied["duty"] == "leaves", "{emptied}");
-    wait_until_whole(&cluster, 3, &[leader])?;
+    cluster.wait_until_whole(3, &[leader])?;
     ensure!(rows(&cli)? == wanted(1_000, 0), "rows were lost");
     cluster.servers[at].process().kill()?;
     let forgotten = || cli.run(&["server", "forget", &name]).code == exit::OK;
@@ -270,17 +216,17 @@ fn a_server_that_stays_away_is_replaced() -> Result<()> {
     let mut cluster = Cluster::start_all_with(1, 4, &["--replace-after", "3s"], &[])?;
     create_table(&cluster, "3");
     load(&cluster, 1_000, 0)?;
-    wait_until_whole(&cluster, 3, &[])?;
-    let away = id_of(&cluster, 0)?;
+    cluster.wait_until_whole(3, &[])?;
+    let away = cluster.id_of(0)?;
     cluster.servers[0].process().kill()?;
-    wait_until_whole(&cluster, 3, &[away])?;
+    cluster.wait_until_whole(3, &[away])?;
     ensure!(rows(&cluster.cli())? == wanted(1_000, 0), "rows were lost");
     let jobs = cluster.cli().list(&["job", "list"]).context("jobs are listed")?;
     ensure!(jobs.iter().any(|job| job["kind"] == "move" && job["by"] == "cluster"), "{jobs:?}");
     // It comes back, and what it had is cleared: it holds nothing any more.
     cluster.servers[0].start()?;
     cluster.wait_until_serving()?;
-    wait_until_whole(&cluster, 3, &[])?;
+    cluster.wait_until_whole(3, &[])?;
     ensure!(rows(&cluster.cli())? == wanted(1_000, 0), "rows were lost when it came back");
     Ok(())
 }
@@ -320,8 +266,8 @@ fn a_copy_whose_log_was_purged_is_built_anew() -> Result<()> {
     let mut cluster = Cluster::start_with(1, 3, &["--log-max", "64KiB", "--flush-interval", "1s"])?;
     create_table(&cluster, "3");
     load(&cluster, 1_000, 0)?;
-    wait_until_whole(&cluster, 3, &[])?;
-    let away = id_of(&cluster, 1)?;
+    cluster.wait_until_whole(3, &[])?;
+    let away = cluster.id_of(1)?;
     cluster.servers[1].process().kill()?;
     for round in 1..4 {
         load(&cluster, 1_000, round)?;
@@ -336,8 +282,8 @@ fn a_copy_whose_log_was_purged_is_built_anew() -> Result<()> {
     };
     eventually("a copy is built anew where it was", REPAIR_MAX, built_anew)
         .with_context(|| format!("{:#?}", cli.list(&["job", "list"])))?;
-    wait_until_whole(&cluster, 3, &[])?;
-    let_lead(&cluster, away);
+    cluster.wait_until_whole(3, &[])?;
+    cluster.let_lead(away);
     ensure!(rows(&cli)? == wanted(1_000, 3), "the copy that was built has other rows");
     Ok(())
 }
@@ -348,9 +294,9 @@ fn the_space_of_a_copy_that_left_comes_back() -> Result<()> {
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "1"]).expect(exit::OK);
     let wanted = load_noise(&cluster, 10_000)?;
-    let tablet = first_tablet(&cli)?;
-    let (id, from) = (tablet["id"].to_string(), servers(&tablet, "replicas")[0]);
-    let all = ids(&cluster)?;
+    let tablet = cluster.first_tablet()?;
+    let (id, from) = (tablet["id"].to_string(), servers_in(&tablet, "replicas")[0]);
+    let all = cluster.ids()?;
     let at = all.iter().position(|id| *id == from).context("it is one of ours")?;
     let to = all[1 - at].to_string();
     eventually("the rows are in files", REPAIR_MAX, || data_bytes(&cluster, at) > 4 << 20)?;
@@ -370,11 +316,11 @@ fn a_move_survives_the_death_of_everybody() -> Result<()> {
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
     let wanted = load_noise(&cluster, 10_000)?;
-    wait_until_whole(&cluster, 3, &[])?;
-    let tablet = first_tablet(&cli)?;
+    cluster.wait_until_whole(3, &[])?;
+    let tablet = cluster.first_tablet()?;
     let (id, leader) = (tablet["id"].to_string(), tablet["leader"].as_u64().context("it is led")?);
-    let holds = servers(&tablet, "replicas");
-    let all = ids(&cluster)?;
+    let holds = servers_in(&tablet, "replicas");
+    let all = cluster.ids()?;
     let free = all.iter().position(|id| !holds.contains(id)).context("one is free")?;
     let source = all.iter().position(|id| *id == leader).context("it is one of ours")?;
     let (from, to) = (leader.to_string(), all[free].to_string());
@@ -391,7 +337,7 @@ fn a_move_survives_the_death_of_everybody() -> Result<()> {
     cluster.wait_until_serving()?;
     let waited = cli.run(&["job", "wait", &moved["job"].to_string(), "--timeout", "90s"]).expect(exit::OK);
     println!("{waited}");
-    wait_until_whole(&cluster, 3, &[leader])?;
+    cluster.wait_until_whole(3, &[leader])?;
     ensure!(rows(&cli)? == wanted, "rows were lost");
     Ok(())
 }
@@ -402,17 +348,24 @@ fn a_move_is_cancelled_before_its_copy_is_in_sync() -> Result<()> {
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
     let wanted = load_noise(&cluster, 5_000)?;
-    wait_until_whole(&cluster, 3, &[])?;
-    let tablet = first_tablet(&cli)?;
-    let (id, holds) = (tablet["id"].to_string(), servers(&tablet, "replicas"));
-    let free = ids(&cluster)?.into_iter().find(|server| !holds.contains(server)).context("one is free")?;
+    cluster.wait_until_whole(3, &[])?;
+    let tablet = cluster.first_tablet()?;
+    let (id, holds) = (tablet["id"].to_string(), servers_in(&tablet, "replicas"));
+    let free = cluster.ids()?.into_iter().find(|server| !holds.contains(server)).context("one is free")?;
     let (one, other, free) = (holds[0].to_string(), holds[1].to_string(), free.to_string());
     let moved = cli.json(&["tablet", "move", &id, "--from", &one, "--to", &free, "--no-wait"]);
     let second = cli.run(&["tablet", "move", &id, "--from", &other, "--to", &free]);
     ensure!(second.code == exit::FAILED && second.stderr.contains("job"), "two jobs on one tablet: {second}");
-    let _ = cli.run(&["job", "cancel", &moved["job"].to_string()]).expect(exit::OK);
-    wait_until_whole(&cluster, 3, &[free.parse()?])?;
-    ensure!(servers(&first_tablet(&cli)?, "replicas") == holds, "the copies are as before");
+    let job = moved["job"].to_string();
+    let is_told = || {
+        let job = cli.json(&["job", "show", &job]);
+        let told = ["bytes", "bytes_total", "eta_s"].iter().all(|name| job[*name].is_u64());
+        told && job["bytes"].as_u64() <= job["bytes_total"].as_u64() && job["progress"].as_f64() > Some(0.0)
+    };
+    eventually("the job tells how far it is", REPAIR_MAX, is_told)?;
+    let _ = cli.run(&["job", "cancel", &job]).expect(exit::OK);
+    cluster.wait_until_whole(3, &[free.parse()?])?;
+    ensure!(servers_in(&cluster.first_tablet()?, "replicas") == holds, "the copies are as before");
     ensure!(rows(&cli)? == wanted, "rows were lost");
     Ok(())
 }
@@ -435,19 +388,18 @@ async fn write_on(client: Client, writer: usize, stop: Arc<AtomicBool>) -> (u64,
 async fn no_client_notices_a_move() -> Result<()> {
     let cluster = Cluster::start(1, 4)?;
     create_table(&cluster, "3");
-    wait_until_whole(&cluster, 3, &[])?;
-    let endpoints = cluster.servers.iter().chain(&cluster.masters).map(|node| node.address.clone());
-    let client = Client::builder().endpoints(endpoints).timeout(Duration::from_secs(10)).connect().await?;
+    cluster.wait_until_whole(3, &[])?;
+    let client = cluster.connect(Duration::from_secs(10)).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> =
         (0..16).map(|writer| tokio::spawn(write_on(client.clone(), writer, Arc::clone(&stop)))).collect();
     tokio::task::block_in_place(|| -> Result<()> {
         let cli = cluster.cli();
-        let all = ids(&cluster)?;
+        let all = cluster.ids()?;
         for turn in 0..9 {
-            let listed = tablets(&cli);
+            let listed = cluster.tablets();
             let tablet = &listed[turn % listed.len()];
-            let holds = servers(tablet, "replicas");
+            let holds = servers_in(tablet, "replicas");
             let free = all.iter().find(|id| !holds.contains(id)).context("one is free")?.to_string();
             // Every second time away from the leader.
             let leader = tablet["leader"].as_u64().unwrap_or(holds[0]);

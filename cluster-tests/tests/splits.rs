@@ -4,8 +4,8 @@
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use ebla_client::{AckLevel, Batch, Client, Outcome, Scan, WriteOptions};
-use ebla_cluster_tests::cli::{Cli, exit};
-use ebla_cluster_tests::cluster::{Cluster, eventually};
+use ebla_cluster_tests::cli::exit;
+use ebla_cluster_tests::cluster::Cluster;
 use futures::TryStreamExt as _;
 use futures::future::join_all;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -25,8 +25,8 @@ const ROWS: u64 = 100;
 const PAUSE_P50: Duration = Duration::from_millis(100);
 const PAUSE_P99: Duration = Duration::from_millis(500);
 
-/// How long a healed cluster may take until every tablet is led and every copy is back.
-const HEAL_MAX: Duration = Duration::from_secs(60);
+/// The deadline of every call.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What writers know: for each of their rows the last value, and what they added in all.
 #[derive(Default)]
@@ -41,12 +41,6 @@ type Took = (Instant, Duration);
 fn key(writer: u64, row: u64) -> String {
     // The rows of a writer lie all over the table.
     format!("{row:03}-{writer:02}")
-}
-
-async fn connect(cluster: &Cluster) -> Result<Client> {
-    let nodes = cluster.servers.iter().chain(&cluster.masters);
-    let endpoints: Vec<String> = nodes.map(|node| node.address.clone()).collect();
-    Ok(Client::builder().endpoints(endpoints).timeout(Duration::from_secs(10)).connect().await?)
 }
 
 /// Sets rows and adds to counters until told to stop. Any error ends it.
@@ -117,11 +111,6 @@ async fn check(client: &Client, models: &[Model]) -> Result<()> {
     Ok(())
 }
 
-fn tablets(cli: &Cli) -> Vec<u64> {
-    let tablets = cli.list(&["tablet", "list", "t"]).unwrap_or_default();
-    tablets.iter().filter_map(|tablet| tablet["id"].as_u64()).collect()
-}
-
 /// Longest write that was under way during each of `pauses`.
 fn longest(took: &[Took], pauses: &[(Instant, Instant)]) -> Vec<Duration> {
     let during = |(from, to): &(Instant, Instant)| {
@@ -138,7 +127,7 @@ async fn splits_under_load_are_hardly_noticed() -> Result<()> {
     let cluster = Cluster::start(1, 3)?;
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
-    let client = connect(&cluster).await?;
+    let client = cluster.connect(TIMEOUT).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let level = |writer: u64| if writer.is_multiple_of(2) { AckLevel::Leader } else { AckLevel::Copies(2) };
     let writer = |writer| tokio::spawn(write(client.clone(), writer, level(writer), Arc::clone(&stop)));
@@ -147,7 +136,7 @@ async fn splits_under_load_are_hardly_noticed() -> Result<()> {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut pauses = Vec::new();
     while pauses.len() < 15 {
-        for tablet in tokio::task::block_in_place(|| tablets(&cli)) {
+        for tablet in tokio::task::block_in_place(|| cluster.tablet_ids()) {
             let keys = client.admin().suggest_split(tablet, 2).await?;
             let began = Instant::now();
             let split = client.admin().split_tablet(tablet, keys).await?;
@@ -177,7 +166,7 @@ async fn whoever_dies_around_a_split_nothing_is_lost_or_doubled() -> Result<()> 
     let mut cluster = Cluster::start(3, 3)?;
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
-    let client = connect(&cluster).await?;
+    let client = cluster.connect(TIMEOUT).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let copies = AckLevel::Copies(2);
     let writer = |writer| tokio::spawn(write(client.clone(), writer, copies, Arc::clone(&stop)));
@@ -187,7 +176,7 @@ async fn whoever_dies_around_a_split_nothing_is_lost_or_doubled() -> Result<()> 
     let mut random = StdRng::seed_from_u64(seed);
     let outcomes = Arc::new(Mutex::new(Vec::new()));
     for round in 0..6 {
-        let all = tokio::task::block_in_place(|| tablets(&cli));
+        let all = tokio::task::block_in_place(|| cluster.tablet_ids());
         let tablet = *all.get(round % all.len().max(1)).context("a master lists the tablets")?;
         let (admin, outcomes) = (client.admin(), Arc::clone(&outcomes));
         let split = tokio::spawn(async move {
@@ -204,7 +193,7 @@ async fn whoever_dies_around_a_split_nothing_is_lost_or_doubled() -> Result<()> 
         cluster.nodes().nth(node).expect("there are six").start()?;
         split.await?;
         cluster.wait_until_serving()?;
-        tokio::task::block_in_place(|| wait_until_whole(&cli))?;
+        tokio::task::block_in_place(|| cluster.wait_until_whole(3, &[]))?;
     }
     stop.store(true, Ordering::Relaxed);
     let mut models = Vec::new();
@@ -215,21 +204,8 @@ async fn whoever_dies_around_a_split_nothing_is_lost_or_doubled() -> Result<()> 
     check(&client, &models).await?;
     cluster.kill_all()?;
     cluster.start_all()?;
-    tokio::task::block_in_place(|| wait_until_whole(&cli))?;
-    check(&connect(&cluster).await?, &models).await
-}
-
-/// Waits until every tablet is led and has its three copies in sync.
-fn wait_until_whole(cli: &Cli) -> Result<()> {
-    let whole = || {
-        cli.list(&["tablet", "list"]).is_some_and(|tablets| {
-            tablets.iter().all(|tablet| {
-                let in_sync = tablet["in_sync"].as_array().map_or(0, Vec::len);
-                tablet["leader"].as_u64() > Some(0) && in_sync == 3 && tablet["state"] == "serving"
-            })
-        })
-    };
-    eventually("every tablet is led and has three copies in sync", HEAL_MAX, whole).map(drop)
+    tokio::task::block_in_place(|| cluster.wait_until_whole(3, &[]))?;
+    check(&cluster.connect(TIMEOUT).await?, &models).await
 }
 
 /// Rows `0..1_200`, of which one range deletion over every later border takes all but 150, and
@@ -261,27 +237,27 @@ async fn a_power_cut_right_after_a_split_loses_nothing() -> Result<()> {
         let mut cluster = Cluster::start_with(1, 3, &["--flush-interval", "off"])?;
         let cli = cluster.cli();
         let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
-        let client = connect(&cluster).await?;
+        let client = cluster.connect(TIMEOUT).await?;
         fill(&client).await?;
         let left = count(&client).await?;
         ensure!(left == (151, 1), "{left:?} before the split");
-        let first = tokio::task::block_in_place(|| tablets(&cli))[0];
+        let first = tokio::task::block_in_place(|| cluster.tablet_ids())[0];
         client.admin().split_tablet(first, vec![Bytes::from_static(b"0600")]).await?;
         client.set("t", "0700", "after the split").await?.committed()?;
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         cluster.kill_all()?;
         cluster.start_all()?;
-        tokio::task::block_in_place(|| wait_until_whole(&cli))?;
-        let client = connect(&cluster).await?;
+        tokio::task::block_in_place(|| cluster.wait_until_whole(3, &[]))?;
+        let client = cluster.connect(TIMEOUT).await?;
         let left = count(&client).await?;
         ensure!(left == (152, 1), "{left:?} after {pause_ms} ms and a power cut");
         // A child before the first flush: the log of its grandparent is needed.
-        let second = tokio::task::block_in_place(|| tablets(&cli))[1];
+        let second = tokio::task::block_in_place(|| cluster.tablet_ids())[1];
         client.admin().split_tablet(second, vec![Bytes::from_static(b"0800")]).await?;
         cluster.kill_all()?;
         cluster.start_all()?;
-        tokio::task::block_in_place(|| wait_until_whole(&cli))?;
-        let client = connect(&cluster).await?;
+        tokio::task::block_in_place(|| cluster.wait_until_whole(3, &[]))?;
+        let client = cluster.connect(TIMEOUT).await?;
         let left = count(&client).await?;
         ensure!(left == (152, 1), "{left:?} after a second split and a power cut");
         let added = client.add("t", "0000-n", 5).await?.committed()?;
@@ -298,7 +274,7 @@ fn what_makes_no_sense_is_refused_with_the_reason() -> Result<()> {
     for (row, value) in [("a", "1"), ("c", "2"), ("f", "3"), ("x", "4")] {
         let _ = cli.run(&["set", "t", row, value]).expect(exit::OK);
     }
-    let low = tablets(&cli)[0].to_string();
+    let low = cluster.tablet_ids()[0].to_string();
     let low = low.as_str();
     for at in ["m", "z", ""] {
         let _ =
@@ -308,12 +284,12 @@ fn what_makes_no_sense_is_refused_with_the_reason() -> Result<()> {
     let _ = cli.run(&["tablet", "split", "999", "--at", "b"]).expect(exit::NOT_FOUND);
     let planned = cli.json(&["tablet", "split", low, "--parts", "3", "--dry-run"]);
     ensure!(planned["job"].is_null() && planned["children"] == serde_json::json!([]), "{planned}");
-    ensure!(tablets(&cli).len() == 2, "a dry run changes nothing");
+    ensure!(cluster.tablet_ids().len() == 2, "a dry run changes nothing");
     let split = cli.json(&["tablet", "split", low, "--parts", "3"]);
     let job = split["job"].as_u64().context("there is a job")?.to_string();
     let children: Vec<u64> =
         split["children"].as_array().context("children")?.iter().filter_map(|id| id.as_u64()).collect();
-    ensure!(children.len() == 3 && tablets(&cli).len() == 4, "{split}");
+    ensure!(children.len() == 3 && cluster.tablet_ids().len() == 4, "{split}");
     let named: Vec<String> = children.iter().map(u64::to_string).collect();
     let named: Vec<&str> = named.iter().map(String::as_str).collect();
     for command in [&["tablet", "split", low, "--at", "b"][..], &["tablet", "describe", low]] {

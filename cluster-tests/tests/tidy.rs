@@ -12,12 +12,16 @@ const FILE_LINES_MAX: usize = 800;
 
 /// Crates of the workspace, and what of ours each may depend on.
 const DEPENDENCIES: &[(&str, &[&str])] = &[
+    ("failpoints", &[]),
     ("kernel", &[]),
     ("proto", &["ebla-kernel"]),
-    ("master", &["ebla-kernel", "ebla-proto"]),
-    ("tabletserver", &["ebla-kernel", "ebla-proto"]),
+    ("master", &["ebla-failpoints", "ebla-kernel", "ebla-proto"]),
+    ("tabletserver", &["ebla-failpoints", "ebla-kernel", "ebla-proto"]),
     ("client", &["ebla-kernel", "ebla-proto"]),
-    ("ebla", &["ebla-kernel", "ebla-proto", "ebla-master", "ebla-tabletserver", "ebla-client"]),
+    (
+        "ebla",
+        &["ebla-failpoints", "ebla-kernel", "ebla-proto", "ebla-master", "ebla-tabletserver", "ebla-client"],
+    ),
 ];
 
 /// Libraries that may be named only in some rooms: in stores and logs, in services, at the
@@ -221,6 +225,32 @@ fn nothing_unwraps_or_is_left_undone() {
             complaints.extend(mark.map(|mark| format!("{}:{line}: {mark}", source.path)));
         }
     }
+    check(complaints);
+}
+
+/// Names of the failpoints that a source has.
+fn failpoints(source: &Source) -> impl Iterator<Item = &str> {
+    let marks = source.code().flat_map(|(_, line)| line.split("failpoint!(\"").skip(1));
+    marks.filter_map(|rest| rest.split('"').next())
+}
+
+#[test]
+fn every_failpoint_is_listed_and_stands_in_the_code() {
+    let sources = sources();
+    let servers =
+        sources.iter().filter(|s| s.path.starts_with("tabletserver/") || s.path.starts_with("master/"));
+    let mut found = BTreeSet::new();
+    let mut complaints = Vec::new();
+    for (path, name) in servers.flat_map(|source| failpoints(source).map(|name| (&source.path, name))) {
+        if !found.insert(name) {
+            complaints.push(format!("{path}: a second failpoint {name}"));
+        }
+        if !ebla_failpoints::ALL.contains(&name) {
+            complaints.push(format!("{path}: {name} is not in ebla_failpoints::ALL"));
+        }
+    }
+    let lost = ebla_failpoints::ALL.iter().filter(|name| !found.contains(*name));
+    complaints.extend(lost.map(|name| format!("{name} is listed and stands nowhere")));
     check(complaints);
 }
 

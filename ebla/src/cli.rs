@@ -8,9 +8,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What `--version` and `/version` say.
+pub const VERSION: &str = match ebla_failpoints::IS_ENABLED {
+    true => concat!(env!("CARGO_PKG_VERSION"), " (chaos build with failpoints, not for real data)"),
+    false => env!("CARGO_PKG_VERSION"),
+};
+
 /// A tablet cluster database.
 #[derive(Parser, Debug)]
-#[command(name = "ebla", version, about, arg_required_else_help = true)]
+#[command(name = "ebla", version = VERSION, about, arg_required_else_help = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -158,6 +164,9 @@ pub struct Master {
     /// `off`: the cluster does nothing by itself while this master leads
     #[arg(long, default_value = "5s", value_parser = parse::interval, value_name = "TIME")]
     pub balance_interval: parse::Interval,
+    /// Changes of the metadata after which a snapshot is written and the log is cut
+    #[arg(long, default_value_t = ebla_master::SNAPSHOT_ENTRIES_DEFAULT, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub snapshot_entries: u64,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
     pub http: Option<String>,

@@ -87,5 +87,5 @@ async fn metrics_page(State(pages): State<Pages>) -> String {
 }
 
 async fn version() -> Json<Value> {
-    Json(json!({ "name": "ebla", "version": env!("CARGO_PKG_VERSION") }))
+    Json(json!({ "name": "ebla", "version": crate::cli::VERSION }))
 }

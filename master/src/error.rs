@@ -85,3 +85,10 @@ impl Error {
         move |source| Self::Log { doing, source }
     }
 }
+
+/// What is asked for in a chaos build stands for a failed write.
+impl From<ebla_failpoints::Failed> for Error {
+    fn from(failed: ebla_failpoints::Failed) -> Self {
+        Self::io("writing")(std::io::Error::other(failed))
+    }
+}

@@ -22,4 +22,5 @@ mod service;
 
 pub use config::Config;
 pub use error::Error;
+pub use limits::SNAPSHOT_ENTRIES_DEFAULT;
 pub use master::Master;

@@ -154,3 +154,6 @@ pub const DISK_FREE_SHARE: u64 = 10;
 
 /// ... or so many bytes, whichever is less: a few of the largest tablets.
 pub const DISK_FREE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+
+/// Copies on their way in that one server is believed to have: it builds two at once.
+pub const ARRIVALS_PER_SERVER_MAX: usize = 64;

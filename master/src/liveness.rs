@@ -4,10 +4,10 @@
 //! the moment it led. Reports of tablets that are gone go with them, so the memory is bounded
 //! by the metadata.
 
-use crate::limits::{SUSPECT_SILENCE, UP_SILENCE};
-use ebla_kernel::ids::{Epoch, ServerId, TabletId};
+use crate::limits::{ARRIVALS_PER_SERVER_MAX, SUSPECT_SILENCE, UP_SILENCE};
+use ebla_kernel::ids::{Epoch, ReplicaId, ServerId, TabletId};
 use ebla_kernel::meta::{State, Tablet};
-use ebla_proto::v1::{Heartbeat, ServerState, TabletReport};
+use ebla_proto::v1::{ArrivalReport, Heartbeat, ServerState, TabletReport};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -59,10 +59,20 @@ pub(crate) struct Size {
     pub bytes: u64,
 }
 
+/// How much of a copy that is being built has come in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Received {
+    pub bytes: u64,
+    /// About.
+    pub bytes_total: u64,
+}
+
 struct Inner {
     since: Instant,
     servers: BTreeMap<ServerId, Seen>,
     reports: BTreeMap<TabletId, Report>,
+    /// By the last heartbeat of each server.
+    arrivals: BTreeMap<ServerId, BTreeMap<ReplicaId, Received>>,
 }
 
 /// The leading master's memory of its servers.
@@ -72,8 +82,8 @@ pub(crate) struct Liveness {
 
 impl Liveness {
     pub fn new() -> Self {
-        let inner = Inner { since: Instant::now(), servers: BTreeMap::new(), reports: BTreeMap::new() };
-        Self { inner: Mutex::new(inner) }
+        let (servers, reports, arrivals) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { inner: Mutex::new(Inner { since: Instant::now(), servers, reports, arrivals }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -86,6 +96,7 @@ impl Liveness {
         inner.since = Instant::now();
         inner.servers.clear();
         inner.reports.clear();
+        inner.arrivals.clear();
     }
 
     pub fn opened(&self, server: ServerId) {
@@ -103,7 +114,9 @@ impl Liveness {
     }
 
     pub fn closed(&self, server: ServerId) {
-        if let Some(seen) = self.lock().servers.get_mut(&server) {
+        let mut inner = self.lock();
+        inner.arrivals.remove(&server);
+        if let Some(seen) = inner.servers.get_mut(&server) {
             seen.connected = false;
         }
     }
@@ -120,6 +133,17 @@ impl Liveness {
         for report in &heartbeat.tablets {
             inner.report(state, server, report);
         }
+        let received = |arrival: &ArrivalReport| {
+            let received = Received { bytes: arrival.bytes, bytes_total: arrival.bytes_total };
+            (ReplicaId(arrival.replica_id), received)
+        };
+        let arrivals = heartbeat.arrivals.iter().take(ARRIVALS_PER_SERVER_MAX).map(received);
+        inner.arrivals.insert(server, arrivals.collect());
+    }
+
+    /// How much of a copy on `server` has come in, while it does.
+    pub fn received(&self, server: ServerId, replica: ReplicaId) -> Option<Received> {
+        self.lock().arrivals.get(&server)?.get(&replica).copied()
     }
 
     /// Forgets tablets that are gone.

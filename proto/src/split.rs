@@ -8,7 +8,9 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
     Attempt, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, TabletId,
 };
-use ebla_kernel::meta::{Job, JobKind, JobState, Origin, SealOrder, SplitCommit, TableKind};
+use ebla_kernel::meta::{
+    Job, JobKind, JobState, Origin, PROGRESS_IN_SYNC, SealOrder, SplitCommit, TableKind,
+};
 use ebla_kernel::range::KeyRange;
 
 /// The end of a log for the wire.
@@ -23,9 +25,27 @@ pub fn log_end(wire: v1::LogEnd) -> LogEnd {
     LogEnd { pos: Pos::new(Epoch(wire.epoch), Seq(wire.seq)), hash: wire.hash, ts: Hlc(wire.ts) }
 }
 
-/// A job for the wire, as it stands at wall time `now_ms`.
+/// How much of the rows of a move is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Copied {
+    /// Bytes that are there.
+    pub bytes: u64,
+    /// Bytes in all, about.
+    pub bytes_total: u64,
+}
+
+impl Copied {
+    /// In thousandths of the job: what is left is the log and the coming into the in-sync set.
+    fn per_mille(self) -> u64 {
+        self.bytes.saturating_mul(u64::from(PROGRESS_IN_SYNC)) / self.bytes_total.max(1)
+    }
+}
+
+/// A job for the wire, as it stands at wall time `now_ms`; `copied` while a move copies rows.
 #[must_use]
-pub fn job_to_wire(job: &Job, now_ms: u64) -> v1::Job {
+pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
+    let progress = copied.map_or(0, Copied::per_mille).min(u64::from(PROGRESS_IN_SYNC));
+    let progress = progress.max(u64::from(job.progress));
     let (kind, tablet, children) = match &job.kind {
         JobKind::Split(split) => {
             let children = split.children.iter().map(|(id, _)| id.0).collect();
@@ -53,19 +73,21 @@ pub fn job_to_wire(job: &Job, now_ms: u64) -> v1::Job {
         child_tablet_ids: children,
         from_server_id: from.map_or(0, |server| server.0),
         to_server_id: to.map_or(0, |server| server.0),
-        progress_per_mille: u32::from(job.progress),
+        progress_per_mille: u32::try_from(progress).expect("a job has a thousand thousandths"),
         error: job.error.clone().unwrap_or_default(),
         started_ms: job.started_ms,
         ended_ms: job.ended_ms,
-        expected_ms: expected_ms(job, now_ms),
+        expected_ms: expected_ms(job, progress, now_ms),
+        bytes: copied.map_or(0, |copied| copied.bytes),
+        bytes_total: copied.map_or(0, |copied| copied.bytes_total),
     }
 }
 
 /// When a job will be done if it goes on as so far; 0 when nothing can be said.
-fn expected_ms(job: &Job, now_ms: u64) -> u64 {
+fn expected_ms(job: &Job, progress: u64, now_ms: u64) -> u64 {
     let took_ms = now_ms.saturating_sub(job.started_ms);
-    if job.is_running() && job.progress > 0 {
-        job.started_ms.saturating_add(took_ms.saturating_mul(1_000) / u64::from(job.progress))
+    if job.is_running() && progress > 0 {
+        job.started_ms.saturating_add(took_ms.saturating_mul(1_000) / progress)
     } else {
         0
     }

@@ -2,7 +2,7 @@
 //!
 //! Cuts that a crash cut short are ended first. Rows are not replayed here: what of the log
 //! above a tablet's flushed position may be applied is for its core to say (a leader applies
-//! all of it, a follower what is safe); applying exact versions again is idempotent, so it
+//! all of it, a follower what is safe), but for a sealed tablet, whose core may never be asked; applying exact versions again is idempotent, so it
 //! does not matter how much of it the data store had flushed by itself. The whole retained log
 //! is read for its tokens (`docs/decisions/0009-token-floor.md`). What does not fit together is
 //! an error and is left as it is (`docs/decisions/0008-damage-refuses-to-start.md`). Nothing
@@ -21,7 +21,7 @@ use crate::replicas::Replicas;
 use crate::store::gc::Floors;
 use crate::store::rocks::{RocksConfig, RocksStore};
 use crate::store::{Applied, Store};
-use crate::succession::{Inherited, cut_again, replay_sealed};
+use crate::succession::{Inherited, apply_sealed, cut_again};
 use ebla_kernel::entry::{Entry, LogEnd, Payload};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::Seq;
@@ -168,7 +168,7 @@ fn recover(
     let end = replay.finish(record)?;
     let staged = replicas.staged(record.tablet);
     if let Some(staged) = &staged {
-        replay_sealed(record, staged, oplog, store)?;
+        apply_sealed(record, staged, oplog, store)?;
     }
     let mut tombstones = load_tombstones(record, store)?;
     if let Some(staged) = &staged {

@@ -5,6 +5,7 @@ use crate::ledger::LedgerError;
 use crate::oplog::OplogError;
 use crate::registry::RegistryError;
 use crate::store::StoreError;
+use ebla_failpoints::Failed;
 use std::path::PathBuf;
 
 /// An error that ends the server.
@@ -62,4 +63,29 @@ pub enum Error {
     /// The gRPC server failed.
     #[error("the gRPC server failed")]
     Transport(#[from] tonic::transport::Error),
+}
+
+/// What is asked for in a chaos build stands for a failed write.
+impl From<Failed> for RegistryError {
+    fn from(failed: Failed) -> Self {
+        Self::Io { tried: "commit a batch", source: Box::new(failed) }
+    }
+}
+
+impl From<Failed> for OplogError {
+    fn from(failed: Failed) -> Self {
+        Self::Write { tried: "append a group", source: Box::new(failed) }
+    }
+}
+
+impl From<Failed> for StoreError {
+    fn from(failed: Failed) -> Self {
+        Self::Engine { tried: "write", source: Box::new(failed) }
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        Self::Store(failed.into())
+    }
 }

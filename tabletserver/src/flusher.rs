@@ -14,6 +14,7 @@ use crate::oplog::Oplog;
 use crate::registry::EpochSpan;
 use crate::replicas::{Flushed, Replicas};
 use crate::tablets::{Directory, TabletHandle};
+use ebla_failpoints::failpoint;
 use ebla_kernel::ids::{Seq, TabletId};
 use ebla_kernel::limits::TOKEN_WINDOW_MS;
 use ebla_proto::v1;
@@ -93,6 +94,7 @@ impl Flusher {
     }
 
     fn flush(&self, marks: &mut Marks) -> Result<(), Error> {
+        self.publish_unfinished();
         let progress = &mut marks.tablets;
         let cuts = self.replicas.cuts();
         let retired = self.replicas.retired();
@@ -113,6 +115,7 @@ impl Flusher {
             .collect();
         if !unflushed.is_empty() || !unflushed_retired.is_empty() {
             let started = Instant::now();
+            failpoint!("flush.store");
             self.node.reader.store.flush()?;
             self.replicas.retired_flushed(&unflushed_retired)?;
             if !self.replicas.flushed(cuts, &unflushed)? {
@@ -129,11 +132,21 @@ impl Flusher {
                 progress.marks.remove(1);
             }
         }
+        failpoint!("flush.purge");
         self.purge(&directory, progress);
+        failpoint!("flush.done");
         if !retired.is_empty() {
             self.release_retired(&mut marks.retired)?;
         }
         Ok(())
+    }
+
+    /// What is under way, or was cut short and waits.
+    fn publish_unfinished(&self) {
+        let (staged, retired, unfinished) = self.replicas.unfinished();
+        metrics::gauge!("ebla_tablets_staged_count").set(staged as f64);
+        metrics::gauge!("ebla_tablets_retired_count").set(retired as f64);
+        metrics::gauge!("ebla_replicas_unfinished_count").set(unfinished as f64);
     }
 
     /// Lets the logs of retired tablets go that nothing needs.
@@ -152,6 +165,7 @@ impl Flusher {
         if gone.is_empty() {
             return Ok(());
         }
+        failpoint!("retired.log");
         if let Err(error) = self.oplog.remove(&gone) {
             warn!(%error, "logs of retired tablets stay for now");
             return Ok(());

@@ -16,6 +16,7 @@ mod elapsed;
 mod error;
 mod flusher;
 mod front_door;
+mod handover;
 mod heat;
 pub mod identity;
 mod janitor;

@@ -122,6 +122,20 @@ pub const SEQUENCER_TIMER_HURRY: Duration = Duration::from_millis(1);
 /// How long that lasts, in milliseconds.
 pub const HURRY_MS: u64 = 100;
 
+/// How long requests wait for whoever takes a tablet's place, in milliseconds: longer than it
+/// takes unless something is wrong.
+pub const HANDOVER_WAIT_MS: u64 = 200;
+
+/// How often they look.
+pub const HANDOVER_LOOK: Duration = Duration::from_millis(1);
+
+/// Questions for copies that are not here yet, of which as many are kept: they may be about to
+/// come, and whoever asks would ask again only after a while.
+pub const EARLY_PROBES_MAX: usize = 4 * 1024;
+
+/// How long they are kept, in milliseconds.
+pub const EARLY_PROBES_MS: u64 = 1_000;
+
 /// How long an idle sequencer sleeps: tokens leave their window at this pace.
 pub const SEQUENCER_IDLE_WAIT: Duration = Duration::from_secs(5);
 

@@ -400,7 +400,15 @@ impl Link {
         let silent_leaders = silent
             .map(|run| v1::ServerRun { server_id: run.server.0, incarnation: run.incarnation.0 })
             .collect();
-        v1::Heartbeat { draining, disk_bytes, disk_bytes_free, tablets, silent_leaders }
+        let arrivals = self.set.received().into_iter();
+        let arrivals = arrivals
+            .map(|(replica, bytes, bytes_total)| v1::ArrivalReport {
+                replica_id: replica.0,
+                bytes,
+                bytes_total,
+            })
+            .collect();
+        v1::Heartbeat { draining, disk_bytes, disk_bytes_free, tablets, silent_leaders, arrivals }
     }
 }
 
@@ -478,7 +486,9 @@ async fn follow_routes(address: &str, node: &Node) -> Result<(), tonic::Status> 
         .max_decoding_message_size(limits::MASTER_MESSAGE_BYTES_MAX);
     let mut changes = client.watch_routes(v1::WatchRoutesRequest::default()).await?.into_inner();
     while let Some(change) = changes.message().await? {
-        node.routes.take(change);
+        if !node.routes.take(change) {
+            return Err(tonic::Status::unavailable("this master is behind"));
+        }
     }
     Ok(())
 }

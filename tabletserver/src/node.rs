@@ -4,6 +4,7 @@
 
 use crate::clock::Clock;
 use crate::disk::DiskGauge;
+use crate::handover::{Checked, Unplaced};
 use crate::heat::{Counts, Heat};
 use crate::limits;
 use crate::meters::Meters;
@@ -161,7 +162,7 @@ impl Node {
             v1::Consistency::Unspecified | v1::Consistency::Linearizable => {}
         }
         if request.at_ts == 0 {
-            return self.get_newest(request);
+            return self.get_newest_later(request).await;
         }
         let (table, tablet) = self.find_for_read(request)?;
         let at = Hlc(request.at_ts);
@@ -310,7 +311,11 @@ impl Node {
     ///
     /// # Errors
     /// As the API says of `Write`; nothing was written.
-    pub fn prepare_write(&self, request: v1::WriteRequest) -> Result<Write, ApiError> {
+    pub fn prepare_write(&self, request: v1::WriteRequest) -> Result<Write, Unplaced> {
+        self.place(self.check_write(request)?)
+    }
+
+    fn check_write(&self, request: v1::WriteRequest) -> Result<Checked, ApiError> {
         if self.draining.load(Ordering::Relaxed) {
             return Err(ApiError::new(Reason::Draining, "this server is stopping: fetch the route again"));
         }
@@ -322,10 +327,18 @@ impl Node {
             Some(token) => check_token(token)?,
             None => self.tokens.make(),
         };
-        let tablet = self.locate(&table, first_key(&ops))?;
+        Ok(Checked { table, ops, level, token, deadline: self.deadline(request.timeout_ms) })
+    }
+
+    /// Lets a write into the tablet that it is for.
+    ///
+    /// # Errors
+    /// When disk or tablet take no such operations now.
+    pub(crate) fn admit(&self, tablet: Arc<TabletHandle>, write: Checked) -> Result<Write, ApiError> {
+        let Checked { table: _, ops, level, token, deadline } = write;
         self.check_room(&ops, &tablet)?;
         self.note_writes(&tablet, &ops);
-        Ok(Write { tablet, ops, level, token, deadline: self.deadline(request.timeout_ms) })
+        Ok(Write { tablet, ops, level, token, deadline })
     }
 
     /// Whether disk and tablet take these operations.
@@ -587,7 +600,7 @@ fn undecided(outcome: v1::WriteOutcome, token: Token) -> v1::WriteResponse {
 }
 
 /// A key by which the tablet of a batch is found; the kernel checks the others.
-fn first_key(ops: &[Op]) -> &[u8] {
+pub(crate) fn first_key(ops: &[Op]) -> &[u8] {
     match ops.first().map(|op| &op.action) {
         Some(Action::Set { key, .. } | Action::Delete { key } | Action::Add { key, .. }) => key,
         Some(Action::DeleteRange { from, .. }) => from,

@@ -5,7 +5,7 @@
 //! before the first row is cleared, the record's end after the last.
 
 use crate::bootstrap::RecoveredReplica;
-use crate::copying::{Arrivals, Target};
+use crate::copying::{Arrivals, Received, Target};
 use crate::error::Error;
 use crate::limits;
 use crate::node::Node;
@@ -16,6 +16,7 @@ use crate::replicas::{Replicas, Switch};
 use crate::replication::Identity;
 use crate::succession::tombstones_of;
 use crate::tablets::{Directory, HandleSpec, TabletHandle};
+use ebla_failpoints::failpoint;
 use ebla_kernel::entry::{LogEnd, SealedChild};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
@@ -153,6 +154,10 @@ impl ReplicaSet {
         staged: &StagedRecord,
         epoch: Epoch,
     ) -> Result<(), Error> {
+        let serves = parent.serving().is_some();
+        if serves {
+            parent.handover.begin(self.node.clock.tick());
+        }
         let (done, core) = oneshot::channel();
         let _ = self.node.sequencer.control.send(Control::Retire(parent.id, done));
         let Ok(Some(core)) = core.await else { return Ok(()) }; // the server ends
@@ -170,6 +175,9 @@ impl ReplicaSet {
             let handle = self.handle(record, &parent.tombstones.load(), staged.end);
             handle.size.set(rows / share, bytes / share);
             handle.size.is_stale.store(true, Ordering::Relaxed);
+            if serves {
+                handle.handover.begin(self.node.clock.tick());
+            }
             let tablet = core.child(child, staged.end, epoch, record.replica);
             directory.insert(Arc::clone(&handle));
             let _ = self.node.sequencer.control.send(Control::Install(Box::new(tablet), handle));
@@ -234,7 +242,7 @@ impl ReplicaSet {
         }
         let record = |assigned: &&Assigned| assigned.new_record(self.replicas.get(assigned.tablet).as_ref());
         let records: Vec<ReplicaRecord> = new.iter().map(record).collect();
-        self.replicas.put(records.clone())?;
+        self.record(&records)?;
         let (learners, records): (Vec<_>, Vec<_>) =
             records.into_iter().partition(|record| record.state != ReplicaState::Active);
         for learner in learners {
@@ -257,24 +265,44 @@ impl ReplicaSet {
         Ok(())
     }
 
+    /// Makes the records of copies that begin here durable.
+    fn record(&self, records: &[ReplicaRecord]) -> Result<(), Error> {
+        let is_built = records.iter().any(|record| record.state != ReplicaState::Active);
+        failpoint!("bootstrap.record", if is_built);
+        self.replicas.put(records.to_vec())?;
+        failpoint!("bootstrap.recorded", if is_built);
+        Ok(())
+    }
+
     /// Builds a copy beside everything else.
     fn begin_copying(self: &Arc<Self>, record: &ReplicaRecord) {
         info!(tablet = %record.tablet, replica = %record.replica, "a copy is to be built");
         let (set, learner) = (Arc::clone(self), record.clone());
-        self.arrivals.begin(record, |cancelled| {
+        self.arrivals.begin(record, |cancelled, received| {
             tokio::spawn(async move {
-                if let Err(error) = set.copy(&learner, cancelled).await {
+                if let Err(error) = set.copy(&learner, cancelled, &received).await {
                     let _ = set.failed.send(error);
                 }
             })
         });
     }
 
-    async fn copy(&self, record: &ReplicaRecord, mut cancelled: watch::Receiver<bool>) -> Result<(), Error> {
+    /// The copies whose versions come in now: replica, bytes here, bytes in all.
+    #[must_use]
+    pub fn received(&self) -> Vec<(ReplicaId, u64, u64)> {
+        self.arrivals.received()
+    }
+
+    async fn copy(
+        &self,
+        record: &ReplicaRecord,
+        mut cancelled: watch::Receiver<bool>,
+        received: &Received,
+    ) -> Result<(), Error> {
         loop {
             let fetched = async {
                 let room = Arc::clone(&self.building).acquire_owned().await;
-                (self.target.fetch(record).await, room)
+                (self.target.fetch(record, received).await, room)
             };
             let (fetched, _room) = tokio::select! {
                 fetched = fetched => fetched,
@@ -425,8 +453,10 @@ fn clear(
     ranges: Vec<(TableId, KeyRange)>,
     tablets: &[TabletId],
 ) -> Result<(), Error> {
+    failpoint!("remove.log");
     oplog.remove(tablets)?;
     let joined = joined(ranges);
+    failpoint!("remove.clear");
     for (table, range) in &joined {
         assert_no_overlap(replicas, *table, range)?;
         node.reader.store.clear_range(*table, range)?;

@@ -7,6 +7,7 @@ use crate::registry::{
     EpochSpan, Registry, RegistryBatch, RegistryContent, RegistryError, ReplicaRecord, ReplicaState,
     RetiredRecord, StagedRecord, Truncation,
 };
+use ebla_failpoints::failpoint;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::ids::{Epoch, ReplicaId, TabletId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,6 +92,17 @@ impl Replicas {
         self.succession().retired.values().cloned().collect()
     }
 
+    /// How many tablets are staged and retired, and how many copies are being built, cut or
+    /// removed.
+    #[must_use]
+    pub fn unfinished(&self) -> (usize, usize, usize) {
+        let is_under_way =
+            |record: &&ReplicaRecord| record.state != ReplicaState::Active || record.truncating.is_some();
+        let (records, succession) = (self.lock(), self.succession());
+        let under_way = records.values().filter(is_under_way).count();
+        (succession.staged.len(), succession.retired.len(), under_way)
+    }
+
     /// Retired tablets that no replica here goes on from any more.
     #[must_use]
     pub fn retired_without_heirs(&self) -> Vec<TabletId> {
@@ -115,7 +127,9 @@ impl Replicas {
                 None => batch.remove_staged(*tablet),
             };
         }
+        failpoint!("split.stage");
         self.registry.commit(batch)?;
+        failpoint!("split.staged");
         for (tablet, staged) in changes {
             match staged {
                 Some(staged) => drop(succession.staged.insert(*tablet, staged.clone())),
@@ -139,7 +153,9 @@ impl Replicas {
         for child in &children {
             batch.put_replica(child);
         }
+        failpoint!("split.switch");
         self.registry.commit(batch)?;
+        failpoint!("split.switched");
         records.remove(&retired.tablet);
         records.extend(children.into_iter().map(|child| (child.tablet, child)));
         succession.staged.remove(&retired.tablet);
@@ -157,7 +173,9 @@ impl Replicas {
         for tablet in tablets {
             batch.remove_retired(*tablet);
         }
+        failpoint!("retired.forget");
         self.registry.commit(batch)?;
+        failpoint!("retired.forgotten");
         succession.retired.retain(|tablet, _| !tablets.contains(tablet));
         Ok(())
     }
@@ -174,6 +192,10 @@ impl Replicas {
         for retired in tablets.iter().filter_map(|tablet| succession.retired.get(tablet)) {
             changed.push(RetiredRecord { flushed: retired.seal, ..retired.clone() });
         }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        failpoint!("retired.flushed");
         let mut batch = RegistryBatch::new();
         for retired in &changed {
             batch.put_retired(retired);
@@ -224,6 +246,7 @@ impl Replicas {
         tried: &ReplicaRecord,
         built: &Flushed,
     ) -> Result<Option<ReplicaRecord>, RegistryError> {
+        failpoint!("bootstrap.whole");
         let mut ended = None;
         self.change(|records, touched| {
             let record = records.get_mut(&tried.tablet);
@@ -238,6 +261,7 @@ impl Replicas {
                 ended = Some(record.clone());
             }
         })?;
+        failpoint!("bootstrap.done");
         Ok(ended)
     }
 
@@ -246,6 +270,7 @@ impl Replicas {
     /// # Errors
     /// When they are not durable; they must not be acted on.
     pub fn promise(&self, promises: &[(TabletId, Epoch)]) -> Result<(), RegistryError> {
+        failpoint!("promise.record");
         self.change(|records, touched| {
             for (tablet, epoch) in promises {
                 if let Some(record) = records.get_mut(tablet) {
@@ -253,7 +278,9 @@ impl Replicas {
                     touched.push(*tablet);
                 }
             }
-        })
+        })?;
+        failpoint!("promise.recorded");
+        Ok(())
     }
 
     /// How many cuts were begun so far; asked before positions are noted for `flushed`.
@@ -271,6 +298,7 @@ impl Replicas {
         if self.cuts() != cuts {
             return Ok(false);
         }
+        failpoint!("flush.record");
         let stored = self.change(|records, touched| {
             for Flushed { tablet, replica, end, epochs, rows, bytes } in flushed {
                 // A cut that is under way has lowered the position; another copy of the tablet
@@ -299,6 +327,7 @@ impl Replicas {
     /// # Errors
     /// When that is not durable; then nothing may be cut.
     pub fn begin_cuts(&self, cuts: &[(TabletId, Truncation, LogEnd)]) -> Result<(), RegistryError> {
+        failpoint!("cut.note");
         self.cuts.fetch_add(1, Ordering::AcqRel);
         self.change(|records, touched| {
             for (tablet, truncation, applied) in cuts {
@@ -319,6 +348,7 @@ impl Replicas {
     /// # Errors
     /// When that is not durable; they run again at the next start.
     pub fn end_cuts(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
+        failpoint!("cut.clear");
         self.change(|records, touched| {
             for tablet in tablets {
                 if let Some(record) = records.get_mut(tablet) {
@@ -326,7 +356,9 @@ impl Replicas {
                     touched.push(*tablet);
                 }
             }
-        })
+        })?;
+        failpoint!("cut.done");
+        Ok(())
     }
 
     /// How far the rows of a tablet are durable, as last recorded.
@@ -356,6 +388,7 @@ impl Replicas {
     /// # Errors
     /// When the marks are not durable.
     pub fn tombstone(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
+        failpoint!("remove.tombstone");
         self.change(|records, touched| {
             for tablet in tablets {
                 if let Some(record) = records.get_mut(tablet) {
@@ -376,7 +409,9 @@ impl Replicas {
         for tablet in tablets {
             batch.remove_replica(*tablet).remove_staged(*tablet);
         }
+        failpoint!("remove.forget");
         self.registry.commit(batch)?;
+        failpoint!("remove.forgotten");
         succession.staged.retain(|tablet, _| !tablets.contains(tablet));
         records.retain(|tablet, _| !tablets.contains(tablet));
         Ok(())

@@ -174,13 +174,21 @@ impl RouteCache {
         self.now.load_full()
     }
 
-    /// Takes a change from a master. Only one task calls this.
-    pub fn take(&self, change: v1::WatchRoutesResponse) {
+    /// Takes a change from a master. False for a whole map that is older than what is known: that
+    /// master has just started and is behind, and what it does not know yet is not gone. Only
+    /// one task calls this.
+    #[must_use]
+    pub fn take(&self, change: v1::WatchRoutesResponse) -> bool {
         let mut routes = Routes::clone(&self.now.load());
+        let version = change.routes.as_ref().map_or(0, |routes| routes.version);
+        if change.full && version < routes.version {
+            return false;
+        }
         routes.take(&change);
         self.now.store(Arc::new(routes));
         // No watcher is no error.
         let _ = self.changes.send(Arc::new(change));
+        true
     }
 
     /// The map as it is now and every later change. A change may be seen in both.
@@ -188,5 +196,29 @@ impl RouteCache {
     pub fn watch(&self) -> (Arc<Routes>, broadcast::Receiver<Arc<v1::WatchRoutesResponse>>) {
         let changes = self.changes.subscribe();
         (self.now(), changes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(version: u64, names: &[&str], full: bool) -> v1::WatchRoutesResponse {
+        let table = |(id, name): (u32, &&str)| v1::Table { id, name: (*name).into(), ..v1::Table::default() };
+        let tables = (1..).zip(names).map(table).collect();
+        let routes = v1::RouteMap { version, tables, ..v1::RouteMap::default() };
+        v1::WatchRoutesResponse { full, routes: Some(routes), ..v1::WatchRoutesResponse::default() }
+    }
+
+    #[test]
+    fn a_master_that_is_behind_takes_nothing_away() {
+        let cache = RouteCache::default();
+        assert!(cache.take(map(7, &["a"], true)));
+        assert!(cache.take(map(9, &["a", "b"], false)));
+        assert!(!cache.take(map(8, &["a"], true)));
+        assert!(cache.now().table("b").is_some());
+        assert!(cache.take(map(9, &["a", "b"], true)));
+        assert!(cache.take(map(10, &["a"], true)));
+        assert!(cache.now().table("b").is_none());
     }
 }

@@ -5,6 +5,7 @@
 //! shell writes it, readers only look. The [`Directory`] finds the handle of a key; it is
 //! replaced as a whole when the set of replicas changes.
 
+use crate::handover::Handover;
 use crate::heat::TabletLoad;
 use crate::promises::Leases;
 use crate::replication::Tail;
@@ -46,6 +47,8 @@ pub struct TabletHandle {
     pub lineage: Lineage,
     /// The latest entries, for other copies.
     pub tail: Tail,
+    /// Whether requests wait for it, or for whoever takes its place.
+    pub handover: Handover,
     /// The end of the parent's log that its own goes on from; zero for one that was created.
     pub base: LogEnd,
     /// Durable end of its log at start; everything above what was applied then is still to be.
@@ -151,6 +154,7 @@ impl TabletHandle {
             load: TabletLoad::default(),
             lineage: spec.lineage,
             tail: Tail::default(),
+            handover: Handover::default(),
             base: spec.base,
             recovered: spec.end,
             epochs: ArcSwap::from_pointee(spec.epochs),

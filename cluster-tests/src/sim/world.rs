@@ -482,8 +482,13 @@ impl World {
     fn not_alive(&self, why: &str) -> Violation {
         let open = self.env.history.operations.iter().find(|operation| operation.ended.is_none());
         let mut detail = format!("{why}; open: {open:?}");
+        let state = self.meta.state();
+        let running = state.into_iter().flat_map(|state| state.jobs()).filter(|job| job.is_running());
+        running.for_each(|job| detail += &format!("\n{job:?}"));
         for route in &self.env.directory.routes {
-            detail += &format!("\n{route:?}");
+            let tablet = state.and_then(|state| state.tablet(route.tablet));
+            let moving = tablet.map(|tablet| (tablet.moving, tablet.replicas.len()));
+            detail += &format!("\n{route:?} {moving:?}");
             for server in &self.servers {
                 detail += &format!("\n  {}", server.describe(route.tablet));
             }

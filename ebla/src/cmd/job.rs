@@ -6,9 +6,10 @@ use crate::exit::Failure;
 use ebla_client::v1;
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-const COLUMNS: [&str; 10] =
-    ["id", "kind", "state", "tablet", "children", "from", "to", "progress", "by", "error"];
+const COLUMNS: [&str; 11] =
+    ["id", "kind", "state", "tablet", "children", "from", "to", "progress", "eta_s", "by", "error"];
 
 /// Lists jobs, shows one, waits for it or ends it.
 pub async fn run(global: &Global, command: Job) -> anyhow::Result<ExitCode> {
@@ -48,6 +49,11 @@ fn state(job: &v1::Job) -> &'static str {
     }
 }
 
+fn now_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn job_json(job: &v1::Job) -> Json {
     let kind = match job.kind() {
         v1::JobKind::Unspecified => "unknown",
@@ -66,9 +72,12 @@ fn job_json(job: &v1::Job) -> Json {
         "from": (job.from_server_id > 0).then_some(job.from_server_id),
         "to": (job.to_server_id > 0).then_some(job.to_server_id),
         "progress": f64::from(job.progress_per_mille) / 1_000.0,
+        "bytes": (job.bytes_total > 0).then_some(job.bytes),
+        "bytes_total": (job.bytes_total > 0).then_some(job.bytes_total),
         "error": (!job.error.is_empty()).then_some(&job.error),
         "started_ms": time(job.started_ms),
         "ended_ms": time(job.ended_ms),
         "expected_ms": time(job.expected_ms),
+        "eta_s": time(job.expected_ms).map(|at| at.saturating_sub(now_ms()) / 1_000),
     })
 }

@@ -108,6 +108,7 @@ pub async fn run_master(args: MasterArgs) -> anyhow::Result<ExitCode> {
     let config = ebla_master::Config {
         replace_after: args.replace_after.0,
         balance_interval: args.balance_interval.0,
+        snapshot_entries: args.snapshot_entries,
         ..ebla_master::Config::new(args.id, peers, args.data_dir)
     };
     run(async { Ok(Master::start(config).await?) }, args.http.as_deref()).await

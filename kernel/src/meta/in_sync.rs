@@ -13,7 +13,7 @@ use crate::ids::{Incarnation, ServerId};
 use crate::mutated;
 
 /// Progress of a move, in thousandths, whose copy is in sync: what is left takes moments.
-const PROGRESS_IN_SYNC: u16 = 900;
+pub const PROGRESS_IN_SYNC: u16 = 900;
 
 /// Applies one change.
 pub(super) fn alter(

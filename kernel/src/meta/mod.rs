@@ -37,6 +37,7 @@ pub use command::{
 };
 pub use control::{Control, Effect, Input, Settings};
 pub use election::{Fence, FenceAnswer, GaveUp};
+pub use in_sync::PROGRESS_IN_SYNC;
 pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, SplitJob, Wish};
 pub use rejection::Rejection;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};

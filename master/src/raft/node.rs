@@ -20,6 +20,7 @@ use crate::limits::{
     ELECTION_STAGGER_TICKS, ELECTION_TICKS, HEARTBEAT_TICKS, LOG_KEPT_SHARE, RAFT_IN_FLIGHT_MAX,
     RAFT_INBOX_MAX, RAFT_INPUTS_PER_SYNC_MAX, RAFT_MESSAGE_BYTES_MAX, RAFT_TICK, READ_RETRY_TICKS,
 };
+use ebla_failpoints::failpoint;
 use ebla_kernel::meta::{
     Changes, Command, Comparison, Reply, apply, decode_snapshot, encode_snapshot, state_hash,
 };
@@ -392,7 +393,12 @@ impl Node {
 
     fn apply_command(&mut self, entry: &Entry) -> Result<(), Error> {
         let command = Command::decode(&entry.data).map_err(|error| Error::Corrupt(error.to_string()))?;
+        let commits = matches!(command, Command::CommitSplit { .. });
+        failpoint!("master.apply");
+        failpoint!("split.commit", if commits);
         let (reply, changes) = self.view.change(|state| apply(state, entry.index, command));
+        failpoint!("split.committed", if commits);
+        failpoint!("master.applied");
         if !changes.is_empty() {
             self.view.publish_changes(changes);
         }

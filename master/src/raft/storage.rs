@@ -10,6 +10,7 @@
 use crate::error::Error;
 use crate::identity::write_durably;
 use crate::limits::{LOG_FILE_BYTES, LOG_PURGE_BYTES};
+use ebla_failpoints::failpoint;
 use ebla_kernel::meta::{State, decode_snapshot};
 use protobuf::Message as _;
 use protobuf::well_known_types::BytesValue;
@@ -117,7 +118,9 @@ impl Storage {
         if let Some(hard_state) = hard_state {
             self.put_hard_state(&mut batch, hard_state.clone())?;
         }
+        failpoint!("master.append");
         self.write(&mut batch, true)?;
+        failpoint!("master.appended");
         if let Some(entry) = entries.last() {
             self.last = entry.index;
         }
@@ -142,7 +145,9 @@ impl Storage {
     ) -> Result<(), Error> {
         let metadata = snapshot.metadata.clone().unwrap_or_default();
         let mark = Mark { index: metadata.index, term: metadata.term };
+        failpoint!("master.install.write");
         self.write_snapshot(mark, &snapshot.data)?;
+        failpoint!("master.install.mark");
         let mut batch = LogBatch::default();
         batch.add_command(GROUP, Command::Clean);
         put(&mut batch, KEY_SNAPSHOT, mark.encode())?;
@@ -153,6 +158,7 @@ impl Storage {
         self.last = mark.index;
         self.put_entries(&mut batch, entries)?;
         self.write(&mut batch, true)?;
+        failpoint!("master.install.done");
         self.snapshot = mark;
         self.truncated = mark;
         self.last = entries.last().map_or(mark.index, |entry| entry.index);
@@ -162,7 +168,9 @@ impl Storage {
     /// Keeps the state after `index` as a snapshot and cuts the log, `kept` entries behind it.
     pub fn compact(&mut self, index: u64, data: &[u8], kept: u64) -> Result<(), Error> {
         let mark = Mark { index, term: self.term_at(index)? };
+        failpoint!("master.snapshot.write");
         self.write_snapshot(mark, data)?;
+        failpoint!("master.snapshot.mark");
         let cut = index.saturating_sub(kept).max(self.truncated.index);
         let truncated = Mark { index: cut, term: self.term_at(cut)? };
         let mut batch = LogBatch::default();
@@ -174,7 +182,9 @@ impl Storage {
         self.write(&mut batch, true)?;
         self.snapshot = mark;
         self.truncated = truncated;
+        failpoint!("master.snapshot.tidy");
         self.remove_old_snapshots()?;
+        failpoint!("master.snapshot.done");
         self.engine.purge_expired_files().map_err(Error::log("purging"))?;
         Ok(())
     }

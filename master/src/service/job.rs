@@ -4,11 +4,11 @@ use super::Shared;
 use super::control::unexpected;
 use crate::clock;
 use ebla_kernel::ids::JobId;
-use ebla_kernel::meta::{Command, JobEnd, Rejection, Reply};
+use ebla_kernel::meta::{Command, Job, JobEnd, JobKind, Rejection, Reply};
 use ebla_proto::error::ApiError;
-use ebla_proto::split::job_to_wire;
+use ebla_proto::split::{Copied, job_to_wire};
 use ebla_proto::v1::{
-    CancelJobRequest, CancelJobResponse, DescribeJobRequest, DescribeJobResponse, ListJobsRequest,
+    self, CancelJobRequest, CancelJobResponse, DescribeJobRequest, DescribeJobResponse, ListJobsRequest,
     ListJobsResponse,
 };
 
@@ -17,7 +17,7 @@ pub(super) async fn list(shared: &Shared, request: ListJobsRequest) -> Result<Li
     shared.confirm_leading().await?;
     let state = shared.raft.view().state();
     let wanted = state.jobs().filter(|job| job.is_running() || !request.running);
-    Ok(ListJobsResponse { jobs: wanted.map(|job| job_to_wire(job, clock::wall_ms())).collect() })
+    Ok(ListJobsResponse { jobs: wanted.map(|job| shown(shared, job)).collect() })
 }
 
 /// One job.
@@ -28,7 +28,17 @@ pub(super) async fn describe(
     shared.confirm_leading().await?;
     let state = shared.raft.view().state();
     let job = state.job(JobId(request.id)).ok_or(Rejection::NoJob(JobId(request.id)))?;
-    Ok(DescribeJobResponse { job: Some(job_to_wire(job, clock::wall_ms())) })
+    Ok(DescribeJobResponse { job: Some(shown(shared, job)) })
+}
+
+/// The record of a job, and how far it is by the word of the server that works at it.
+fn shown(shared: &Shared, job: &Job) -> v1::Job {
+    let copied = match &job.kind {
+        JobKind::Move(copy) if job.is_running() => shared.liveness.received(copy.to_server, copy.to),
+        JobKind::Move(_) | JobKind::Split(_) => None,
+    };
+    let copied = copied.map(|received| Copied { bytes: received.bytes, bytes_total: received.bytes_total });
+    job_to_wire(job, copied, clock::wall_ms())
 }
 
 /// Ends a job that has not reached its commit point.
@@ -40,7 +50,7 @@ pub(super) async fn cancel(
     let (job, time_ms) = (JobId(request.id), clock::wall_ms());
     let command = Command::EndJob { job, attempt: None, end: JobEnd::Cancelled, time_ms };
     match shared.raft.propose(command).await.map_err(|why| shared.no_answer(why))? {
-        Reply::Job(job) => Ok(CancelJobResponse { job: Some(job_to_wire(&job, time_ms)) }),
+        Reply::Job(job) => Ok(CancelJobResponse { job: Some(job_to_wire(&job, None, time_ms)) }),
         Reply::Rejected(rejection) => Err(rejection.into()),
         other => Err(unexpected(&other)),
     }

@@ -294,6 +294,7 @@ impl Run {
             disk_bytes_free: 500,
             tablets: tablets.map(report).collect(),
             silent_leaders: memory.silent.clone(),
+            arrivals: Vec::new(),
         }
     }
 

@@ -5,7 +5,8 @@ use crate::registry::ReplicaRecord;
 use ebla_kernel::ids::{ReplicaId, TabletId};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -15,8 +16,26 @@ pub struct Arrivals {
     tasks: Mutex<BTreeMap<TabletId, Arrival>>,
 }
 
+/// How much of a copy has come in.
+#[derive(Default)]
+pub struct Received {
+    bytes: AtomicU64,
+    /// About; zero while nothing is known.
+    total: AtomicU64,
+}
+
+impl Received {
+    /// Notes that so many bytes of about `total` are here.
+    pub fn set(&self, bytes: u64, total: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+        // What a source counts are the newest versions; older ones come with them.
+        self.total.store(total.max(bytes), Ordering::Relaxed);
+    }
+}
+
 struct Arrival {
     replica: ReplicaId,
+    received: Arc<Received>,
     cancel: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -29,10 +48,28 @@ impl Arrivals {
     }
 
     /// Begins to build a copy; `begin` is told when to give up.
-    pub fn begin(&self, record: &ReplicaRecord, begin: impl FnOnce(watch::Receiver<bool>) -> JoinHandle<()>) {
+    pub fn begin(
+        &self,
+        record: &ReplicaRecord,
+        begin: impl FnOnce(watch::Receiver<bool>, Arc<Received>) -> JoinHandle<()>,
+    ) {
         let (cancel, cancelled) = watch::channel(false);
-        let arrival = Arrival { replica: record.replica, cancel, task: begin(cancelled) };
+        let received = Arc::<Received>::default();
+        let task = begin(cancelled, Arc::clone(&received));
+        let arrival = Arrival { replica: record.replica, received, cancel, task };
         self.lock().insert(record.tablet, arrival);
+    }
+
+    /// The copies whose versions come in now: replica, bytes here, bytes in all. As few as are
+    /// built at once.
+    #[must_use]
+    pub fn received(&self) -> Vec<(ReplicaId, u64, u64)> {
+        let tasks = self.lock();
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let all = tasks
+            .values()
+            .map(|arrival| (arrival.replica, load(&arrival.received.bytes), load(&arrival.received.total)));
+        all.filter(|(_, _, total)| *total > 0).collect()
     }
 
     /// Forgets a copy that has arrived.

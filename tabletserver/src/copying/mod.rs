@@ -27,7 +27,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use arrivals::{Arrivals, clear_leftovers};
+pub use arrivals::{Arrivals, Received, clear_leftovers};
 pub use rate::Rate;
 pub use source::Source;
 pub use target::Target;

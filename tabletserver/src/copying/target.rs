@@ -3,6 +3,7 @@
 //! The last steps stand in [`Target::install`], in the order that a crash between any two of
 //! them needs.
 
+use super::Received;
 use super::chunk;
 use crate::bootstrap::RecoveredReplica;
 use crate::error::Error;
@@ -14,6 +15,7 @@ use crate::replicas::{Flushed, Replicas};
 use crate::replication::connect_peer;
 use crate::store::{Incoming, StoreError};
 use bytes::{Bytes, BytesMut};
+use ebla_failpoints::failpoint;
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, Seq, ServerId, ServerRun};
@@ -81,6 +83,8 @@ struct Progress {
     tokens: BytesMut,
     /// Last stored key of the parts that came in whole.
     after: Bytes,
+    /// Of those parts.
+    bytes: u64,
     writer: Writer,
 }
 
@@ -117,12 +121,12 @@ impl From<Status> for Broken {
 }
 
 impl Target {
-    /// Fetches the copy of `record`, however long that takes.
-    pub async fn fetch(&self, record: &ReplicaRecord) -> Fetched {
+    /// Fetches the copy of `record`, however long that takes, and tells in `received` how far it is.
+    pub async fn fetch(&self, record: &ReplicaRecord, received: &Received) -> Fetched {
         let mut progress = None;
         let mut failures = 0_u32;
         loop {
-            match self.stream(record, &mut progress).await {
+            match self.stream(record, &mut progress, received).await {
                 Ok(()) => {
                     if let Some(fetched) = progress.take().and_then(|whole: Progress| whole.end(record)) {
                         return fetched;
@@ -174,7 +178,12 @@ impl Target {
     }
 
     /// Takes one stream up to its end.
-    async fn stream(&self, record: &ReplicaRecord, progress: &mut Option<Progress>) -> Result<(), Broken> {
+    async fn stream(
+        &self,
+        record: &ReplicaRecord,
+        progress: &mut Option<Progress>,
+        received: &Received,
+    ) -> Result<(), Broken> {
         let mut stream = self.ask(record, progress.as_ref()).await?;
         let Message::Manifest(manifest) = next(&mut stream).await? else {
             return Err(Broken::Anew("the stream does not begin with a manifest"));
@@ -187,7 +196,7 @@ impl Target {
             }
             Some(_) | None => {
                 let (tokens, after, writer) = (BytesMut::new(), Bytes::new(), self.writer(record));
-                progress.insert(Progress { base, probe, tokens, after, writer })
+                progress.insert(Progress { base, probe, tokens, after, bytes: 0, writer })
             }
         };
         let mut part = Part::default();
@@ -196,10 +205,11 @@ impl Target {
                 Message::Manifest(_) => return Err(Broken::Anew("a second manifest")),
                 Message::Tokens(tokens) => known.add_tokens(&tokens)?,
                 Message::Versions(chunk) => part.add(chunk)?,
-                Message::Part(end) => known.add_part(std::mem::take(&mut part).end(&end)?).await?,
+                Message::Part(end) => known.add_part(std::mem::take(&mut part), &end).await?,
                 Message::End(v1::BootstrapEnd {}) if part.chunks.is_empty() => return Ok(()),
                 Message::End(v1::BootstrapEnd {}) => return Err(Broken::Anew("a part without an end")),
             }
+            received.set(known.bytes + part.bytes as u64, known.base.size.1);
         }
     }
 
@@ -283,9 +293,11 @@ impl Target {
         // Clear, flush, ingest, range tombstones, flush.
         incoming.install(&base.tombstones)?;
         // The last entry stands in the log: it proves where the log ends.
+        failpoint!("bootstrap.log_clear");
         self.oplog.remove(&[tablet])?;
         let (end, last) = (base.entry.end(), Logged::from(base.entry));
         let append = Append { tablet, tail: Tail::Continue, entries: vec![&last] };
+        failpoint!("bootstrap.log_append");
         self.oplog.append_group(&[append], Fsync::Now)?;
         let (rows, bytes) = base.size;
         let built = Flushed { tablet, replica: record.replica, end, epochs: base.epochs, rows, bytes };
@@ -304,13 +316,16 @@ impl Progress {
         Ok(())
     }
 
-    async fn add_part(&mut self, versions: Vec<(Bytes, Bytes)>) -> Result<(), Broken> {
+    async fn add_part(&mut self, part: Part, end: &v1::BootstrapPart) -> Result<(), Broken> {
+        let bytes = part.bytes as u64;
+        let versions = part.end(end)?;
         let Some((last, _)) = versions.last() else { return Ok(()) };
         // A slice would keep the whole chunk in memory.
         let after = Bytes::copy_from_slice(last);
         let taken = self.writer.parts.send(versions).await;
         taken.map_err(|_| Broken::Anew("the versions were refused"))?;
         self.after = after;
+        self.bytes += bytes;
         Ok(())
     }
 

@@ -25,6 +25,7 @@ use crate::store::gc::{ReadPin, ReadPins};
 use crate::store::{Store, VersionName};
 use crate::tablets::TabletHandle;
 use crossbeam::channel::{Receiver, Sender};
+use ebla_failpoints::failpoint;
 use ebla_kernel::entry::{Entry, LogEnd, Payload, RevertedRow};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Pos, ReplicaId, Seq, TableId, TabletId};
@@ -291,6 +292,7 @@ impl CutStores {
         if looked.writes == 0 {
             return Ok(());
         }
+        failpoint!("cut.ledger");
         let summary = LossSummary {
             tablet: doomed.tablet,
             table: doomed.table,
@@ -310,6 +312,7 @@ impl CutStores {
         mut remove: impl FnMut(&[(Hlc, RevertedRow)]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut tail = self.tail(doomed);
+        failpoint!("cut.undo");
         loop {
             let entries = tail()?;
             if entries.is_empty() {
@@ -321,7 +324,9 @@ impl CutStores {
 
     /// Makes the undo durable, then cuts, then clears the intents.
     fn finish(&self, doomed: &[Doomed]) -> Result<(), Error> {
+        failpoint!("cut.flush");
         self.store.flush()?;
+        failpoint!("cut.log");
         for tail in doomed {
             self.oplog.cut_after(tail.tablet, tail.keep.pos.seq)?;
         }

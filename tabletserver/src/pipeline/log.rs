@@ -5,6 +5,7 @@ use super::{Group, TabletEntries};
 use crate::disk::{DiskGauge, SyncWatch};
 use crate::oplog::{Append, Fsync, Oplog, OplogError, Tail};
 use crossbeam::channel::{Receiver, Sender};
+use ebla_failpoints::failpoint;
 use ebla_kernel::entry::Payload;
 use ebla_kernel::ids::TabletId;
 use std::collections::HashSet;
@@ -41,9 +42,9 @@ impl Log {
             let parts: Vec<_> = group.parts.iter().map(|part| append(part, &uncertain)).collect();
             self.disk.add_unflushed(group.bytes as u64);
             self.disk.read();
-            let appended = self.syncs.watch(|| self.oplog.append_group(&parts, Fsync::Now));
+            let appended = self.syncs.watch(|| self.append(&group, &parts));
             match appended {
-                Ok(_) => {
+                Ok(()) => {
                     group.room.clear();
                     if !uncertain.is_empty() {
                         uncertain.retain(|id| group.parts.iter().all(|part| part.handle.id != *id));
@@ -66,6 +67,20 @@ impl Log {
         }
         Ok(())
     }
+
+    fn append(&self, group: &Group, parts: &[Append<'_>]) -> Result<(), OplogError> {
+        failpoint!("log.append");
+        failpoint!("split.seal", if has_seal(group));
+        self.oplog.append_group(parts, Fsync::Now)?;
+        failpoint!("split.sealed", if has_seal(group));
+        failpoint!("log.appended");
+        Ok(())
+    }
+}
+
+fn has_seal(group: &Group) -> bool {
+    let mut items = group.parts.iter().flat_map(|part| &part.items);
+    items.any(|item| matches!(item.logged.entry.payload, Payload::Seal(_)))
 }
 
 /// After a failed append nobody knows what of it is in the log: the next one cuts there.

@@ -21,6 +21,7 @@
 
 mod apply;
 mod cut;
+mod early;
 mod effects;
 mod held;
 mod log;

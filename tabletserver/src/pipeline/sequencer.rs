@@ -8,6 +8,7 @@
 use super::Group;
 use super::apply::Order;
 use super::cut::Work;
+use super::early::EarlyProbes;
 use super::effects::Kept;
 use super::messages::{Appointed, Ask, Control, Fenced, Outward, PeerMessages, Reply, Request};
 use crate::clock::Clock;
@@ -21,7 +22,7 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, ReplicaId, RequestId, Seq, ServerId, TabletId, Tick};
 use ebla_kernel::limits::{SEAL_CONTACT_MS, TOKEN_WINDOW_MS, TOKENS_PER_SERVER_MAX};
 use ebla_kernel::tablet::{
-    Answer, Appointment, Effect, FenceAnswer, Input, Membership, PeerMessage, Proposal, Refusal,
+    Answer, Appointment, Effect, FenceAnswer, Input, Membership, PeerInput, PeerMessage, Proposal, Refusal,
     SplitProposal, Tablet, WriteRequest,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -106,6 +107,8 @@ pub struct Sequencer {
     /// Until then timers are looked at often: tablets have just taken another's place, and their
     /// copies on other servers appear any moment.
     hurry_until: Tick,
+    /// Questions for copies that may be about to come.
+    early: EarlyProbes,
     /// Streams for which there was no way.
     pub(super) unsent: Vec<(TabletId, ReplicaId)>,
     pub(super) promises: Vec<(TabletId, Epoch)>,
@@ -164,6 +167,7 @@ impl Sequencer {
             with_tails: HashSet::new(),
             tails_swept: Tick(0),
             hurry_until: Tick(0),
+            early: EarlyProbes::default(),
             unsent: Vec::new(),
             promises: Vec::new(),
             fence_answers: Vec::new(),
@@ -347,9 +351,13 @@ impl Sequencer {
             kept: Kept::default(),
             is_touched: false,
         };
+        let replica = slot.tablet.replica();
         self.slots.insert(id, slot);
         // Readers learn at once what of a child is safe already.
         self.step(id, Input::Tick);
+        if let Some(probe) = self.early.take(self.clock.tick(), (id, replica)) {
+            self.peer_says(id, replica, probe);
+        }
     }
 
     /// Gives a tablet up whose place others take. Its core is handed over when it is known that
@@ -420,23 +428,28 @@ impl Sequencer {
 
     fn peers_say(&mut self, said: PeerMessages) {
         for (tablet, to, peer) in said.messages {
-            // A message for a copy that is not here creates nothing.
-            let Some(slot) = self.slots.get_mut(&tablet).filter(|slot| slot.tablet.replica() == to) else {
-                continue;
-            };
-            slot.servers.insert(peer.from, peer.run.server.server);
-            slot.has_peers = true;
-            match peer.message {
-                PeerMessage::CloseWanted { ts } => self.close_wanted(tablet, ts),
-                PeerMessage::Probe
-                | PeerMessage::Hello { .. }
-                | PeerMessage::Append { .. }
-                | PeerMessage::Ack { .. }
-                | PeerMessage::Refuse => self.step(tablet, Input::Peer(peer)),
-            }
+            self.peer_says(tablet, to, peer);
         }
         if !self.group.parts.is_empty() {
             self.group.room.push(said.room);
+        }
+    }
+
+    fn peer_says(&mut self, tablet: TabletId, to: ReplicaId, peer: PeerInput) {
+        // A message for a copy that is not here creates nothing.
+        let Some(slot) = self.slots.get_mut(&tablet).filter(|slot| slot.tablet.replica() == to) else {
+            self.early.keep(self.clock.tick(), (tablet, to), peer);
+            return;
+        };
+        slot.servers.insert(peer.from, peer.run.server.server);
+        slot.has_peers = true;
+        match peer.message {
+            PeerMessage::CloseWanted { ts } => self.close_wanted(tablet, ts),
+            PeerMessage::Probe
+            | PeerMessage::Hello { .. }
+            | PeerMessage::Append { .. }
+            | PeerMessage::Ack { .. }
+            | PeerMessage::Refuse => self.step(tablet, Input::Peer(peer)),
         }
     }
 

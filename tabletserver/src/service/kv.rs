@@ -27,7 +27,10 @@ impl KvService for Kv {
     }
 
     async fn write(&self, request: Request<WriteRequest>) -> Result<Response<WriteResponse>, Status> {
-        let write = self.node.prepare_write(request.into_inner())?;
+        let write = match self.node.prepare_write(request.into_inner()) {
+            Ok(write) => write,
+            Err(unplaced) => self.node.place_later(unplaced).await?,
+        };
         Ok(Response::new(self.node.write(write).await?))
     }
 

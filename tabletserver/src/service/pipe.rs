@@ -4,6 +4,7 @@
 //! is answered when it is done, together with whatever else is done by then. A stream holds
 //! a bounded number of calls: past it, no further frame is read.
 
+use crate::handover::Unplaced;
 use crate::limits;
 use crate::node::{Node, Write};
 use crate::pipeline::{Ask, Reply, Request};
@@ -101,23 +102,39 @@ impl Pipe {
     async fn take(self: &Arc<Self>, call: PipeCall) -> Option<PipeAnswer> {
         let id = call.id;
         match call.call {
-            Some(Call::Get(get)) if get.at_ts == 0 && !reads_copy(&get) => {
-                Some(answer(id, self.node.get_newest(&get).map(WireAnswer::Get)))
-            }
-            Some(Call::Get(get)) => {
-                let node = Arc::clone(&self.node);
-                self.spawn(id, async move { node.get(&get).await.map(WireAnswer::Get) }).await;
-                None
-            }
+            Some(Call::Get(get)) if get.at_ts == 0 && !reads_copy(&get) => match self.node.get_newest(&get) {
+                Err(_) if self.node.is_handed_over_for(&get) => self.get(id, get).await,
+                result => Some(answer(id, result.map(WireAnswer::Get))),
+            },
+            Some(Call::Get(get)) => self.get(id, get).await,
             Some(Call::Write(write)) => match self.node.prepare_write(write) {
                 Ok(write) => self.write(id, write).await,
-                Err(error) => Some(answer(id, Err(error))),
+                Err(Unplaced { error, write: None }) => Some(answer(id, Err(error))),
+                Err(unplaced) => self.write_later(id, unplaced).await,
             },
             None => {
                 let hint = "a call is empty: set get or write";
                 Some(answer(id, Err(ApiError::new(Reason::BadRequest, hint))))
             }
         }
+    }
+
+    /// Reads what has to be waited for.
+    async fn get(self: &Arc<Self>, id: u64, get: GetRequest) -> Option<PipeAnswer> {
+        let node = Arc::clone(&self.node);
+        self.spawn(id, async move { node.get(&get).await.map(WireAnswer::Get) }).await;
+        None
+    }
+
+    /// Writes once somebody serves the row here again.
+    async fn write_later(self: &Arc<Self>, id: u64, unplaced: Unplaced) -> Option<PipeAnswer> {
+        let node = Arc::clone(&self.node);
+        let write = async move {
+            let write = node.place_later(unplaced).await?;
+            node.write(write).await.map(WireAnswer::Write)
+        };
+        self.spawn(id, write).await;
+        None
     }
 
     async fn write(self: &Arc<Self>, id: u64, write: Write) -> Option<PipeAnswer> {

@@ -12,6 +12,7 @@ use crate::limits::{
     WRITE_BUFFER_BYTES_DEFAULT, WRITE_BUFFERS_MAX,
 };
 use bytes::Bytes;
+use ebla_failpoints::failpoint;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
 use ebla_kernel::key;
@@ -159,12 +160,15 @@ impl Store for RocksStore {
         // Whole files go at once; the range delete covers what stands in files of its ends
         // and in the memtable. Both would overtake an unflushed write, hence the flush.
         self.flush()?;
+        failpoint!("clear.files");
         self.db.delete_file_in_range(&rows.0, &rows.1).map_err(|e| engine("delete files", e))?;
+        failpoint!("clear.rows");
         let mut batch = WriteBatch::default();
         for (from, to) in [rows, super::range_tombstone_bounds(table, range)] {
             batch.delete_range(from, to);
         }
         self.write(batch, "clear a range")?;
+        failpoint!("clear.flush");
         self.flush()
     }
 
@@ -234,7 +238,9 @@ impl Incoming for RocksIncoming<'_> {
     }
 
     fn install(self: Box<Self>, tombstones: &[RangeTombstone]) -> Result<(), StoreError> {
+        failpoint!("bootstrap.clear");
         self.store.clear_range(self.table, &self.range)?;
+        failpoint!("bootstrap.ingest");
         if !self.files.is_empty() {
             let mut options = IngestExternalFileOptions::default();
             options.set_move_files(true);
@@ -247,6 +253,7 @@ impl Incoming for RocksIncoming<'_> {
             batch.put(stored_key, value::encode_upper_end(tombstone.range.end()));
         }
         self.store.write(batch, "put range tombstones")?;
+        failpoint!("bootstrap.flush");
         self.store.flush()
     }
 }

@@ -1,0 +1,48 @@
+//! A whole cluster of its own in one process, `ebla dev` on an empty directory.
+
+use anyhow::{Context as _, Result, ensure};
+use ebla_client::Client;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A running cluster, ended when dropped.
+pub struct Dev {
+    process: Child,
+    /// A client of it, whose calls end after a minute.
+    pub client: Client,
+}
+
+impl Dev {
+    /// Starts one master and three tablet servers; their log is beside the directory.
+    ///
+    /// # Errors
+    /// The program is not there, or it does not become ready.
+    pub async fn start(binary: &Path, data_dir: &Path) -> Result<Self> {
+        let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let log = File::create(data_dir.with_extension("log"))?;
+        let mut process = Command::new(binary)
+            .args(["dev", "--listen", &listen, "--data-dir"])
+            .arg(data_dir)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}: build it with `cargo build --release`", binary.display()))?;
+        let stdout = process.stdout.take().expect("stdout was asked to be a pipe");
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        ensure!(line.starts_with("ready "), "the cluster did not become ready: {line:?}");
+        let client = Client::builder().endpoints([listen]).timeout(Duration::from_secs(60)).connect().await?;
+        Ok(Self { process, client })
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

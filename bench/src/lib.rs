@@ -1,0 +1,8 @@
+//! What the benchmarks share: clusters of their own, rows, closed loops and reports.
+
+pub mod closed_loop;
+pub mod dev;
+pub mod ebla;
+pub mod raw;
+pub mod report;
+pub mod rows;
