@@ -190,17 +190,16 @@ pub enum Mutation {
 
 impl Mutation {
     /// Rules of which the lack does no harm that a search could find, and why.
-    pub const REDUNDANT: [(Self, &'static str); 3] = [
+    pub const REDUNDANT: [(Self, &'static str); 5] = [
         (Self::ProgressSurvivesRun, "what another run had is still there, unless its data is lost (m16)"),
         (Self::SafeEntriesCut, "no leader asks for it as long as every other rule holds"),
-        (
-            Self::NewCopyPromisesNothing,
-            "the simulator creates copies only with their table, before any epoch",
-        ),
+        (Self::NewCopyPromisesNothing, "a built copy's log begins in the present epoch, and that is a promise (m34)"),
+        (Self::BootstrapWithoutClear, "whatever was there went with the copy before, cleared and flushed"),
+        (Self::IngestBeforeFlush, "whatever was there went with the copy before, cleared and flushed"),
     ];
 
-    /// The seeded bugs that show themselves without splits.
-    pub const ALL: [Self; 89] = [
+    /// The seeded bugs that the simulator is to find, or not to find.
+    pub const ALL: [Self; 88] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -276,7 +275,6 @@ impl Mutation {
         Self::SealAppliedEarly,
         Self::ReadyOfAnyAttempt,
         Self::UnsealedByItself,
-        Self::ReadySetIgnored,
         Self::ChildFenceNotHeld,
         Self::ParentTokensForgotten,
         Self::StagedChildServes,
@@ -299,7 +297,8 @@ impl Mutation {
         Self::REDUNDANT.iter().find(|(mutation, _)| *mutation == self).map(|(_, reason)| *reason)
     }
 
-    /// Those that show themselves only where tablets are split; the golden scripts hold the rules.
+    /// Those that show themselves only where tablets are split. `ReadySetIgnored` needs a chain of
+    /// misfortunes that chance does not bring about: the script `tablet/split` holds its rule.
     pub const OF_SPLITS: [Self; 13] = [
         Self::AbortAfterCommit,
         Self::CommitOfAnyAttempt,
@@ -526,14 +525,15 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    /// Rules m25 to m30 come with split and merge.
     #[test]
     fn every_rule_has_a_seeded_bug() {
-        let rules = (1..=24).chain(31..=38).map(|n| format!("m{n}"));
-        let sections = ["2.1 flush", "2.1 purge", "2.1 truncate", "2.2", "2.3", "2.4", "2.5", "2.6"];
+        let rules = (1..=38).map(|n| format!("m{n}"));
+        let order = ["bootstrap", "flush", "move-out", "purge", "retired", "truncate"];
+        let order = order.map(|step| format!("2.1 {step}"));
+        let sections = ["2.2", "2.3", "2.4", "2.5", "2.6"].map(str::to_string);
         let seeded: BTreeSet<&str> =
             Mutation::ALL.into_iter().flat_map(Mutation::stands_for).copied().collect();
-        let wanted: Vec<String> = rules.chain(sections.map(str::to_string)).collect();
+        let wanted: Vec<String> = rules.chain(order).chain(sections).collect();
         let missing: Vec<&String> = wanted.iter().filter(|id| !seeded.contains(id.as_str())).collect();
         assert!(missing.is_empty(), "rules without a seeded bug: {missing:?}");
         let elsewhere = seeded.len() - wanted.len();

@@ -124,7 +124,8 @@ impl Directed {
     pub fn move_row(&mut self, n: u64, from: usize) {
         let tablet = self.tablet_of_row(n);
         let route = self.world.env.directory.route(tablet).cloned();
-        let free = (0..self.world.servers.len()).find(|server| route.as_ref().is_some_and(|r| !r.is_on(*server)));
+        let free =
+            (0..self.world.servers.len()).find(|server| route.as_ref().is_some_and(|r| !r.is_on(*server)));
         let id = |place: usize| self.world.env.directory.servers.iter().find(|(_, at)| **at == place);
         let (Some((from, _)), Some((to, _))) = (id(from), free.and_then(id)) else { return };
         let (from, to): (ServerId, ServerId) = (*from, *to);

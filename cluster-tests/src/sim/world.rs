@@ -159,7 +159,11 @@ impl World {
     }
 
     /// Lets things happen up to a time, or until `done`.
-    pub(super) fn run_until(&mut self, until_us: u64, done: impl Fn(&Self) -> bool) -> Result<bool, Violation> {
+    pub(super) fn run_until(
+        &mut self,
+        until_us: u64,
+        done: impl Fn(&Self) -> bool,
+    ) -> Result<bool, Violation> {
         while !done(self) {
             let Some(event) = self.env.next(until_us) else { return Ok(false) };
             self.events += 1;
