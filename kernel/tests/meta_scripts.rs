@@ -13,8 +13,8 @@ use ebla_kernel::ids::{
 use ebla_kernel::meta::{
     Appointment, AutoMerge, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer,
     GaveUp, InSyncChange, Input, Job, JobEnd, JobKind, MergeStep, NewTablet, Origin, Policy, RegisterServer,
-    ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableChange, TableKind, TableSpec, Tablet,
-    Wish, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
+    ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableChange, TableKind, TableSpec,
+    Tablet, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

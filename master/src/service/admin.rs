@@ -30,9 +30,10 @@ use ebla_proto::v1::{
     DropTableResponse, ExplainTabletRequest, ExplainTabletResponse, ForgetServerRequest,
     ForgetServerResponse, GetBalancerRequest, GetBalancerResponse, GetStatusRequest, GetStatusResponse,
     ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse, ListTablesRequest,
-    ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MergeTabletsRequest, MergeTabletsResponse, MoveTabletRequest, MoveTabletResponse,
-    PauseBalancerRequest, PauseBalancerResponse, ServerState, SetServerDutyRequest, SetServerDutyResponse,
-    SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest, TransferLeaderResponse,
+    ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MergeTabletsRequest, MergeTabletsResponse,
+    MoveTabletRequest, MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse, ServerState,
+    SetServerDutyRequest, SetServerDutyResponse, SplitTabletRequest, SplitTabletResponse,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};
