@@ -45,8 +45,8 @@ pub struct Switch {
 pub struct Ancestor {
     /// Its record.
     pub retired: RetiredRecord,
-    /// The keys that came from it to the replica, disjoint. Not all that both hold: part of them
-    /// may have come back another way, as a copy of newer rows.
+    /// The keys that came from it to the replica, disjoint; none when only its tokens did. Not all
+    /// that both hold: part of them may have come back another way, as a copy of newer rows.
     pub ranges: Vec<KeyRange>,
 }
 
@@ -88,21 +88,18 @@ impl Replicas {
         let succession = self.succession();
         let mut ancestors: BTreeMap<TabletId, Ancestor> = BTreeMap::new();
         let mut open: BTreeMap<TabletId, Vec<KeyRange>> = BTreeMap::new();
-        let hand_down =
-            |open: &mut BTreeMap<TabletId, Vec<KeyRange>>, parents: &[TabletId], range: &KeyRange| {
-                for parent in parents {
-                    open.entry(*parent).or_default().push(range.clone());
-                }
-            };
-        hand_down(&mut open, &record.parents, &record.range);
+        for parent in &record.parents {
+            open.insert(*parent, vec![record.range.clone()]);
+        }
         // Ids rise from parents to children: whoever has the highest has got all that it can.
         while let Some((tablet, ranges)) = open.pop_last() {
             let Some(retired) = succession.retired.get(&tablet).cloned() else { continue };
             let own: Vec<KeyRange> =
                 ranges.iter().filter_map(|range| range.intersect(&retired.range)).collect();
-            let older: Vec<TabletId> =
-                retired.parents.iter().copied().filter(|parent| *parent < tablet).collect();
-            own.iter().for_each(|range| hand_down(&mut open, &older, range));
+            // Its tokens came even where its keys did not.
+            for parent in retired.parents.iter().filter(|parent| **parent < tablet) {
+                open.entry(*parent).or_default().extend(own.iter().cloned());
+            }
             ancestors.insert(tablet, Ancestor { retired, ranges: own });
         }
         ancestors.into_values().collect()
@@ -550,7 +547,9 @@ mod tests {
         ];
         assert_eq!(low, wanted);
         let high = ancestors(&record(6, range("t", ""), &[4]));
-        assert_eq!(high, [(3, vec![range("t", "")]), (4, vec![range("t", "")])]);
+        // Tokens are those of all of them.
+        let (none, own) = (Vec::new(), vec![range("t", "")]);
+        assert_eq!(high, [(1, none.clone()), (2, none), (3, own.clone()), (4, own)]);
         assert!(replicas.retired_without_heirs().is_empty());
     }
 
