@@ -10,12 +10,15 @@
 //!                 └─── e2:4 ─ e2:5 ─ e2:6
 //!                                └── e3:6 ─ e3:7      the lineage that survives
 //! ```
+//!
+//! The tree of a tablet that was made of another begins as a copy of that one's: what its own
+//! log goes on from is in its lineage.
 
 use crate::sim::disk::{Rows, fold};
 use bytes::Bytes;
 use ebla_kernel::entry::{Entry, Payload};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Epoch, Pos, Seq, TabletId};
+use ebla_kernel::ids::{Epoch, Pos, ReplicaId, Seq, TabletId};
 use ebla_kernel::op::{AckLevel, Action, Committed, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Reject;
@@ -89,6 +92,25 @@ impl Asked {
     }
 }
 
+impl Asked {
+    /// Whether it is about a row of `range`.
+    #[must_use]
+    pub fn touches(&self, range: &KeyRange) -> bool {
+        let about = |op: &Op| match &op.action {
+            Action::Set { key, .. } | Action::Delete { key } | Action::Add { key, .. } => range.contains(key),
+            Action::DeleteRange { from, to } => {
+                KeyRange::new(from.clone(), to.clone()).is_ok_and(|asked| asked.overlaps(range))
+            }
+        };
+        match self {
+            Self::Write { ops, .. } => ops.iter().any(about),
+            Self::Get { .. } | Self::Snapshot { .. } | Self::Bounded { .. } | Self::InSession { .. } => {
+                range.contains(self.key())
+            }
+        }
+    }
+}
+
 /// What a client was told in the end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -120,7 +142,7 @@ pub struct Operation {
     pub client: usize,
     /// When, in microseconds of simulated time.
     pub invoked_us: u64,
-    /// The tablet that was meant.
+    /// The tablet that was meant, and in the end the one that answered.
     pub tablet: TabletId,
     /// What was asked.
     pub asked: Asked,
@@ -161,10 +183,17 @@ impl History {
         self.operations[op].copies += copies;
     }
 
-    /// A client is told, by the leader of an epoch or by another copy.
-    pub fn end(&mut self, op: usize, now_us: u64, outcome: Outcome, epoch: Option<Epoch>) {
-        self.operations[op].ended = Some((now_us, outcome));
-        self.operations[op].epoch = epoch;
+    /// A client is told, by the leader of an epoch of a tablet or by another copy.
+    pub fn end(
+        &mut self,
+        op: usize,
+        now_us: u64,
+        outcome: Outcome,
+        (tablet, epoch): (TabletId, Option<Epoch>),
+    ) {
+        let operation = &mut self.operations[op];
+        operation.ended = Some((now_us, outcome));
+        (operation.tablet, operation.epoch) = (tablet, epoch);
     }
 }
 
@@ -265,10 +294,30 @@ impl Story {
     }
 
     fn durable(&mut self, server: usize, entry: &Rc<Entry>) {
+        self.note(server, entry);
+        self.copies.entry(server).or_default().push(entry.pos);
+    }
+
+    fn note(&mut self, server: usize, entry: &Rc<Entry>) {
         self.entries.entry(entry.pos).or_insert_with(|| Rc::clone(entry));
         *self.held.entry(entry.pos).or_default() |= bit(server);
         self.begins(entry);
-        self.copies.entry(server).or_default().push(entry.pos);
+    }
+
+    /// The log of a copy, up to a position that it holds.
+    fn prefix(&self, server: usize, upto: Pos) -> Option<Vec<Pos>> {
+        let length = usize::try_from(upto.seq.0).ok()?;
+        let log = self.copies.get(&server).filter(|_| self.has(server, upto))?;
+        Some(log[..length].to_vec())
+    }
+
+    /// A server has everything of a lineage, however it came there.
+    fn built(&mut self, server: usize, end: Pos) {
+        let log: Vec<Pos> = self.lineage(end).iter().map(|entry| entry.pos).collect();
+        for pos in &log {
+            *self.held.entry(*pos).or_default() |= bit(server);
+        }
+        self.copies.insert(server, log);
     }
 
     fn begins(&mut self, entry: &Entry) {
@@ -282,17 +331,50 @@ fn bit(server: usize) -> u64 {
     1 << server
 }
 
+/// The copies of a tablet, by the metadata.
+#[derive(Clone, Debug, Default)]
+pub struct Members {
+    /// All of them, and their servers.
+    pub all: BTreeMap<ReplicaId, usize>,
+    /// Those in sync, and their servers.
+    pub copies: BTreeMap<ReplicaId, usize>,
+    /// How many of them a table can lose without losing what it acknowledged.
+    pub spare: usize,
+}
+
+/// A tablet as the metadata shows it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// Which.
+    pub id: TabletId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// Its in-sync copies.
+    pub members: Members,
+    /// Whether an election has had too few answers.
+    pub is_degraded: bool,
+    /// The tablet whose log its own goes on from, and the seal there.
+    pub parent: Option<(TabletId, Pos)>,
+}
+
 /// Every log of every tablet, nothing purged, and what was done to the disks.
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
     /// By tablet.
     pub stories: BTreeMap<TabletId, Story>,
-    /// Servers whose disks were lost, once for each time.
-    pub wiped: BTreeMap<usize, u32>,
+    /// The keys of every tablet that there ever was.
+    pub ranges: BTreeMap<TabletId, KeyRange>,
+    /// What tablets were made of: the parent, and the seal in its log.
+    pub parents: BTreeMap<TabletId, (TabletId, Pos)>,
     /// Tablets that were led by fewer answers than the quota.
-    pub degraded: BTreeSet<TabletId>,
-    /// Where each tablet's copies were created, and how many of them may be lost.
-    pub placed: BTreeMap<TabletId, (Vec<usize>, u32)>,
+    degraded: BTreeSet<TabletId>,
+    members: BTreeMap<TabletId, Members>,
+    /// Copies whose data is gone.
+    gone: BTreeSet<ReplicaId>,
+    /// Tablets that lost more than they bear.
+    hopeless: BTreeSet<TabletId>,
+    /// Whether copies that are lost are built anew.
+    pub rebuilds: bool,
     empty: Story,
 }
 
@@ -303,16 +385,120 @@ impl Oracle {
         self.stories.get(&tablet).unwrap_or(&self.empty)
     }
 
+    /// A tablet and those that it was made of, youngest first.
+    pub fn family(&self, tablet: TabletId) -> impl Iterator<Item = TabletId> {
+        std::iter::successors(Some(tablet), |tablet| self.parents.get(tablet).map(|(parent, _)| *parent))
+    }
+
+    /// The tablets that were made of a tablet, and of those, itself left out.
+    pub fn descendants(&self, tablet: TabletId) -> impl Iterator<Item = TabletId> {
+        let made = move |child: &&TabletId| self.family(**child).skip(1).any(|older| older == tablet);
+        self.parents.keys().filter(made).copied()
+    }
+
+    /// Whether a tablet is `older`, or was made of it.
+    #[must_use]
+    pub fn is_of(&self, tablet: TabletId, older: TabletId) -> bool {
+        self.family(tablet).any(|known| known == older)
+    }
+
+    /// Whether two tablets were made of the same one.
+    #[must_use]
+    pub fn are_related(&self, one: TabletId, other: TabletId) -> bool {
+        self.family(one).last() == self.family(other).last()
+    }
+
+    /// Whether the data of a copy is gone.
+    #[must_use]
+    pub fn is_gone(&self, copy: ReplicaId) -> bool {
+        self.gone.contains(&copy)
+    }
+
     /// What a tablet still owes.
     #[must_use]
     pub fn trust(&self, tablet: TabletId) -> Trust {
-        let lost = |(copies, spare): &(Vec<usize>, u32)| {
-            copies.iter().filter_map(|server| self.wiped.get(server)).sum::<u32>() > *spare
-        };
-        if self.placed.get(&tablet).is_some_and(lost) {
-            return Trust::Nothing;
+        match (self.hopeless.contains(&tablet), self.degraded.contains(&tablet)) {
+            (true, _) => Trust::Nothing,
+            (false, true) => Trust::InSync,
+            (false, false) => Trust::Copies,
         }
-        if self.degraded.contains(&tablet) { Trust::InSync } else { Trust::Copies }
+    }
+
+    /// Whether a tablet that lost these of its in-sync copies, too, serves again by itself.
+    #[must_use]
+    pub fn bears(&self, tablet: TabletId, more: Option<usize>) -> bool {
+        let Some(members) = self.members.get(&tablet) else { return true };
+        let is_lost = |(id, server): &(&ReplicaId, &usize)| self.gone.contains(id) || Some(**server) == more;
+        let bears = |copies: &BTreeMap<ReplicaId, usize>| {
+            let lost = copies.iter().filter(is_lost).count();
+            lost == 0 || lost <= members.spare.min(copies.len().saturating_sub(members.spare + 1))
+        };
+        let is_alive = !self.hopeless.contains(&tablet) && bears(&members.copies);
+        // What is not built anew stays lost.
+        is_alive && (self.rebuilds || bears(&members.all))
+    }
+
+    /// The metadata shows a tablet.
+    pub fn shown(&mut self, shown: Shown) {
+        let Shown { id, range, members, is_degraded, parent } = shown;
+        if is_degraded {
+            self.degraded.insert(id);
+        }
+        if self.ranges.insert(id, range).is_none()
+            && let Some((parent, seal)) = parent
+        {
+            self.born(id, (parent, seal), &members);
+        }
+        self.members.insert(id, members);
+        self.look_at(id);
+    }
+
+    /// A tablet goes on from another one's log, on the copies that were ready for it.
+    fn born(&mut self, id: TabletId, (parent, seal): (TabletId, Pos), members: &Members) {
+        let mut story = self.story(parent).clone();
+        let own = |server: &usize| Some((*server, story.prefix(*server, seal)?));
+        story.copies = members.copies.values().filter_map(own).collect();
+        self.stories.insert(id, story);
+        let older = self.members.get(&parent).into_iter().flat_map(|older| &older.all);
+        let lost: BTreeSet<usize> =
+            older.filter(|(copy, _)| self.gone.contains(copy)).map(|(_, server)| *server).collect();
+        let heirs = members.all.iter().filter(|(_, server)| lost.contains(server)).map(|(copy, _)| *copy);
+        self.gone.extend(heirs);
+        self.parents.insert(id, (parent, seal));
+        if self.hopeless.contains(&parent) {
+            self.hopeless.insert(id);
+        }
+    }
+
+    fn look_at(&mut self, id: TabletId) {
+        let Some(members) = self.members.get(&id) else { return };
+        if members.copies.keys().filter(|copy| self.gone.contains(copy)).count() > members.spare {
+            self.hopeless.insert(id);
+        }
+    }
+
+    /// The children of a tablet have taken its place on a server.
+    pub fn switched(&mut self, server: usize, parent: TabletId, seal: Pos, children: &[TabletId]) {
+        let Some(log) = self.story(parent).prefix(server, seal) else { return };
+        for child in children {
+            let story = self.stories.entry(*child).or_default();
+            for pos in &log {
+                *story.held.entry(*pos).or_default() |= bit(server);
+            }
+            story.copies.entry(server).or_insert_with(|| log.clone());
+        }
+    }
+
+    /// A copy was built out of rows.
+    pub fn built(&mut self, tablet: TabletId, server: usize, end: Pos) {
+        self.stories.entry(tablet).or_default().built(server, end);
+    }
+
+    /// A server has let a copy go for good, or begins it anew.
+    pub fn removed(&mut self, tablet: TabletId, server: usize) {
+        if let Some(story) = self.stories.get_mut(&tablet) {
+            story.copies.remove(&server);
+        }
     }
 
     /// A leader has begun an epoch, durable or not.
@@ -325,6 +511,13 @@ impl Oracle {
     /// An entry is durable on a server.
     pub fn durable(&mut self, tablet: TabletId, server: usize, entry: &Rc<Entry>) {
         self.stories.entry(tablet).or_default().durable(server, entry);
+        if self.parents.is_empty() {
+            return;
+        }
+        // A copy that comes late with what its children know already, or never will.
+        for child in self.descendants(tablet).collect::<Vec<_>>() {
+            self.stories.entry(child).or_default().note(server, entry);
+        }
     }
 
     /// A copy's log ends after `keep` now.
@@ -336,10 +529,13 @@ impl Oracle {
 
     /// A disk is gone, with everything on it.
     pub fn wiped(&mut self, server: usize) {
-        *self.wiped.entry(server).or_default() += 1;
         for story in self.stories.values_mut() {
             story.copies.remove(&server);
         }
+        let members = self.members.values().flat_map(|members| &members.all);
+        self.gone.extend(members.filter(|(_, place)| **place == server).map(|(copy, _)| *copy));
+        let ids: Vec<TabletId> = self.members.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.look_at(id));
     }
 
     /// Every write and every fence of a token, in whatever lineage.
@@ -362,6 +558,8 @@ impl Oracle {
 /// How a tablet came out of it.
 #[derive(Clone, Debug)]
 pub struct Fate {
+    /// Which tablet.
+    pub tablet: TabletId,
     /// Its keys.
     pub range: KeyRange,
     /// The end of the log that survived: that of the last leader.
@@ -385,21 +583,36 @@ pub struct Truth<'a> {
     pub reverted: BTreeSet<Pos>,
     /// All versions of all rows that it gives.
     pub rows: Rows,
+    /// Up to where the log is that of an ancestor, and the keys of that one; oldest first.
+    ancestors: Vec<(Seq, KeyRange)>,
 }
 
 impl<'a> Truth<'a> {
-    /// What follows from the log that ends where `fate` says.
+    /// What follows from the log of a tablet that ends where `fate` says.
     #[must_use]
-    pub fn new(story: &'a Story, fate: &'a Fate) -> Self {
+    pub fn new(oracle: &'a Oracle, fate: &'a Fate) -> Self {
+        let id = fate.tablet;
+        let story = oracle.story(id);
         let log = story.lineage(fate.end);
-        let (reverted, rows) = (reverted(&log), rows(&log));
-        Self { fate, story, log, reverted, rows }
+        let (reverted, rows) = (reverted(&log), rows(&log, &fate.range));
+        let older = oracle.family(id).filter_map(|id| oracle.parents.get(&id));
+        let range = |parent: &TabletId| oracle.ranges.get(parent).cloned().unwrap_or_else(KeyRange::all);
+        let mut ancestors: Vec<_> = older.map(|(parent, seal)| (seal.seq, range(parent))).collect();
+        ancestors.reverse();
+        Self { fate, story, log, reverted, rows, ancestors }
     }
 
     /// Whether the write at `pos` survived and was not taken back.
     #[must_use]
     pub fn stands(&self, pos: Pos) -> bool {
         self.story.contains(self.fate.end, pos) && !self.reverted.contains(&pos)
+    }
+
+    /// The keys of the tablet in whose log an entry stands.
+    #[must_use]
+    pub fn range_at(&self, seq: Seq) -> &KeyRange {
+        let older = self.ancestors.iter().find(|(upto, _)| seq <= *upto);
+        older.map_or(&self.fate.range, |(_, range)| range)
     }
 }
 
@@ -409,10 +622,10 @@ pub fn reverted(log: &[&Entry]) -> BTreeSet<Pos> {
     log.iter().flat_map(|entry| entry.reverts()).map(|target| target.pos).collect()
 }
 
-/// What a log leaves in the rows: all versions, those taken back excepted.
+/// What a log leaves in the rows of a range: all versions, those taken back excepted.
 #[must_use]
-pub fn rows(log: &[&Entry]) -> Rows {
+pub fn rows(log: &[&Entry], range: &KeyRange) -> Rows {
     let mut rows = Rows::new();
-    log.iter().for_each(|entry| fold(&mut rows, entry));
+    log.iter().for_each(|entry| fold(&mut rows, entry, range));
     rows
 }

@@ -8,13 +8,13 @@ use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
     Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, Pos, ReplicaId, Seq,
-    ServerId, TabletId, Tick,
+    ServerId, TableId, TabletId, Tick,
 };
 use ebla_kernel::meta::{
-    Appointment, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer, GaveUp,
-    InSyncChange, Input, Job, JobEnd, JobKind, MergeStep, NewTablet, Origin, Policy, RegisterServer,
-    ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableKind, TableSpec, Tablet, Wish,
-    apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
+    Appointment, AutoMerge, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer,
+    GaveUp, InSyncChange, Input, Job, JobEnd, JobKind, MergeStep, NewTablet, Origin, Policy, RegisterServer,
+    ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableChange, TableKind, TableSpec,
+    Tablet, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -144,6 +144,10 @@ impl World {
                 let table = self.state.table_named(args.text("table").unwrap()).unwrap().id;
                 self.apply(Command::DropTable { table });
             }
+            "set" => self.apply(set_table(&args, &self.state)),
+            "balancer" => writeln!(self.out, "  paused: {}", self.state.balancer_paused()).unwrap(),
+            "pause" => self.apply(Command::PauseBalancer { paused: true }),
+            "resume" => self.apply(Command::PauseBalancer { paused: false }),
             "recover" => {
                 let tablets = vec![(TabletId(args.number("t")), Epoch(args.number("epoch")))];
                 self.apply(Command::Recover { tablets });
@@ -322,6 +326,10 @@ impl World {
                 format!("{} {} {}", server.id, server.incarnation, server.ordinal)
             }
             Reply::Created(table, tablets) => format!("{} {tablets:?}", table.id),
+            Reply::Changed(table) => {
+                let TableSpec { split_bytes, split_load, auto_merge, .. } = table.spec;
+                format!("{} splits above {split_bytes} B, {split_load}/s, merges {auto_merge:?}", table.id)
+            }
             Reply::Dropped(table) => format!("dropped {}", table.id),
             Reply::Elections(results) | Reply::InSync(results) | Reply::Replicas(results) => {
                 let results = results.iter().map(|result| match result {
@@ -374,12 +382,16 @@ fn tablet_text(tablet: &Tablet) -> String {
         format!(" after {} {} {}", former.leader.replica, former.leader.incarnation, former.epoch)
     });
     let replicas = replicas.collect::<Vec<_>>().join(" ");
+    let drawn_by = match tablet.drawn_by {
+        Origin::Operator => "",
+        Origin::Automatic => " drawn by itself",
+    };
     let moving = tablet.moving.map_or(String::new(), |moving| {
         let from = moving.from.map_or(String::new(), |from| format!(" for {from}"));
         format!(" moving {}{from}", moving.to)
     });
     format!(
-        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]{moving}",
+        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]{moving}{drawn_by}",
         tablet.id, tablet.range, tablet.epoch, tablet.config_version
     )
 }
@@ -443,6 +455,7 @@ fn command_text(command: &Command) -> String {
         | Command::CommitSplit { .. }
         | Command::PauseBalancer { .. }
         | Command::CreateTable { .. }
+        | Command::ChangeTable { .. }
         | Command::DropTable { .. }
         | Command::AlterInSync { .. }
         | Command::SetDuty { .. }
@@ -494,6 +507,20 @@ fn create(args: &Args) -> Command {
         ..TableSpec::default()
     };
     Command::CreateTable { name: args.text("table").unwrap().to_owned(), spec, tablets }
+}
+
+/// `table=NAME size=BYTES load=OPS merge=off|own|all`, each of the last three or none.
+fn set_table(args: &Args, state: &State) -> Command {
+    let number = |name: &str| args.text(name).map(|_| args.number(name));
+    let auto_merge = args.text("merge").map(|which| match which {
+        "off" => AutoMerge::Off,
+        "own" => AutoMerge::Own,
+        "all" => AutoMerge::All,
+        other => panic!("merge={other}"),
+    });
+    let change = TableChange { split_bytes: number("size"), split_load: number("load"), auto_merge };
+    let table = args.text("table").and_then(|name| state.table_named(name)).map(|table| table.id);
+    Command::ChangeTable { table: table.unwrap_or(TableId(99)), change }
 }
 
 fn appoint(args: &Args) -> Command {

@@ -21,7 +21,7 @@ use crate::replicas::Replicas;
 use crate::store::gc::Floors;
 use crate::store::rocks::{RocksConfig, RocksStore};
 use crate::store::{Applied, Store};
-use crate::succession::{Inherited, apply_sealed};
+use crate::succession::{Inherited, apply_sealed, cut_again};
 use ebla_kernel::entry::{Entry, LogEnd, Payload};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::Seq;
@@ -167,6 +167,10 @@ fn recover(
     if let Some(staged) = &staged {
         apply_sealed(record, staged, oplog, store)?;
     }
+    let mut tombstones = load_tombstones(record, store)?;
+    if let Some(staged) = &staged {
+        cut_again(record, staged, store, &mut tombstones)?;
+    }
     let known = staged.as_ref().map(|staged| Seals::staged(staged.seal.clone(), staged.end));
     // The seal itself may be purged; what is staged names it.
     let seals = if replay.seals == Seals::default() { known.unwrap_or_default() } else { replay.seals };
@@ -175,7 +179,7 @@ fn recover(
         end,
         epochs: replay.epochs,
         tokens: replay.tokens,
-        tombstones: load_tombstones(record, store)?,
+        tombstones,
         seals,
         staged,
     })

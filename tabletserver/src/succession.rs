@@ -62,26 +62,56 @@ pub fn stage(
 /// Cuts range tombstones that reach over several children. Done twice it changes nothing, and
 /// after an abort two neighbours do what one did.
 fn cut_tombstones(handle: &TabletHandle, store: &dyn Store, seal: &SealRecord) -> Result<(), StoreError> {
-    let known = handle.tombstones.load();
-    let parts: Vec<RangeTombstone> = known.iter().flat_map(|tombstone| parts(&tombstone, seal)).collect();
-    if parts.is_empty() {
-        return Ok(());
+    let parts = store_parts(handle.table, &handle.tombstones.load(), store, seal)?;
+    if !parts.is_empty() {
+        handle.tombstones.rcu(|known| {
+            let mut known = RangeTombstones::clone(known);
+            insert_all(&mut known, &parts);
+            known
+        });
     }
+    Ok(())
+}
+
+/// Writes the parts of range tombstones that reach over several children.
+fn store_parts(
+    table: TableId,
+    known: &RangeTombstones,
+    store: &dyn Store,
+    seal: &SealRecord,
+) -> Result<Vec<RangeTombstone>, StoreError> {
+    let parts: Vec<RangeTombstone> = known.iter().flat_map(|tombstone| parts(&tombstone, seal)).collect();
     let change = |part: &RangeTombstone| Change::RangeTombstone {
         from: part.range.start().clone(),
         to: part.range.end().cloned(),
     };
     let changes: Vec<Change> = parts.iter().map(change).collect();
-    let applied = |(part, change): (&RangeTombstone, _)| Applied { table: handle.table, ts: part.ts, change };
+    let applied = |(part, change): (&RangeTombstone, _)| Applied { table, ts: part.ts, change };
     let rows: Vec<Applied<'_>> = parts.iter().zip(&changes).map(applied).collect();
-    store.apply(&rows)?;
-    handle.tombstones.rcu(|known| {
-        let mut known = RangeTombstones::clone(known);
-        for part in &parts {
-            known.insert(part.range.start().clone(), part.range.end().cloned(), part.ts);
-        }
-        known
-    });
+    if !rows.is_empty() {
+        store.apply(&rows)?;
+    }
+    Ok(parts)
+}
+
+fn insert_all(known: &mut RangeTombstones, parts: &[RangeTombstone]) {
+    for part in parts {
+        known.insert(part.range.start().clone(), part.range.end().cloned(), part.ts);
+    }
+}
+
+/// Cuts the range tombstones of a sealed tablet that were found at a start, again.
+///
+/// # Errors
+/// When the store fails.
+pub fn cut_again(
+    record: &ReplicaRecord,
+    staged: &StagedRecord,
+    store: &dyn Store,
+    known: &mut RangeTombstones,
+) -> Result<(), StoreError> {
+    let parts = store_parts(record.table, known, store, &staged.seal)?;
+    insert_all(known, &parts);
     Ok(())
 }
 
@@ -396,6 +426,23 @@ mod tests {
     fn keys(store: &MemoryStore) -> String {
         let has = |key: &&str| store.get(TABLE, key.as_bytes(), Hlc::MAX).unwrap().is_some();
         ["a", "b", "c", "x", "y", "z"].into_iter().filter(has).collect()
+    }
+
+    #[test]
+    fn a_restart_between_seal_and_switch_cuts_range_tombstones_again() {
+        let log = log();
+        let store = MemoryStore::default();
+        let flushed = log.entries[0].end();
+        let record = ReplicaRecord { tablet: PARENT, flushed, ..child(range("", None), LogEnd::default()) };
+        let staged = StagedRecord { seal: seal(), end: log.entries[5].end() };
+        apply_sealed(&record, &staged, &log.oplog, &store).unwrap();
+        let mut known = RangeTombstones::new();
+        for tombstone in store.load_range_tombstones(TABLE, &record.range).unwrap() {
+            known.insert(tombstone.range.start().clone(), tombstone.range.end().cloned(), tombstone.ts);
+        }
+        cut_again(&record, &staged, &store, &mut known).unwrap();
+        let own = store.load_range_tombstones(TABLE, &range("m", None)).unwrap();
+        assert!(own.iter().any(|tombstone| tombstone.range == range("m", Some("q"))), "{own:?}");
     }
 
     fn replay(log: &Log, flushed: usize, range: KeyRange) -> (MemoryStore, Inherited) {

@@ -570,6 +570,13 @@ impl AdminService for Server {
         Err(Status::internal("the fake moves nothing"))
     }
 
+    async fn change_table(
+        &self,
+        _: Request<v1::ChangeTableRequest>,
+    ) -> Result<Response<v1::ChangeTableResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
     async fn set_server_duty(
         &self,
         _: Request<v1::SetServerDutyRequest>,

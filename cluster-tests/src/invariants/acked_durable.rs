@@ -35,6 +35,8 @@ impl Invariant for AckedDurable {
             | Observation::Cut { .. }
             | Observation::Wiped { .. }
             | Observation::Applied { .. }
+            | Observation::Reshaped(_)
+            | Observation::Leases(_)
             | Observation::FenceAnswered { .. }
             | Observation::AckSent { .. }
             | Observation::SaidReverted { .. }

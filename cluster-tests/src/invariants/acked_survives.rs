@@ -23,7 +23,7 @@ impl Invariant for AckedSurvives {
             if let (Asked::Write { .. }, Some(Outcome::Committed(committed))) =
                 (&operation.asked, operation.outcome())
             {
-                let truth = end.truths.get(&operation.tablet);
+                let truth = end.home(operation);
                 let truth = truth.ok_or_else(|| format!("{operation:?} has no tablet"))?;
                 judge(truth, operation, committed)?;
             }

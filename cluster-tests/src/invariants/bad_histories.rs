@@ -121,7 +121,7 @@ impl Story {
     fn told(&mut self, (from, to): (u64, u64), asked: Asked, outcome: Outcome) {
         let op = self.history.invoke(0, from, TABLET, asked);
         self.history.sent(op, 1);
-        self.history.end(op, to, outcome, Some(self.epoch));
+        self.history.end(op, to, outcome, (TABLET, Some(self.epoch)));
     }
 
     fn read(&mut self, from_to: (u64, u64), name: &str, version: Option<Version>) {
@@ -136,12 +136,19 @@ impl Story {
 
     /// What the invariants say, with rows as the log gives them.
     fn judge(self) -> Option<Violation> {
-        let rows = crate::oracle::rows(&self.watch.oracle.story(TABLET).lineage(self.end.pos));
+        let lineage = self.watch.oracle.story(TABLET).lineage(self.end.pos);
+        let rows = crate::oracle::rows(&lineage, &KeyRange::all());
         self.judge_rows(&rows)
     }
 
     fn judge_rows(self, rows: &Rows) -> Option<Violation> {
-        let fate = Fate { range: KeyRange::all(), end: self.end.pos, copies: vec![0], trust: self.trust };
+        let fate = Fate {
+            tablet: TABLET,
+            range: KeyRange::all(),
+            end: self.end.pos,
+            copies: vec![0],
+            trust: self.trust,
+        };
         let Self { mut watch, history, .. } = self;
         let fates = BTreeMap::from([(TABLET, fate)]);
         watch.failure.take().or_else(|| watch.finish(&history, vec![rows], &fates))
@@ -259,7 +266,7 @@ fn an_acknowledged_write_that_stands_elsewhere() {
 fn a_reverted_write_that_stands() {
     let mut story = Story::new();
     put_a(&mut story, (1, 5), 10, "x");
-    story.history.end(0, 5, Outcome::Reverted, Some(Epoch(1)));
+    story.history.end(0, 5, Outcome::Reverted, (TABLET, Some(Epoch(1))));
     rejected(story, "I6, I13");
 }
 
@@ -267,7 +274,7 @@ fn a_reverted_write_that_stands() {
 fn a_refused_write_that_stands() {
     let mut story = Story::new();
     put_a(&mut story, (1, 5), 10, "x");
-    story.history.end(0, 5, Outcome::Rejected(Reject::NotACounter { op: 0 }), Some(Epoch(1)));
+    story.history.end(0, 5, Outcome::Rejected(Reject::NotACounter { op: 0 }), (TABLET, Some(Epoch(1))));
     rejected(story, "I6, I13");
 }
 
@@ -512,8 +519,15 @@ fn a_lost_row_that_the_search_finds_too() {
     put_a(&mut story, (1, 2), 10, "x");
     story.read((3, 4), "a", version(10, value("x")));
     story.read((5, 6), "a", None);
-    let rows = crate::oracle::rows(&story.watch.oracle.story(TABLET).lineage(story.end.pos));
-    let fate = Fate { range: KeyRange::all(), end: story.end.pos, copies: vec![0], trust: Trust::Copies };
+    let lineage = story.watch.oracle.story(TABLET).lineage(story.end.pos);
+    let rows = crate::oracle::rows(&lineage, &KeyRange::all());
+    let fate = Fate {
+        tablet: TABLET,
+        range: KeyRange::all(),
+        end: story.end.pos,
+        copies: vec![0],
+        trust: Trust::Copies,
+    };
     let fates = BTreeMap::from([(TABLET, fate)]);
     let end = super::End {
         oracle: &story.watch.oracle,
@@ -521,7 +535,7 @@ fn a_lost_row_that_the_search_finds_too() {
         stores: vec![&rows],
         truths: fates
             .iter()
-            .map(|(id, fate)| (*id, crate::oracle::Truth::new(story.watch.oracle.story(*id), fate)))
+            .map(|(id, fate)| (*id, crate::oracle::Truth::new(&story.watch.oracle, fate)))
             .collect(),
     };
     assert!(super::Invariant::finish(&super::search::Search, &end).is_err());

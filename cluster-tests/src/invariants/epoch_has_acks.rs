@@ -31,6 +31,8 @@ impl Invariant for EpochHasAcks {
             | Observation::Cut { .. }
             | Observation::Wiped { .. }
             | Observation::Applied { .. }
+            | Observation::Reshaped(_)
+            | Observation::Leases(_)
             | Observation::FenceAnswered { .. }
             | Observation::AckSent { .. }
             | Observation::SaidReverted { .. }
@@ -48,7 +50,8 @@ impl EpochHasAcks {
         self.began.entry(tablet).or_default().push(entry.pos.epoch);
         let trust = oracle.trust(tablet);
         let story = oracle.story(tablet);
-        for (pos, level) in self.acked.get(&tablet).into_iter().flatten() {
+        let acked = oracle.family(tablet).filter_map(|older| self.acked.get(&older)).flatten();
+        for (pos, level) in acked {
             if is_owed(*level, trust) && !story.contains(entry.prev, *pos) {
                 return Err(format!(
                     "{tablet} {} begins after {} without {pos}, acknowledged at {level}",
@@ -75,9 +78,10 @@ impl EpochHasAcks {
             let before = story.starts.get(&epoch).copied().unwrap_or(Pos::ZERO);
             epoch > by && !story.contains(before, pos)
         };
-        let story = oracle.story(tablet);
-        match self.began.get(&tablet).into_iter().flatten().find(|epoch| lacks(story, **epoch)) {
-            Some(epoch) => {
+        let began = |id: TabletId| self.began.get(&id).into_iter().flatten().map(move |epoch| (id, epoch));
+        let mut later = std::iter::once(tablet).chain(oracle.descendants(tablet)).flat_map(began);
+        match later.find(|(id, epoch)| lacks(oracle.story(*id), **epoch)) {
+            Some((_, epoch)) => {
                 Err(format!("{tablet} {pos} is acknowledged at {level}, and {epoch} began without it"))
             }
             None => Ok(()),

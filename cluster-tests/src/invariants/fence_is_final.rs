@@ -2,7 +2,7 @@
 //! becomes durable or is acknowledged there: everything of it is inside the reported end. An
 //! acknowledgement is such an answer too (m34).
 
-use super::{Invariant, Observation};
+use super::{Invariant, Observation, Reshaped};
 use crate::oracle::Oracle;
 use ebla_kernel::ids::{Epoch, Pos, TabletId};
 use std::collections::BTreeMap;
@@ -45,7 +45,15 @@ impl Invariant for FenceIsFinal {
                 self.answered.retain(|(_, copy), _| copy != server);
                 Ok(())
             }
-            Observation::Cut { .. }
+            Observation::Reshaped(
+                Reshaped::Begins { tablet, server, .. } | Reshaped::Removed { tablet, server },
+            ) => {
+                self.answered.remove(&(*tablet, *server));
+                Ok(())
+            }
+            Observation::Reshaped(Reshaped::Built { .. } | Reshaped::Switched { .. })
+            | Observation::Leases(_)
+            | Observation::Cut { .. }
             | Observation::Applied { .. }
             | Observation::Acked { .. }
             | Observation::SaidReverted { .. }

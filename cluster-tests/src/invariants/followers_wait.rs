@@ -39,6 +39,8 @@ impl Invariant for FollowersWait {
             | Observation::Cut { .. }
             | Observation::Wiped { .. }
             | Observation::FenceAnswered { .. }
+            | Observation::Reshaped(_)
+            | Observation::Leases(_)
             | Observation::AckSent { .. }
             | Observation::Acked { .. }
             | Observation::SaidReverted { .. }
@@ -65,7 +67,7 @@ impl FollowersWait {
             return Err(format!("{tablet}: server {server} applies {}, which is not in its log", entry.pos));
         }
         let leads = self.led.get(&(tablet, server)).is_some_and(|epoch| *epoch >= entry.pos.epoch);
-        let mut q = self.q.get(&tablet).into_iter().flatten();
+        let mut q = oracle.family(tablet).filter_map(|older| self.q.get(&older)).flatten();
         if leads || q.any(|q| story.contains(*q, entry.pos)) {
             return Ok(());
         }

@@ -43,12 +43,12 @@ impl Invariant for Linearizable {
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
         for (tablet, truth) in &end.truths {
-            let operations: Vec<&Operation> = end
-                .history
-                .operations
-                .iter()
-                .filter(|operation| operation.tablet == *tablet && operation.ended.is_some())
-                .collect();
+            let is_here = |operation: &&Operation| {
+                operation.ended.is_some()
+                    && operation.asked.touches(&truth.fate.range)
+                    && end.oracle.is_of(*tablet, operation.tablet)
+            };
+            let operations: Vec<&Operation> = end.history.operations.iter().filter(is_here).collect();
             in_order(*tablet, truth, &operations)?;
         }
         Ok(())
@@ -64,7 +64,8 @@ fn in_order(tablet: TabletId, truth: &Truth<'_>, operations: &[&Operation]) -> R
     let mut known: BTreeMap<Bytes, Known> = BTreeMap::new();
     for operation in by_end {
         let Some((ended_us, _)) = &operation.ended else { continue };
-        for (key, sight) in sights(truth, &rows, operation) {
+        let seen = sights(truth, &rows, operation);
+        for (key, sight) in seen.into_iter().filter(|(key, _)| truth.fate.range.contains(key)) {
             let before = known.entry(key.clone()).or_default();
             judge(truth, before, operation, &sight)
                 .map_err(|why| format!("{tablet} {} {operation:?}: {why}", key.escape_ascii()))?;

@@ -1,7 +1,7 @@
 //! I2: the same position means the same prefix, on every copy and for ever; a copy's durable
 //! log grows at its end only.
 
-use super::{Invariant, Observation};
+use super::{Invariant, Observation, Reshaped};
 use crate::oracle::Oracle;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::ids::TabletId;
@@ -44,8 +44,13 @@ impl Invariant for LogMatching {
                 self.ends.retain(|(_, copy), _| copy != server);
                 Ok(())
             }
+            Observation::Reshaped(reshaped) => {
+                self.reshaped(reshaped);
+                Ok(())
+            }
             Observation::Appended { .. }
             | Observation::Applied { .. }
+            | Observation::Leases(_)
             | Observation::FenceAnswered { .. }
             | Observation::AckSent { .. }
             | Observation::Acked { .. }
@@ -54,6 +59,22 @@ impl Invariant for LogMatching {
             | Observation::Opened { .. }
             | Observation::Stepped(_)
             | Observation::Metadata(_) => Ok(()),
+        }
+    }
+}
+
+impl LogMatching {
+    fn reshaped(&mut self, reshaped: &Reshaped<'_>) {
+        match reshaped {
+            Reshaped::Built { tablet, server, end } => {
+                self.ends.insert((*tablet, *server), *end);
+            }
+            Reshaped::Switched { server, seal, children, .. } => {
+                self.ends.extend(children.iter().map(|child| ((*child, *server), *seal)));
+            }
+            Reshaped::Begins { tablet, server, .. } | Reshaped::Removed { tablet, server } => {
+                self.ends.remove(&(*tablet, *server));
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod acked_durable;
 mod acked_survives;
+mod acks_name_entries;
 mod epoch_has_acks;
 mod fence_is_final;
 mod followers_wait;
@@ -34,7 +35,7 @@ mod bad_histories;
 #[cfg(test)]
 mod bad_steps;
 
-use crate::oracle::{Fate, History, Oracle, Trust, Truth};
+use crate::oracle::{Fate, History, Members, Operation, Oracle, Shown, Trust, Truth};
 use crate::sim::disk::Rows;
 use bytes::Bytes;
 use ebla_kernel::entry::{Entry, LogEnd};
@@ -160,8 +161,53 @@ pub enum Observation<'a> {
     },
     /// A core took a step.
     Stepped(CoreView),
+    /// A copy came, went or was divided, otherwise than by its log.
+    Reshaped(Reshaped<'a>),
+    /// Everything that is served now: by which server, which tablet, in which epoch.
+    Leases(&'a [(usize, TabletId, Epoch)]),
     /// The metadata changed.
     Metadata(&'a State),
+}
+
+/// How copies come and go; each is said when it is durable.
+#[derive(Clone, Copy, Debug)]
+pub enum Reshaped<'a> {
+    /// A copy is to be built: whatever is there of it counts for nothing.
+    Begins {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
+        /// The copy.
+        replica: ReplicaId,
+    },
+    /// A copy has everything of another's rows and log.
+    Built {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
+        /// Up to where.
+        end: LogEnd,
+    },
+    /// Others have taken a tablet's place.
+    Switched {
+        /// The tablet.
+        parent: TabletId,
+        /// Where.
+        server: usize,
+        /// The end of its log.
+        seal: LogEnd,
+        /// The others.
+        children: &'a [TabletId],
+    },
+    /// A copy is gone for good.
+    Removed {
+        /// The tablet.
+        tablet: TabletId,
+        /// Where.
+        server: usize,
+    },
 }
 
 /// What a tablet's core says of itself, and what truly is on its disk.
@@ -198,6 +244,13 @@ pub struct End<'a> {
     pub stores: Vec<&'a Rows>,
     /// What survived of each tablet.
     pub truths: BTreeMap<TabletId, Truth<'a>>,
+}
+
+impl End<'_> {
+    /// The tablet that an operation's row is in now.
+    fn home(&self, operation: &Operation) -> Option<&Truth<'_>> {
+        self.truths.values().find(|truth| truth.fate.range.contains(operation.asked.key()))
+    }
 }
 
 /// An invariant that was broken.
@@ -262,6 +315,7 @@ impl Watch {
             Box::new(acked_durable::AckedDurable::default()),
             Box::new(epoch_has_acks::EpochHasAcks::default()),
             Box::new(quota_has_acks::QuotaHasAcks::default()),
+            Box::new(acks_name_entries::AcksNameEntries),
             Box::new(followers_wait::FollowersWait::default()),
             Box::new(reverts::Reverts::default()),
             Box::new(tokens_once::TokensOnce::default()),
@@ -283,6 +337,10 @@ impl Watch {
 
     /// Shows something to every invariant.
     pub fn observe(&mut self, observation: &Observation<'_>) {
+        // What tablets are made of is known before what is made of them is judged.
+        if let Observation::Metadata(state) = observation {
+            state.tablets().for_each(|tablet| self.oracle.shown(shown(state, tablet)));
+        }
         for invariant in &mut self.invariants {
             if let Err(detail) = invariant.observe(&self.oracle, observation) {
                 let invariant = invariant.name().to_string();
@@ -295,17 +353,18 @@ impl Watch {
             Observation::Durable { tablet, server, entry, .. } => oracle.durable(*tablet, *server, entry),
             Observation::Cut { tablet, server, keep, .. } => oracle.cut(*tablet, *server, keep.pos.seq),
             Observation::Wiped { server } => oracle.wiped(*server),
-            Observation::Metadata(state) => {
-                for tablet in state.tablets() {
-                    if tablet.degraded {
-                        oracle.degraded.insert(tablet.id);
-                    }
-                    let spare = state.table(tablet.table).map_or(0, |table| table.spec.min_in_sync - 1);
-                    let placed = || (servers_of(state, tablet), u32::from(spare));
-                    oracle.placed.entry(tablet.id).or_insert_with(placed);
+            Observation::Reshaped(reshaped) => match reshaped {
+                Reshaped::Begins { tablet, server, .. } | Reshaped::Removed { tablet, server } => {
+                    oracle.removed(*tablet, *server);
                 }
-            }
-            Observation::Applied { .. }
+                Reshaped::Built { tablet, server, end } => oracle.built(*tablet, *server, end.pos),
+                Reshaped::Switched { parent, server, seal, children } => {
+                    oracle.switched(*server, *parent, seal.pos, children);
+                }
+            },
+            Observation::Metadata(_)
+            | Observation::Leases(_)
+            | Observation::Applied { .. }
             | Observation::FenceAnswered { .. }
             | Observation::AckSent { .. }
             | Observation::Acked { .. }
@@ -336,7 +395,7 @@ impl Watch {
         stores: Vec<&Rows>,
         fates: &BTreeMap<TabletId, Fate>,
     ) -> Option<Violation> {
-        let truth = |id: &TabletId, fate| (*id, Truth::new(self.oracle.story(*id), fate));
+        let truth = |id: &TabletId, fate| (*id, Truth::new(&self.oracle, fate));
         let truths = fates.iter().map(|(id, fate)| truth(id, fate)).collect();
         let end = End { oracle: &self.oracle, history, stores, truths };
         self.invariants.iter().find_map(|invariant| {
@@ -351,9 +410,20 @@ fn server_index(state: &State, id: ServerId) -> Option<usize> {
     state.server(id)?.address.strip_prefix("server-")?.parse().ok()
 }
 
-/// The servers of a tablet's copies.
-fn servers_of(state: &State, tablet: &Tablet) -> Vec<usize> {
-    tablet.replicas.iter().filter_map(|replica| server_index(state, replica.server)).collect()
+/// A tablet as the oracle wants to know it.
+fn shown(state: &State, tablet: &Tablet) -> Shown {
+    let place = |id: &ReplicaId| Some((*id, server_index(state, tablet.replica(*id)?.server)?));
+    let all = tablet.replicas.iter().filter_map(|replica| place(&replica.id)).collect();
+    let copies = tablet.in_sync.iter().filter_map(place).collect();
+    let d = state.table(tablet.table).map_or(1, |table| usize::from(table.spec.min_in_sync));
+    Shown {
+        id: tablet.id,
+        range: tablet.range.clone(),
+        members: Members { all, copies, spare: d.saturating_sub(1) },
+        is_degraded: tablet.degraded,
+        // The workload splits and does not merge: a tablet has one parent.
+        parent: tablet.parents.first().map(|parent| (parent.tablet, parent.seal.pos)),
+    }
 }
 
 /// The servers of a tablet's in-sync copies.

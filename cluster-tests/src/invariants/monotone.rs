@@ -1,7 +1,7 @@
 //! I3: promised epoch, Q, applied position and the durable end never go back within a run;
 //! promises, and the durable end unless it was cut on purpose, not even over a restart.
 
-use super::{CoreView, Invariant, Observation};
+use super::{CoreView, Invariant, Observation, Reshaped};
 use crate::oracle::Oracle;
 use ebla_kernel::ids::{Epoch, TabletId};
 use std::collections::BTreeMap;
@@ -41,8 +41,10 @@ impl Invariant for Monotone {
                 self.answered.retain(|(_, copy), _| copy != server);
                 Ok(())
             }
+            Observation::Reshaped(reshaped) => self.reshaped(reshaped),
             Observation::Appended { .. }
             | Observation::Durable { .. }
+            | Observation::Leases(_)
             | Observation::Applied { .. }
             | Observation::Acked { .. }
             | Observation::SaidReverted { .. }
@@ -54,6 +56,28 @@ impl Invariant for Monotone {
 }
 
 impl Monotone {
+    /// What takes a tablet's place goes on from where that was: all of it was in the rows.
+    fn reshaped(&mut self, reshaped: &Reshaped<'_>) -> Result<(), String> {
+        match reshaped {
+            Reshaped::Switched { parent, server, seal, .. } => {
+                let last = self.last.remove(&(*parent, *server));
+                match last.filter(|last| last.applied < seal.pos.seq) {
+                    Some(last) => Err(format!("others take over at {} from {last:?}", seal.pos)),
+                    None => Ok(()),
+                }
+            }
+            Reshaped::Begins { tablet, server, .. } | Reshaped::Removed { tablet, server } => {
+                self.last.remove(&(*tablet, *server));
+                self.answered.remove(&(*tablet, *server));
+                Ok(())
+            }
+            Reshaped::Built { tablet, server, .. } => {
+                self.last.remove(&(*tablet, *server));
+                Ok(())
+            }
+        }
+    }
+
     fn stepped(&mut self, view: &CoreView) -> Result<(), String> {
         let copy = (view.tablet, view.server);
         if self.answered.get(&copy).is_some_and(|answered| view.promised < *answered) {

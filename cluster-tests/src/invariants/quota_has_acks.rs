@@ -71,6 +71,8 @@ impl Invariant for QuotaHasAcks {
             | Observation::Durable { .. }
             | Observation::Cut { .. }
             | Observation::Applied { .. }
+            | Observation::Reshaped(_)
+            | Observation::Leases(_)
             | Observation::FenceAnswered { .. }
             | Observation::AckSent { .. }
             | Observation::SaidReverted { .. }
@@ -83,6 +85,7 @@ impl Invariant for QuotaHasAcks {
 
 impl QuotaHasAcks {
     fn changed(&mut self, oracle: &Oracle, state: &State, tablet: &Tablet) -> Result<(), String> {
+        self.inherit(oracle, tablet.id);
         let known = self.tablets.entry(tablet.id).or_default();
         let is_news = known.version != tablet.config_version || known.epoch != tablet.epoch;
         if !is_news && !known.members.is_empty() {
@@ -95,10 +98,28 @@ impl QuotaHasAcks {
         self.judge(oracle, tablet.id)
     }
 
+    /// A tablet owes what those acknowledged that it was made of.
+    fn inherit(&mut self, oracle: &Oracle, tablet: TabletId) {
+        let Some((parent, seal)) = oracle.parents.get(&tablet) else { return };
+        if self.tablets.contains_key(&tablet) {
+            return;
+        }
+        let story = oracle.story(tablet);
+        let upto = |(epoch, pos): (&Epoch, &Pos)| {
+            let limit = story.limit(*seal, *epoch)?;
+            Some((*epoch, Pos::new(*epoch, pos.seq.min(limit))))
+        };
+        let owed = |known: &BTreeMap<Epoch, Pos>| known.iter().filter_map(upto).collect();
+        let Some(older) = self.tablets.get(parent) else { return };
+        let (copies, everywhere) = (owed(&older.copies), owed(&older.everywhere));
+        self.tablets.insert(tablet, Known { copies, everywhere, ..Known::default() });
+    }
+
     fn judge(&self, oracle: &Oracle, tablet: TabletId) -> Result<(), String> {
         let (Some(known), trust) = (self.tablets.get(&tablet), oracle.trust(tablet)) else { return Ok(()) };
         let story = oracle.story(tablet);
-        let live = || known.members.iter().filter(|(replica, _)| !self.gone.contains(replica));
+        let is_gone = |replica: &ReplicaId| self.gone.contains(replica) || oracle.is_gone(*replica);
+        let live = || known.members.iter().filter(|(replica, _)| !is_gone(replica));
         let lacking = |pos: &Pos| live().filter(|(_, server)| !story.has(*server, *pos)).collect::<Vec<_>>();
         let spare = known.members.len().saturating_sub(known.min_in_sync);
         let copies = known.copies.values().filter(|_| is_owed(AckLevel::Copies(0), trust));

@@ -42,6 +42,8 @@ impl Invariant for Reverts {
             | Observation::Cut { .. }
             | Observation::Wiped { .. }
             | Observation::Applied { .. }
+            | Observation::Reshaped(_)
+            | Observation::Leases(_)
             | Observation::FenceAnswered { .. }
             | Observation::AckSent { .. }
             | Observation::LeaseHeld { .. }
@@ -104,9 +106,10 @@ impl Reverts {
 
     fn said(&self, oracle: &Oracle, (tablet, epoch): Term, token: Token) -> Result<(), String> {
         let q = self.q.get(&(tablet, epoch)).copied().unwrap_or(Pos::ZERO);
-        let denied = self.denied.get(&(tablet, token));
+        let denied: Vec<&Pos> =
+            oracle.family(tablet).filter_map(|older| self.denied.get(&(older, token))).flatten().collect();
         let story = oracle.story(tablet);
-        if denied.into_iter().flatten().any(|pos| story.contains(q, *pos)) {
+        if denied.iter().any(|pos| story.contains(q, **pos)) {
             return Ok(());
         }
         Err(format!("m11: {tablet} {epoch} says that {token} is reverted; decided at {denied:?}, Q is {q}"))

@@ -93,22 +93,39 @@ fn live(body: &Body) -> Option<Body> {
 fn rows(end: &End<'_>, truth: &Truth<'_>) -> Vec<(Bytes, Vec<Interval>)> {
     let keys: BTreeSet<&Bytes> =
         truth.story.entries.values().flat_map(|entry| entry.changes()).filter_map(super::key_of).collect();
-    let inside = |operation: &&Operation| truth.fate.range.contains(operation.asked.key());
+    let keys = keys.into_iter().filter(|key| truth.fate.range.contains(key));
+    let tablet = truth.fate.tablet;
+    let inside = |operation: &&Operation| {
+        operation.asked.touches(&truth.fate.range) && end.oracle.are_related(tablet, operation.tablet)
+    };
     let operations: Vec<&Operation> = end.history.operations.iter().filter(inside).collect();
-    let of_row = |key: &Bytes| operations.iter().flat_map(|operation| intervals(operation, key)).collect();
-    keys.into_iter().map(|key| (key.clone(), of_row(key))).collect()
+    let of_row = |key: &Bytes| {
+        let all = operations.iter().flat_map(|operation| match end.oracle.is_of(tablet, operation.tablet) {
+            true => intervals(operation, key),
+            false => open_end(operation, key).into_iter().collect(),
+        });
+        all.collect()
+    };
+    keys.map(|key| (key.clone(), of_row(key))).collect()
+}
+
+/// What an operation may have done to a row at any time, or never: a sibling of the row's tablet
+/// answered for it.
+fn open_end(operation: &Operation, key: &Bytes) -> Option<Interval> {
+    let Asked::Write { ops, .. } = &operation.asked else { return None };
+    let ran: Vec<_> = ops.iter().filter(|op| touches(op, key)).map(|op| (op.clone(), None)).collect();
+    let deed = Deed::Ran(ran);
+    let is_empty = matches!(&deed, Deed::Ran(ran) if ran.is_empty());
+    (!is_empty).then_some(Interval { begin_us: operation.invoked_us, end_us: None, deed })
 }
 
 /// What an operation did to a row. A refusal of one copy of a request says nothing of others.
 fn intervals(operation: &Operation, key: &Bytes) -> Vec<Interval> {
     let mut found: Vec<Interval> = interval(operation, key).into_iter().collect();
-    if let (Asked::Write { ops, .. }, Some(Outcome::Rejected(_))) = (&operation.asked, operation.outcome())
+    if let (Asked::Write { .. }, Some(Outcome::Rejected(_))) = (&operation.asked, operation.outcome())
         && operation.copies > 1
     {
-        let ran: Vec<_> = ops.iter().filter(|op| touches(op, key)).map(|op| (op.clone(), None)).collect();
-        if !ran.is_empty() {
-            found.push(Interval { begin_us: operation.invoked_us, end_us: None, deed: Deed::Ran(ran) });
-        }
+        found.extend(open_end(operation, key));
     }
     found
 }

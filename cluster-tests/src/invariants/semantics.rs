@@ -32,7 +32,7 @@ impl Invariant for Semantics {
                 let Payload::Write(write) = &entry.payload else { continue };
                 let asked = write.token.and_then(|token| operations.get(&token));
                 let ops = asked.ok_or_else(|| format!("{entry:?} was asked by nobody"))?;
-                replay(*tablet, &truth.fate.range, &mut rows, entry, write, ops)?;
+                replay(*tablet, truth.range_at(entry.seq()), &mut rows, entry, write, ops)?;
             }
         }
         Ok(())

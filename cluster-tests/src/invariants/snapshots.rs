@@ -1,5 +1,5 @@
 //! A read at a timestamp gives what the log says for that timestamp, for ever: on a leader the
-//! log of its epoch, on any other copy the log that survives. Where there is one copy, every
+//! log of its epoch, on any other copy the log that survives. Where there has always been one copy, every
 //! later epoch begins above what was read: its clock starts above its bound.
 
 use super::{End, Invariant};
@@ -21,9 +21,10 @@ impl Invariant for Snapshots {
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
         let mut lineages = BTreeMap::new();
         for operation in &end.history.operations {
-            let Some(truth) = end.truths.get(&operation.tablet) else { continue };
+            let Some(truth) = end.home(operation) else { continue };
             let Some(Outcome::Row { version, at: Some(at) }) = operation.outcome() else { continue };
-            let is_alone = truth.fate.copies.len() == 1 && truth.fate.trust == Trust::Copies;
+            let places = truth.story.held.values().fold(0, |all, held| all | held).count_ones();
+            let is_alone = places == 1 && truth.fate.trust == Trust::Copies;
             let upto = match operation.epoch {
                 Some(_) if is_alone => truth.fate.end,
                 Some(epoch) => truth.story.last_of(epoch),
@@ -31,7 +32,7 @@ impl Invariant for Snapshots {
                 None => truth.fate.end,
             };
             let taken = lineages
-                .entry((operation.tablet, upto.epoch))
+                .entry((truth.fate.tablet, upto.epoch))
                 .or_insert_with(|| reverted(&truth.story.lineage(upto)));
             let expected = newest(truth, upto, taken, operation, *at);
             if expected.as_ref() != version.as_ref() {

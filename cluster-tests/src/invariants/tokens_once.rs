@@ -35,9 +35,12 @@ impl Invariant for TokensOnce {
         if !decided.insert((*tablet, entry.pos)) {
             return Ok(()); // on another copy
         }
-        let story = oracle.story(*tablet);
-        let again = |(at, pos): &&(TabletId, Pos)| {
-            at != tablet || (*pos != entry.pos && story.contains(entry.prev, *pos))
+        let is_older = |older: TabletId, id: TabletId| oracle.family(id).any(|known| known == older);
+        let again = |(at, pos): &&(TabletId, Pos)| match (is_older(*at, *tablet), is_older(*tablet, *at)) {
+            (true, _) => *pos != entry.pos && oracle.story(*tablet).contains(entry.prev, *pos),
+            // A copy of the parent that is late with what the child has, or has not.
+            (false, true) => *pos != entry.pos && oracle.story(*at).contains(*pos, entry.pos),
+            (false, false) => true,
         };
         match decided.iter().find(again) {
             Some((_, before)) => {
@@ -54,7 +57,7 @@ impl Invariant for TokensOnce {
             if !never(operation) {
                 continue;
             }
-            let truth = end.truths.get(&operation.tablet).ok_or("a write to no tablet")?;
+            let truth = end.home(operation).ok_or("a write to no tablet")?;
             let stands = |(_, entry): &&(TabletId, &ebla_kernel::entry::Entry)| truth.stands(entry.pos);
             if truth.fate.trust == Trust::Copies
                 && let Some((_, entry)) = writes.get(token).into_iter().flatten().find(stands)

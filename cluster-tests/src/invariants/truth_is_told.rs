@@ -26,8 +26,8 @@ impl Invariant for TruthIsTold {
         let mut taken: BTreeMap<(TabletId, Epoch), BTreeSet<Pos>> = BTreeMap::new();
         for operation in &end.history.operations {
             let Some(Outcome::Row { version: Some(version), .. }) = operation.outcome() else { continue };
-            let Some(truth) = end.truths.get(&operation.tablet) else { continue };
-            let written = written.entry(operation.tablet).or_insert_with(|| writes(truth));
+            let Some(truth) = end.home(operation) else { continue };
+            let written = written.entry(truth.fate.tablet).or_insert_with(|| writes(truth));
             let known = written.get(&(row(operation)?, version.ts.0)).into_iter().flatten();
             let mut shown =
                 known.filter(|(_, change)| is(change, version)).map(|(entry, _)| *entry).peekable();
@@ -36,7 +36,7 @@ impl Invariant for TruthIsTold {
             }
             let upto = operation.epoch.map_or(truth.fate.end, |epoch| truth.story.last_of(epoch));
             let taken = taken
-                .entry((operation.tablet, upto.epoch))
+                .entry((truth.fate.tablet, upto.epoch))
                 .or_insert_with(|| reverted(&truth.story.lineage(upto)));
             if shown.all(|entry| taken.contains(&entry.pos)) {
                 return Err(format!("{operation:?} shows a write that was taken back"));

@@ -7,11 +7,12 @@
 //!   leaves a prefix. It also holds where a log was cut, because the log itself cannot be cut
 //!   without an append.
 //! - **Data store**: without a log of its own. A crash leaves what the last completed flush
-//!   had taken, and any prefix of what was done later, because the store may flush itself.
+//!   had taken, and any prefix of what was done later, because the store may flush itself. Rows
+//!   that are ingested are durable at once and overtake whatever a flush has not taken yet.
 
 use super::rng::Rng;
 use bytes::Bytes;
-use ebla_kernel::entry::{Entry, LogEnd, RevertedRow};
+use ebla_kernel::entry::{Entry, LogEnd, RevertedRow, SealRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Epoch, Pos, ReplicaId, Seq, ServerId, TabletId};
 use ebla_kernel::meta::ClusterId;
@@ -37,10 +38,10 @@ pub struct Disk {
 /// What a crash made durable that was on its way.
 #[derive(Debug)]
 pub struct Survived {
+    /// Changes of the registry, in order.
+    pub changes: Vec<RegistryChange>,
     /// Log records.
     pub records: Vec<Record>,
-    /// Logs that were cut.
-    pub cuts: Vec<(TabletId, LogEnd)>,
 }
 
 impl Disk {
@@ -63,8 +64,29 @@ impl Disk {
     pub fn sync_registry(&mut self) -> Option<RegistryChange> {
         let change = self.registry.writing.pop_front()?;
         self.registry.take(&change);
-        if let RegistryChange::Cut(tablet, intent) = &change {
-            self.log.cut(*tablet, intent.keep.pos.seq);
+        match &change {
+            RegistryChange::Cut(tablet, intent) => self.log.cut(*tablet, intent.keep.pos.seq),
+            // The record of a child says where its log goes on from.
+            RegistryChange::Switch(switch) => {
+                let ids = switch.children.iter().map(|(id, _)| *id);
+                ids.for_each(|id| self.log.begin(id, switch.seal));
+            }
+            RegistryChange::Forgotten(tablet) | RegistryChange::Tombstone(tablet) => self.log.remove(*tablet),
+            RegistryChange::RetiredForgotten(tablets) => {
+                tablets.iter().for_each(|(tablet, _)| self.log.remove(*tablet));
+            }
+            RegistryChange::Identity(..)
+            | RegistryChange::Bound(_)
+            | RegistryChange::Replica(..)
+            | RegistryChange::Promise(..)
+            | RegistryChange::Flushed(_)
+            | RegistryChange::TokenFloor(..)
+            | RegistryChange::LongestLease(_)
+            | RegistryChange::Truncating(..)
+            | RegistryChange::Lost(..)
+            | RegistryChange::Staged(..)
+            | RegistryChange::RetiredFlushed(_)
+            | RegistryChange::Built(..) => {}
         }
         Some(change)
     }
@@ -72,15 +94,10 @@ impl Disk {
     /// Loses what a crash loses.
     pub fn crash(&mut self, rng: &mut Rng) -> Survived {
         let survivors = rng.index(self.registry.writing.len() + 1);
-        let changes: Vec<_> = (0..survivors).filter_map(|_| self.sync_registry()).collect();
-        let cuts = changes.into_iter().filter_map(|change| match change {
-            RegistryChange::Cut(tablet, intent) => Some((tablet, intent.keep)),
-            _ => None,
-        });
-        let cuts = cuts.collect();
+        let changes = (0..survivors).filter_map(|_| self.sync_registry()).collect();
         self.registry.writing.clear();
         self.store.crash(rng);
-        Survived { records: self.log.crash(rng), cuts }
+        Survived { changes, records: self.log.crash(rng) }
     }
 }
 
@@ -122,6 +139,12 @@ impl TabletLog {
     #[must_use]
     pub fn end_at(&self, seq: Seq) -> Option<LogEnd> {
         if seq == self.base.pos.seq { Some(self.base) } else { self.get(seq).map(|entry| entry.end()) }
+    }
+
+    /// The first index that the log still has, or will have.
+    #[must_use]
+    pub fn first(&self) -> Seq {
+        self.base.pos.seq.next()
     }
 
     /// Entries behind `seq`.
@@ -168,6 +191,21 @@ impl Log {
         self.tablets.get(&tablet).map(TabletLog::end).unwrap_or_default()
     }
 
+    /// An empty log that goes on from `base`, in place of what there was.
+    pub fn begin(&mut self, tablet: TabletId, base: LogEnd) {
+        self.tablets.insert(tablet, TabletLog { base, entries: VecDeque::new() });
+    }
+
+    /// Whether records of a tablet are written and not synced.
+    #[must_use]
+    pub fn is_writing(&self, tablet: TabletId) -> bool {
+        self.written.iter().any(|record| record.tablet == tablet)
+    }
+
+    fn remove(&mut self, tablet: TabletId) {
+        self.tablets.remove(&tablet);
+    }
+
     /// Removes entries up to `upto`.
     pub fn purge(&mut self, tablet: TabletId, upto: Seq) {
         let Some(log) = self.tablets.get_mut(&tablet) else { return };
@@ -197,12 +235,12 @@ pub enum RegistryChange {
     Identity(ClusterId, ServerId),
     /// No timestamp at or below is issued by a later run.
     Bound(Hlc),
-    /// A copy that is new here.
+    /// A copy that is new here, in place of any that was.
     Replica(TabletId, Replica),
     /// A promise.
     Promise(TabletId, Epoch),
     /// Everything up to these positions was in the store before a flush began that has returned.
-    Flushed(Vec<(TabletId, Seq)>),
+    Flushed(Vec<(TabletId, ReplicaId, Seq)>),
     /// Tokens issued before this are not remembered: their entries are about to go.
     TokenFloor(TabletId, u64),
     /// The longest lease that was ever promised, in milliseconds.
@@ -213,6 +251,68 @@ pub enum RegistryChange {
     Lost(TabletId, Vec<Rc<Entry>>),
     /// A log ends where it was to; what was about to be done is done.
     Cut(TabletId, Intent),
+    /// What is to take a sealed tablet's place, or nothing any more.
+    Staged(TabletId, Option<(SealRecord, LogEnd)>),
+    /// Others take a tablet's place: all in one.
+    Switch(Switch),
+    /// Rows of retired tablets are in the store for good.
+    RetiredFlushed(Vec<TabletId>),
+    /// The logs of retired tablets go; whoever goes on from them knows their tokens no more.
+    RetiredForgotten(Vec<(TabletId, u64)>),
+    /// A copy is whole.
+    Built(Built),
+    /// A copy is to go: its rows are garbage, its log is nothing.
+    Tombstone(TabletId),
+    /// A copy is gone.
+    Forgotten(TabletId),
+}
+
+/// A copy that is whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Built {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// The copy.
+    pub replica: ReplicaId,
+    /// The last entry that its rows contain.
+    pub end: LogEnd,
+    /// Tokens issued before are known to the process that built it only.
+    pub token_floor_ms: u64,
+}
+
+/// A tablet whose place others take.
+#[derive(Clone, Debug)]
+pub struct Switch {
+    /// The tablet.
+    pub parent: TabletId,
+    /// The end of its log.
+    pub seal: LogEnd,
+    /// Those that take its place.
+    pub children: Vec<(TabletId, Replica)>,
+}
+
+/// A tablet that others have taken the place of, and whose log is needed.
+#[derive(Clone, Debug)]
+pub struct Retired {
+    /// The end of its log.
+    pub seal: LogEnd,
+    /// Rows up to here are in the store for good.
+    pub flushed: Seq,
+    /// What it went on from itself.
+    pub parent: Option<TabletId>,
+    /// Since when nothing but its tokens is needed, in microseconds; not on disk.
+    pub since_us: Option<u64>,
+}
+
+/// What a copy is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyState {
+    /// It has what its log says.
+    Active,
+    /// It is being built, for the nth time: range and log are garbage.
+    Building(u64),
+    /// It is to be cleared.
+    Tombstoned,
 }
 
 /// A log that is about to be cut.
@@ -231,6 +331,12 @@ pub struct Replica {
     pub id: ReplicaId,
     /// Its keys.
     pub range: KeyRange,
+    /// What it is.
+    pub state: CopyState,
+    /// The end of the parent's log that its own goes on from; zero for one without.
+    pub base: LogEnd,
+    /// The tablet whose log it goes on from.
+    pub parent: Option<TabletId>,
     /// Everything of a lower epoch is refused.
     pub promised: Epoch,
     /// Rows up to here are in the store for good.
@@ -250,6 +356,10 @@ pub struct Registry {
     pub bound: Hlc,
     /// Its copies.
     pub replicas: BTreeMap<TabletId, Replica>,
+    /// What is to take the place of sealed tablets.
+    pub staged: BTreeMap<TabletId, (SealRecord, LogEnd)>,
+    /// Tablets that are no more.
+    pub retired: BTreeMap<TabletId, Retired>,
     /// The longest lease that was ever promised, in milliseconds.
     pub longest_lease_ms: u64,
     /// What was dropped.
@@ -269,17 +379,44 @@ impl Registry {
         self.lost.get(&tablet).into_iter().flatten().map(|entry| entry.pos).collect()
     }
 
+    /// The retired tablets whose logs the log of a copy goes on from, oldest first.
+    #[must_use]
+    pub fn ancestors(&self, replica: &Replica) -> Vec<(TabletId, &Retired)> {
+        let mut ancestors = Vec::new();
+        let mut next = replica.parent;
+        while let Some((id, retired)) = next.and_then(|id| self.retired.get_key_value(&id)) {
+            ancestors.push((*id, retired));
+            next = retired.parent;
+        }
+        ancestors.reverse();
+        ancestors
+    }
+
+    /// Retired tablets that no copy here goes on from.
+    #[must_use]
+    pub fn without_heirs(&self) -> Vec<TabletId> {
+        let live = self.replicas.values().filter(|replica| replica.state == CopyState::Active);
+        let needed: Vec<TabletId> =
+            live.flat_map(|replica| self.ancestors(replica)).map(|(id, _)| id).collect();
+        self.retired.keys().filter(|id| !needed.contains(id)).copied().collect()
+    }
+
     fn take(&mut self, change: &RegistryChange) {
         match change {
             RegistryChange::Identity(cluster, server) => self.identity = Some((*cluster, *server)),
             RegistryChange::Bound(bound) => self.bound = self.bound.max(*bound),
             RegistryChange::LongestLease(ms) => self.longest_lease_ms = self.longest_lease_ms.max(*ms),
             RegistryChange::Replica(tablet, replica) => {
-                self.replicas.entry(*tablet).or_insert_with(|| replica.clone());
+                self.replicas.insert(*tablet, replica.clone());
             }
             RegistryChange::Flushed(positions) => {
-                for (tablet, seq) in positions {
-                    self.change(*tablet, |replica| replica.flushed = replica.flushed.max(*seq));
+                for (tablet, copy, seq) in positions {
+                    let is_it = |replica: &Replica| replica.id == *copy && replica.state == CopyState::Active;
+                    self.change(*tablet, |replica| {
+                        if is_it(replica) {
+                            replica.flushed = replica.flushed.max(*seq);
+                        }
+                    });
                 }
             }
             RegistryChange::Promise(tablet, epoch) => {
@@ -298,6 +435,77 @@ impl Registry {
                 self.lost.entry(*tablet).or_default().extend(entries.iter().cloned());
             }
             RegistryChange::Cut(tablet, _) => self.change(*tablet, |replica| replica.truncating = None),
+            RegistryChange::Staged(..)
+            | RegistryChange::Switch(_)
+            | RegistryChange::RetiredFlushed(_)
+            | RegistryChange::RetiredForgotten(_)
+            | RegistryChange::Built(..)
+            | RegistryChange::Tombstone(_)
+            | RegistryChange::Forgotten(_) => self.reshape(change),
+        }
+    }
+
+    /// Copies that come, go and are divided.
+    fn reshape(&mut self, change: &RegistryChange) {
+        match change {
+            RegistryChange::Staged(tablet, Some(staged)) => {
+                self.staged.insert(*tablet, staged.clone());
+            }
+            RegistryChange::Staged(tablet, None) => {
+                self.staged.remove(tablet);
+            }
+            RegistryChange::Switch(switch) => self.switch(switch),
+            RegistryChange::RetiredFlushed(tablets) => {
+                for (_, retired) in self.retired.iter_mut().filter(|(id, _)| tablets.contains(id)) {
+                    retired.flushed = retired.seal.pos.seq;
+                }
+            }
+            RegistryChange::RetiredForgotten(tablets) => {
+                tablets.iter().for_each(|(id, floor_ms)| self.forget_retired(*id, *floor_ms));
+            }
+            RegistryChange::Built(built) => self.change(built.tablet, |replica| {
+                if replica.id == built.replica {
+                    (replica.state, replica.flushed) = (CopyState::Active, built.end.pos.seq);
+                    replica.token_floor_ms = built.token_floor_ms;
+                }
+            }),
+            RegistryChange::Tombstone(tablet) => {
+                self.change(*tablet, |replica| replica.state = CopyState::Tombstoned);
+            }
+            RegistryChange::Forgotten(tablet) => {
+                self.replicas.remove(tablet);
+                self.staged.remove(tablet);
+            }
+            RegistryChange::Identity(..)
+            | RegistryChange::Bound(_)
+            | RegistryChange::Replica(..)
+            | RegistryChange::Promise(..)
+            | RegistryChange::Flushed(_)
+            | RegistryChange::TokenFloor(..)
+            | RegistryChange::LongestLease(_)
+            | RegistryChange::Truncating(..)
+            | RegistryChange::Lost(..)
+            | RegistryChange::Cut(..) => {}
+        }
+    }
+
+    fn switch(&mut self, switch: &Switch) {
+        if let Some(parent) = self.replicas.remove(&switch.parent) {
+            let (seal, flushed, since_us) = (switch.seal, parent.flushed, None);
+            self.retired.insert(switch.parent, Retired { seal, flushed, parent: parent.parent, since_us });
+        }
+        self.staged.remove(&switch.parent);
+        self.replicas.extend(switch.children.iter().cloned());
+    }
+
+    /// The log of a retired tablet is gone: nobody knows its tokens any more.
+    fn forget_retired(&mut self, id: TabletId, floor_ms: u64) {
+        let goes_on = |replica: &Replica| self.ancestors(replica).iter().any(|(older, _)| *older == id);
+        let heirs: Vec<TabletId> =
+            self.replicas.iter().filter(|(_, replica)| goes_on(replica)).map(|(heir, _)| *heir).collect();
+        self.retired.remove(&id);
+        for heir in heirs {
+            self.change(heir, |heir| heir.token_floor_ms = heir.token_floor_ms.max(floor_ms));
         }
     }
 
@@ -314,10 +522,12 @@ pub type Rows = BTreeMap<Bytes, BTreeMap<Hlc, Version>>;
 /// Something that was done to the rows.
 #[derive(Clone, Debug)]
 enum Deed {
-    /// The versions of an entry were put, or those that it takes back removed.
-    Applied(Rc<Entry>),
+    /// What of an entry lies in a range was put, or taken back by it.
+    Applied(Rc<Entry>, KeyRange),
     /// Exactly these versions were removed.
     Removed(Vec<(Hlc, RevertedRow)>),
+    /// Everything of a range was removed.
+    Cleared(KeyRange),
 }
 
 /// The rows of a server.
@@ -328,15 +538,42 @@ pub struct Store {
     taken: u64,
     /// What a flush has not taken yet, in order.
     recent: VecDeque<Deed>,
+    /// Rows that are durable already although they came after what a flush has not taken yet,
+    /// and how much came before them.
+    ingested: Vec<(u64, Rows)>,
     /// All of it, as readers see it.
     rows: Rows,
 }
 
 impl Store {
     /// Does what an entry says; again is no harm.
-    pub fn apply(&mut self, entry: &Rc<Entry>) {
-        fold(&mut self.rows, entry);
-        self.recent.push_back(Deed::Applied(Rc::clone(entry)));
+    pub fn apply(&mut self, entry: &Rc<Entry>, range: &KeyRange) {
+        fold(&mut self.rows, entry, range);
+        self.recent.push_back(Deed::Applied(Rc::clone(entry), range.clone()));
+    }
+
+    /// Removes everything of a range.
+    pub fn clear(&mut self, range: &KeyRange) {
+        clear(&mut self.rows, range);
+        self.recent.push_back(Deed::Cleared(range.clone()));
+    }
+
+    /// Puts rows in that are durable at once, whatever came before is not.
+    pub fn ingest(&mut self, rows: &Rows) {
+        put(&mut self.rows, rows);
+        put(&mut self.flushed, rows);
+        self.ingested.push((self.mark(), rows.clone()));
+    }
+
+    /// All versions of a range at or below a timestamp.
+    #[must_use]
+    pub fn snapshot(&self, range: &KeyRange, upto: Hlc) -> Rows {
+        let inside = self.rows.iter().filter(|(key, _)| range.contains(key));
+        let old = |versions: &BTreeMap<Hlc, Version>| {
+            versions.range(..=upto).map(|(ts, version)| (*ts, version.clone())).collect()
+        };
+        let rows = inside.map(|(key, versions)| (key.clone(), old(versions)));
+        rows.filter(|(_, versions): &(Bytes, BTreeMap<Hlc, Version>)| !versions.is_empty()).collect()
     }
 
     /// Removes exactly these versions.
@@ -380,9 +617,13 @@ impl Store {
             let Some(deed) = self.recent.pop_front() else { return };
             self.taken += 1;
             match deed {
-                Deed::Applied(entry) => fold(&mut self.flushed, &entry),
+                Deed::Applied(entry, range) => fold(&mut self.flushed, &entry, &range),
                 Deed::Removed(versions) => remove(&mut self.flushed, &versions),
+                Deed::Cleared(range) => clear(&mut self.flushed, &range),
             }
+            // What was ingested later stands above.
+            self.ingested.retain(|(before, _)| *before >= self.taken);
+            self.ingested.iter().for_each(|(_, rows)| put(&mut self.flushed, rows));
         }
     }
 
@@ -391,15 +632,17 @@ impl Store {
         let survivors = if rng.chance(700) { 0 } else { rng.index(self.recent.len() + 1) };
         self.flushed(self.taken + survivors as u64);
         self.recent.clear();
+        self.ingested.clear();
         self.rows = self.flushed.clone();
     }
 }
 
-/// What an entry leaves in the rows. Ranges stay below the bound up to which they are
+/// What an entry leaves in the rows of a range. Ranges stay below the bound up to which they are
 /// expanded, so that an entry names every version it puts.
-pub fn fold(rows: &mut Rows, entry: &Entry) {
+pub fn fold(rows: &mut Rows, entry: &Entry, range: &KeyRange) {
     for change in entry.changes() {
         match change {
+            Change::Put { key, .. } if !range.contains(key) => {}
             Change::Put { key, body, expires_ms } => {
                 let version = Version { ts: entry.ts, body: body.clone(), expires_ms: *expires_ms };
                 rows.entry(key.clone()).or_default().insert(entry.ts, version);
@@ -410,6 +653,17 @@ pub fn fold(rows: &mut Rows, entry: &Entry) {
     for target in entry.reverts() {
         let versions: Vec<_> = target.rows.iter().map(|row| (target.ts, row.clone())).collect();
         remove(rows, &versions);
+    }
+}
+
+fn clear(rows: &mut Rows, range: &KeyRange) {
+    rows.retain(|key, _| !range.contains(key));
+}
+
+fn put(rows: &mut Rows, more: &Rows) {
+    for (key, versions) in more {
+        let known = rows.entry(key.clone()).or_default();
+        known.extend(versions.iter().map(|(ts, version)| (*ts, version.clone())));
     }
 }
 

@@ -7,7 +7,7 @@ use super::network::{Address, Message, Network};
 use super::rng::Rng;
 use crate::invariants::{Observation, Watch};
 use crate::oracle::History;
-use ebla_kernel::ids::{ReplicaId, ServerId, TabletId, Tick};
+use ebla_kernel::ids::{Attempt, ReplicaId, ServerId, TabletId, Tick};
 use ebla_kernel::meta::State;
 use ebla_kernel::range::KeyRange;
 use std::collections::BTreeMap;
@@ -70,8 +70,8 @@ pub struct Route {
     pub copies: BTreeMap<ReplicaId, usize>,
     /// Which of them are in sync.
     pub in_sync: Vec<ReplicaId>,
-    /// How many disks can be lost while the table goes on by itself.
-    pub spare: u32,
+    /// No attempt up to this one to retire it will be committed.
+    pub aborted: Attempt,
 }
 
 impl Route {
@@ -109,10 +109,7 @@ impl Directory {
                 .filter_map(|replica| Some((replica.id, *servers.get(&replica.server)?)))
                 .collect(),
             in_sync: tablet.in_sync.iter().copied().collect(),
-            spare: state.table(tablet.table).map_or(0, |table| {
-                let (r, d) = (u32::from(table.spec.replicas), u32::from(table.spec.min_in_sync));
-                (d - 1).min(r - d)
-            }),
+            aborted: tablet.aborted,
         };
         Self { routes: state.tablets().map(route).collect(), servers }
     }
@@ -143,6 +140,8 @@ pub struct Env {
     pub directory: Directory,
     /// The metadata changed since somebody looked.
     pub metadata_changed: bool,
+    /// Somebody serves that did not before.
+    pub leases_changed: bool,
     /// A server has just ended in good order.
     pub has_stopped: bool,
     /// Hash over everything that happened.
@@ -166,6 +165,7 @@ impl Env {
             history: History::default(),
             directory: Directory::default(),
             metadata_changed: false,
+            leases_changed: false,
             has_stopped: false,
             trace: 0,
             log: None,

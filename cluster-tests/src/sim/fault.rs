@@ -77,6 +77,20 @@ pub struct Profile {
     pub wipe: Option<(SpanUs, WipeBudget)>,
     /// Pause between two power losses of everything; none without them.
     pub blackout_us: Option<SpanUs>,
+    /// Pause between two wishes for splits; none without them.
+    pub split_us: Option<SpanUs>,
+    /// Pause between two wishes for moves; none without them.
+    pub move_us: Option<SpanUs>,
+    /// Pause between two cancels of whatever job is under way; none without them.
+    pub cancel_us: Option<SpanUs>,
+    /// Whether copies that are lost or behind are built anew.
+    pub repairs: bool,
+    /// After how long the copies of a server that is away are built elsewhere; none: never.
+    pub replace_after_ms: Option<u64>,
+    /// How long the log of a retired tablet stays for its tokens.
+    pub retired_us: u64,
+    /// Of 1,000 looks at a log, how many find it so full that other copies lose.
+    pub log_full_pm: u64,
 }
 
 /// How many disks may be lost.
@@ -128,6 +142,7 @@ impl Profile {
     pub fn draw(rng: &mut Rng) -> Self {
         let maybe = |rng: &mut Rng, span: SpanUs| rng.chance(600).then_some(span);
         let servers = [1, 2, 3, 3, 3, 3, 4, 5][rng.index(8)];
+        let reshapes = rng.chance(400);
         let spec = draw_spec(rng, servers);
         let failover = (spec.replicas >= 3 && rng.chance(300))
             .then_some(((SECOND_US, 4 * SECOND_US), WipeBudget::Within));
@@ -167,6 +182,13 @@ impl Profile {
             slow_task_pm: [0, 20, 200][rng.index(3)],
             slow_task_us: (1_000, 800_000),
             log_entries_max: [5, 50, 100_000][rng.index(3)],
+            split_us: (reshapes && rng.chance(750)).then_some((50_000, 400_000 << rng.below(3))),
+            move_us: (reshapes && rng.chance(500)).then_some((100_000, 2 * SECOND_US)),
+            cancel_us: (reshapes && rng.chance(300)).then_some((100_000, 2 * SECOND_US)),
+            repairs: reshapes,
+            replace_after_ms: rng.chance(300).then_some(2_500),
+            retired_us: [100_000, SECOND_US, 3 * SECOND_US][rng.index(3)],
+            log_full_pm: [0, 0, 100][rng.index(3)],
         }
     }
 
@@ -190,6 +212,8 @@ impl Profile {
         self.sleep_us = None;
         self.wipe = None;
         self.blackout_us = None;
+        (self.split_us, self.move_us, self.cancel_us) = (None, None, None);
+        self.log_full_pm = 0;
         self.deadline_ms = (1_000, 2_000);
         self.wall_jump_us = None;
         self.slow_task_pm = 0;

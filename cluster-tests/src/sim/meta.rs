@@ -6,14 +6,17 @@
 
 use super::clock::{EPOCH_MS, tick};
 use super::env::{Directory, Env, Event};
-use super::network::{Address, Assignment, FenceAnswers, Message, Registration, Welcome};
+use super::network::{Address, Assignment, Assignments, FenceAnswers, Message, Registration, Welcome};
 use crate::invariants::Observation;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{DiskGeneration, Generation, Incarnation, ServerId, ServerRun, TabletId};
+use ebla_kernel::ids::{
+    Attempt, DiskGeneration, Epoch, Generation, Incarnation, ServerId, ServerRun, TabletId,
+};
 use ebla_kernel::meta::{
-    Changes, ClusterId, Command, Control, Effect, GaveUp, InSyncChange, Input, NewTablet, RegisterServer,
-    Rejection, Reply, State, apply, state_hash,
+    Changes, ClusterId, Command, Control, Effect, GaveUp, InSyncChange, Input, Job, JobEnd, JobKind,
+    JobState, NewTablet, Origin, RegisterServer, Rejection, Reply, Settings, State, Tablet, Wish, apply,
+    state_hash,
 };
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::{Membership, Proposal};
@@ -31,6 +34,7 @@ enum Waits {
     Nobody,
     Registration(Registration),
     Proposals(ServerRun, Vec<(TabletId, Proposal)>),
+    Commit(ServerRun, TabletId, Epoch, Attempt),
 }
 
 /// Something that happens inside a run of the node.
@@ -49,6 +53,20 @@ pub struct MetaNode {
     hash: u64,
     runs: u64,
     run: Option<Run>,
+    /// Assignments that were sent.
+    assigned: u64,
+    wishes: Wishes,
+}
+
+/// What became of wishes, for whoever looks whether the world does anything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wishes {
+    /// Splits that were committed.
+    pub splits: u64,
+    /// Copies that took the place of others.
+    pub moves: u64,
+    /// Jobs that came to nothing.
+    pub aborts: u64,
 }
 
 /// A server that is connected.
@@ -74,7 +92,32 @@ impl MetaNode {
     /// A node with an empty log.
     #[must_use]
     pub fn new() -> Self {
-        Self { log: Vec::new(), hash: 0, runs: 0, run: None }
+        let (log, wishes) = (Vec::new(), Wishes::default());
+        Self { log, hash: 0, runs: 0, run: None, assigned: 0, wishes }
+    }
+
+    /// What became of wishes.
+    #[must_use]
+    pub fn wishes(&self) -> Wishes {
+        self.wishes
+    }
+
+    /// The state of the present run.
+    #[must_use]
+    pub fn state(&self) -> Option<&State> {
+        self.run.as_ref().map(|run| &run.state)
+    }
+
+    /// Whether no job is under way, and every tablet has as many copies as it wants.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let Some(run) = &self.run else { return false };
+        let state = &run.state;
+        let is_whole = |tablet: &Tablet| {
+            let wanted = state.table(tablet.table).map_or(0, |table| usize::from(table.spec.replicas));
+            tablet.moving.is_none() && tablet.replicas.len() == wanted
+        };
+        !state.jobs().any(Job::is_running) && state.tablets().all(is_whole)
     }
 
     /// Whether it runs.
@@ -86,7 +129,9 @@ impl MetaNode {
     /// Starts a run: applies the log again and leads.
     pub fn start(&mut self, env: &mut Env) {
         self.runs += 1;
-        let mut run = Run { number: self.runs, ..Run::default() };
+        let settings =
+            Settings { replaces_copies: env.profile.repairs, replace_after_ms: env.profile.replace_after_ms };
+        let mut run = Run { number: self.runs, control: Control::new(settings), ..Run::default() };
         for (index, bytes) in self.log.iter().enumerate() {
             let command = Command::decode(bytes).expect("it was written by this version");
             apply(&mut run.state, index as u64 + 1, command);
@@ -144,7 +189,27 @@ impl MetaNode {
                     self.propose(env, command, Waits::Proposals(run, proposals));
                 }
             }
+            Message::Behind { run, copies } => {
+                if self.hears(env, run) {
+                    self.step(env, Input::Behind { server: run.server, copies });
+                }
+            }
+            Message::ProposeSplit { run, commit } => {
+                if self.hears(env, run) {
+                    let waits = Waits::Commit(run, commit.tablet, commit.epoch, commit.attempt);
+                    let (proposer, time_ms) = ((run.server, run.incarnation), EPOCH_MS + env.now_us / 1_000);
+                    self.propose(
+                        env,
+                        Command::CommitSplit { proposer, commits: vec![commit], time_ms },
+                        waits,
+                    );
+                }
+            }
             Message::Registered(_)
+            | Message::SplitRefused { .. }
+            | Message::Seal(_)
+            | Message::Fetch(_)
+            | Message::Shipment(_)
             | Message::Superseded { .. }
             | Message::SessionOver(_)
             | Message::Fences(_)
@@ -188,6 +253,66 @@ impl MetaNode {
         }
         let (tablet, replica) = (tablet.id, members[env.rng.index(members.len())]);
         self.step(env, Input::Transfer { tablet, replica });
+    }
+
+    /// Somebody wants a tablet of chance split at a row of chance, or at two.
+    pub fn wish_split(&mut self, env: &mut Env) {
+        let Some(run) = &self.run else { return };
+        let mut rows: Vec<u64> = (0..1 + env.rng.below(2)).map(|_| env.rng.below(env.profile.keys)).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let key = |n: &u64| match n % 3 {
+            0 => super::workload::counter_key(*n),
+            _ => super::workload::row_key(*n),
+        };
+        let keys: Vec<Bytes> = rows.iter().map(key).collect();
+        let is_home = |tablet: &&Tablet| keys.first().is_some_and(|key| tablet.range.contains(key));
+        let Some(home) = run.state.tablets().find(is_home) else { return };
+        let tablet = home.id;
+        let at = keys.iter().filter(|key| home.range.contains(key)).cloned().collect();
+        self.wish(env, Wish::Split { tablet, at });
+    }
+
+    /// Somebody wants a copy of a tablet of chance on another server.
+    pub fn wish_move(&mut self, env: &mut Env) {
+        let Some(run) = &self.run else { return };
+        let victim = env.rng.index(run.state.tablet_count().max(1));
+        let Some(tablet) = run.state.tablets().nth(victim) else { return };
+        let from: Vec<ServerId> = tablet.replicas.iter().map(|replica| replica.server).collect();
+        let servers = run.state.servers().map(|server| server.id);
+        let to: Vec<ServerId> = servers.filter(|server| !from.contains(server)).collect();
+        if to.is_empty() {
+            return;
+        }
+        let (from, to) = (from[env.rng.index(from.len())], to[env.rng.index(to.len())]);
+        let tablet = tablet.id;
+        self.wish(env, Wish::Move { tablet, from, to });
+    }
+
+    /// Starts a job, for a person or for the cluster itself.
+    pub fn wish(&mut self, env: &mut Env, wish: Wish) {
+        let origin = if env.rng.chance(500) { Origin::Operator } else { Origin::Automatic };
+        env.say(|| format!("somebody wants {wish:?}, {origin:?}"));
+        let time_ms = EPOCH_MS + env.now_us / 1_000;
+        self.propose(env, Command::StartJob { wish, origin, time_ms }, Waits::Nobody);
+    }
+
+    /// Puts a command into the log that nobody waits for.
+    pub fn command(&mut self, env: &mut Env, command: Command) {
+        self.propose(env, command, Waits::Nobody);
+    }
+
+    /// Somebody gives up a job that is under way.
+    pub fn cancel(&mut self, env: &mut Env) {
+        let Some(run) = &self.run else { return };
+        let running: Vec<_> = run.state.jobs().filter(|job| job.is_running()).map(|job| job.id).collect();
+        if running.is_empty() {
+            return;
+        }
+        let job = running[env.rng.index(running.len())];
+        env.say(|| format!("somebody cancels {job}"));
+        let (end, time_ms) = (JobEnd::Cancelled, EPOCH_MS + env.now_us / 1_000);
+        self.propose(env, Command::EndJob { job, attempt: None, end, time_ms }, Waits::Nobody);
     }
 
     /// Raises the epoch of a tablet of chance, whoever leads it.
@@ -288,8 +413,10 @@ impl MetaNode {
         let mut answered = Vec::new();
         let mut all = Vec::new();
         for (command, waits) in std::mem::take(&mut run.writing) {
+            env.say(|| format!("meta applies {command:?}"));
             self.log.push(command.encode());
             let (reply, changes) = apply(&mut run.state, self.log.len() as u64, command);
+            self.wishes.count(&run.state, &changes);
             env.observe(&Observation::Metadata(&run.state));
             all.push(changes);
             answered.push((reply, waits));
@@ -322,6 +449,12 @@ impl MetaNode {
                     }
                 }
             }
+            (Waits::Commit(name, tablet, epoch, attempt), Reply::Rejected(why)) => {
+                env.say(|| format!("meta refuses {attempt} of {tablet}: {why}"));
+                let Some(place) = env.directory.servers.get(&name.server).copied() else { return };
+                let message = Message::SplitRefused { run: name, tablet, epoch, attempt };
+                env.send(Address::Meta, Address::Server(place), message);
+            }
             _ => {}
         }
     }
@@ -336,7 +469,11 @@ impl MetaNode {
         let same = record.is_some_and(|record| record.epoch == epoch && record.config_version == version);
         let message = match assignment(&run.state, tablet, name.server) {
             _ if same => Message::ProposalRefused { run: name, tablet, epoch, version },
-            Some(assignment) => Message::Assignments(vec![assignment]),
+            Some(assignment) => {
+                self.assigned += 1;
+                let (number, assignments, removed) = (self.assigned, vec![assignment], Vec::new());
+                Message::Assignments(Assignments { run: name, number, full: false, assignments, removed })
+            }
             None => return,
         };
         env.send(Address::Meta, Address::Server(place), message);
@@ -376,16 +513,23 @@ impl MetaNode {
         let address = |server| run.sessions.get(&server).map(|session| Address::Server(session.place));
         match effect {
             Effect::Propose(command) => self.propose(env, command, Waits::Nobody),
-            Effect::SendSeal { .. } => unreachable!("nobody splits a tablet here"),
+            Effect::SendSeal { server, order } => {
+                let Some(to) = address(server) else { return };
+                env.send(Address::Meta, to, Message::Seal(order));
+            }
             Effect::SendFences { server, fences } => {
                 let Some(to) = address(server) else { return };
                 env.send(Address::Meta, to, Message::Fences(fences));
             }
-            Effect::SendAssignments { server, tablets, .. } => {
+            Effect::SendAssignments { server, full, tablets, removed } => {
                 let Some(to) = address(server) else { return };
+                let incarnation = run.sessions.get(&server).map_or(Incarnation(0), |held| held.incarnation);
                 let assignment = |id: &TabletId| assignment(&run.state, *id, server);
                 let assignments = tablets.iter().filter_map(assignment).collect();
-                env.send(Address::Meta, to, Message::Assignments(assignments));
+                self.assigned += 1;
+                let (name, number) = (ServerRun { server, incarnation }, self.assigned);
+                let message = Assignments { run: name, number, full, assignments, removed };
+                env.send(Address::Meta, to, Message::Assignments(message));
             }
             Effect::SendTransfer { server, tablet, epoch, replica } => {
                 let Some(to) = address(server) else { return };
@@ -401,6 +545,21 @@ impl MetaNode {
 impl Default for MetaNode {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Wishes {
+    fn count(&mut self, state: &State, changes: &Changes) {
+        for job in changes.jobs.iter().filter_map(|id| state.job(*id)) {
+            match (job.state, &job.kind) {
+                (JobState::Running, _) => {}
+                (JobState::Done, JobKind::Split(_)) => self.splits += 1,
+                (JobState::Done, JobKind::Move(_)) => self.moves += 1,
+                // Nobody wishes for one here.
+                (JobState::Done, JobKind::Merge(_)) => {}
+                (JobState::Failed | JobState::Cancelled, _) => self.aborts += 1,
+            }
+        }
     }
 }
 
@@ -444,5 +603,8 @@ fn assignment(state: &State, id: TabletId, server: ServerId) -> Option<Assignmen
         shrink_floor: u8::try_from(spec.in_sync_min()).unwrap_or(u8::MAX),
         min_in_sync: spec.min_in_sync,
         appointed_ts: tablet.appointed_ts,
+        is_in_sync: tablet.in_sync.contains(&replica.id),
+        parent: tablet.parents.first().copied(),
+        aborted: tablet.aborted,
     })
 }

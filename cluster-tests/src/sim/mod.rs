@@ -13,7 +13,10 @@
 //! Not simulated here: threads (a shell's stages are events), the masters' Raft group (one
 //! node with a synced log), RocksDB and raft-engine (models that lose what those may lose).
 
+mod assigning;
 pub mod clock;
+pub mod copying;
+pub mod directed;
 pub mod disk;
 pub mod env;
 pub mod fault;
@@ -21,10 +24,12 @@ pub mod meta;
 pub mod network;
 pub mod pipeline;
 pub mod promises;
+mod removal;
 pub mod replication;
 pub mod requests;
 pub mod rng;
 pub mod server;
+mod succession;
 #[cfg(feature = "mutations")]
 mod suit;
 pub mod truncation;

@@ -7,13 +7,14 @@
 //! mostly keep their order, as on a stream; a lost one means that the stream broke, and its
 //! sender is told when there is a new one.
 
+use super::copying::{Fetch, Shipment};
 use super::fault::NetworkFaults;
 use super::rng::Rng;
 use crate::oracle::Session;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    ConfigVersion, DiskGeneration, Epoch, Incarnation, ReplicaId, ServerId, ServerRun, TabletId,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Incarnation, ReplicaId, ServerId, ServerRun, TabletId,
 };
 use ebla_kernel::lease::Promised;
 use ebla_kernel::meta;
@@ -21,6 +22,7 @@ use ebla_kernel::op::{AckLevel, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::{Answer, Membership, PeerInput, Proposal};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 /// Who sends and receives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -54,6 +56,37 @@ pub enum Message {
         /// Every leader's process that it has not heard for a while.
         leaders: BTreeSet<(ServerId, Incarnation)>,
     },
+    /// A server says which copies of tablets that it leads its log cannot bring up.
+    Behind {
+        /// Its run.
+        run: ServerRun,
+        /// They, and the epochs in which they were found behind.
+        copies: Vec<(TabletId, Epoch, ReplicaId)>,
+    },
+    /// The leader of a sealed tablet asks for the commit of its split.
+    ProposeSplit {
+        /// Its run.
+        run: ServerRun,
+        /// What.
+        commit: meta::SplitCommit,
+    },
+    /// The metadata refuses a commit for good.
+    SplitRefused {
+        /// Whom.
+        run: ServerRun,
+        /// The tablet.
+        tablet: TabletId,
+        /// The epoch.
+        epoch: Epoch,
+        /// The attempt.
+        attempt: Attempt,
+    },
+    /// The metadata wants a tablet sealed.
+    Seal(meta::SealOrder),
+    /// A server asks for the rows of a copy.
+    Fetch(Fetch),
+    /// Rows for a copy.
+    Shipment(Rc<Shipment>),
     /// A server asks for changes of in-sync sets that it leads.
     Propose {
         /// Its run.
@@ -93,7 +126,7 @@ pub enum Message {
     /// The metadata asks for promises.
     Fences(Vec<meta::Fence>),
     /// The metadata tells which copies a server holds, and who leads them.
-    Assignments(Vec<Assignment>),
+    Assignments(Assignments),
     /// A copy speaks to another.
     Peer {
         /// The tablet.
@@ -164,6 +197,21 @@ pub struct FenceAnswers {
     pub answers: Vec<meta::FenceAnswer>,
 }
 
+/// What a server holds.
+#[derive(Clone, Debug)]
+pub struct Assignments {
+    /// The process that is meant.
+    pub run: ServerRun,
+    /// Rises with every message.
+    pub number: u64,
+    /// Whether these are all.
+    pub full: bool,
+    /// Its copies.
+    pub assignments: Vec<Assignment>,
+    /// Tablets of which it holds no copy any more.
+    pub removed: Vec<TabletId>,
+}
+
 /// A copy of a tablet on a server.
 #[derive(Clone, Debug)]
 pub struct Assignment {
@@ -187,6 +235,12 @@ pub struct Assignment {
     pub min_in_sync: u8,
     /// A floor for the leader's clock.
     pub appointed_ts: Hlc,
+    /// Whether the copy is in sync.
+    pub is_in_sync: bool,
+    /// What the tablet was made of.
+    pub parent: Option<meta::Parent>,
+    /// No attempt up to this one to retire the tablet will be committed.
+    pub aborted: Attempt,
 }
 
 /// A client's request.
@@ -250,6 +304,8 @@ pub enum RequestBody {
 pub struct Response {
     /// The operation in the history.
     pub op: usize,
+    /// The tablet that it went to.
+    pub tablet: TabletId,
     /// The epoch whose leader answers; none for a copy that does not lead.
     pub epoch: Option<Epoch>,
     /// What it says.

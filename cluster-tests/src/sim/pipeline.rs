@@ -6,7 +6,7 @@ use super::env::Env;
 use super::server::{Copy, Internal, Server};
 use crate::invariants::Observation;
 use ebla_kernel::entry::{Entry, Payload};
-use ebla_kernel::ids::{Epoch, Seq, TabletId};
+use ebla_kernel::ids::{Epoch, ReplicaId, Seq, TabletId};
 use ebla_kernel::mutated;
 use ebla_kernel::op::Token;
 use ebla_kernel::tablet::{ApplyWhen, Input};
@@ -33,6 +33,14 @@ enum When {
     Own(ApplyWhen),
     /// A copied one: when it is told.
     Told,
+}
+
+impl LogStage {
+    /// Whether entries of a tablet are on their way.
+    #[must_use]
+    pub fn has(&self, tablet: TabletId) -> bool {
+        self.waiting.iter().any(|(record, _)| record.tablet == tablet)
+    }
 }
 
 impl Server {
@@ -181,9 +189,10 @@ impl Server {
 
     fn apply_entry(&mut self, env: &mut Env, tablet: TabletId, entry: &Rc<Entry>) {
         let Some(run) = &mut self.run else { return };
+        let Some(copy) = run.copies.get(&tablet) else { return };
         env.observe(&Observation::Applied { tablet, server: self.index, entry });
         run.cache.change_begins(entry);
-        self.disk.store.apply(entry);
+        self.disk.store.apply(entry, copy.core.range());
         run.cache.change_ends(entry);
     }
 
@@ -226,49 +235,70 @@ impl Server {
             run.copies.values().filter(is_whole).map(position).collect();
         let mark = self.disk.store.mark();
         if mutated!(FlushedBeforeFlush) {
-            let positions = positions.iter().map(|(id, seq, _)| (*id, *seq)).collect();
-            self.write_registry(env, RegistryChange::Flushed(positions));
+            self.record_flushed(env, &positions);
         }
+        let retired = self.retired_unflushed();
         let delay = env.rng.between(env.profile.disk.flush_us);
-        self.after(env, delay, Internal::FlushReturns { mark, positions });
+        self.after(env, delay, Internal::FlushReturns { mark, positions, retired });
     }
 
-    pub(super) fn flush_returns(&mut self, env: &mut Env, mark: u64, positions: Vec<(TabletId, Seq, u64)>) {
+    /// A flush has returned. What is retired counts as durable before its children do.
+    pub(super) fn flush_returns(
+        &mut self,
+        env: &mut Env,
+        mark: u64,
+        positions: Vec<(TabletId, Seq, u64)>,
+        retired: Vec<TabletId>,
+    ) {
         self.disk.store.flushed(mark);
+        if !retired.is_empty() {
+            self.write_registry(env, RegistryChange::RetiredFlushed(retired));
+        }
         let Some(run) = &self.run else { return };
         // A cut since then has taken rows away that this flush may have kept.
         let is_true = |(id, _, cuts): &&(TabletId, Seq, u64)| {
             run.copies.get(id).is_some_and(|copy| copy.cuts == *cuts) || mutated!(FlushedOverCut)
         };
-        let positions = positions.iter().filter(is_true).map(|(id, seq, _)| (*id, *seq)).collect();
-        self.write_registry(env, RegistryChange::Flushed(positions));
+        let positions: Vec<_> = positions.iter().filter(is_true).copied().collect();
+        self.record_flushed(env, &positions);
+        self.release_retired(env);
         let delay = env.rng.between(env.profile.disk.flush_every_us);
         self.after(env, delay, Internal::FlushBegins);
     }
 
     /// Purges logs that are above their size, once the floor of their tokens is durable: never
     /// what is not safe, and never what another copy lacks.
-    pub(super) fn flushed(&mut self, env: &mut Env, positions: &[(TabletId, Seq)]) {
-        for (id, flushed) in positions {
+    pub(super) fn flushed(&mut self, env: &mut Env, positions: &[(TabletId, ReplicaId, Seq)]) {
+        for (id, replica, flushed) in positions {
             let lacked = self.lacked(env, *id);
             let Some(run) = &mut self.run else { return };
-            let (Some(copy), Some(log)) = (run.copies.get(id), self.disk.log.tablet(*id)) else { continue };
+            let copy = run.copies.get(id).filter(|copy| copy.core.replica() == *replica);
+            let (Some(copy), Some(log)) = (copy, self.disk.log.tablet(*id)) else { continue };
             let safe = lacked.min(copy.core.safe());
             let upto = if mutated!(PurgeUnchecked) { *flushed } else { safe.min(*flushed) };
             if log.entries.len() <= env.profile.log_entries_max || run.purging.contains_key(id) {
                 continue;
             }
             let purged = log.entries.iter().take_while(|entry| entry.seq() <= upto);
-            let floor_ms = purged.filter_map(|entry| token(entry)).map(|token| token.issued_ms + 1).max();
-            let floor_ms = floor_ms.filter(|_| !mutated!(TokenFloorForgotten)).unwrap_or_default();
+            let floor_ms = floor_above(purged.map(|entry| &**entry));
+            let floor_ms = if mutated!(TokenFloorForgotten) { 0 } else { floor_ms };
             run.purging.insert(*id, upto);
             self.write_registry(env, RegistryChange::TokenFloor(*id, floor_ms));
         }
     }
 
-    /// Up to where every other copy has the log. A real server knows it of those in sync and
-    /// rebuilds the others, which this version cannot yet; so the simulator looks.
-    fn lacked(&self, env: &Env, id: TabletId) -> Seq {
+    fn record_flushed(&mut self, env: &mut Env, positions: &[(TabletId, Seq, u64)]) {
+        let Some(run) = &self.run else { return };
+        let named =
+            |(id, seq, _): &(TabletId, Seq, u64)| Some((*id, run.copies.get(id)?.core.replica(), *seq));
+        let positions = positions.iter().filter_map(named).collect();
+        self.write_registry(env, RegistryChange::Flushed(positions));
+    }
+
+    /// Up to where the log may go as far as other copies are concerned. Of those in sync a real
+    /// leader knows what they have, and other copies keep what is younger than the token window;
+    /// the simulator looks. Where copies are not built anew, none may ever lack what goes.
+    fn lacked(&self, env: &mut Env, id: TabletId) -> Seq {
         let Some(route) = env.directory.route(id) else { return Seq(0) };
         let story = env.watch.oracle.story(id);
         let own = story.end_of(self.index);
@@ -277,7 +307,13 @@ impl Server {
             log.and_then(|log| log.iter().rev().find(|pos| story.contains(own, **pos)))
                 .map_or(Seq(0), |pos| pos.seq)
         };
-        route.copies.values().map(common).min().unwrap_or(Seq(0))
+        let in_sync = |id: &ReplicaId| route.in_sync.contains(id);
+        let all = route.copies.values().map(common).min();
+        let counted =
+            route.copies.iter().filter(|(id, _)| in_sync(id)).map(|(_, server)| common(server)).min();
+        // Above the size limit the copies that are not in sync lose: they are built anew.
+        let is_full = env.profile.repairs && env.rng.chance(env.profile.log_full_pm);
+        if is_full { counted } else { all }.unwrap_or(Seq(0))
     }
 
     pub(super) fn purge(&mut self, env: &mut Env, id: TabletId, floor_ms: u64) {
@@ -287,6 +323,11 @@ impl Server {
             self.disk.log.purge(id, upto);
         }
     }
+}
+
+/// Above every token of these entries.
+pub fn floor_above<'a>(entries: impl Iterator<Item = &'a Entry>) -> u64 {
+    entries.filter_map(token).map(|token| token.issued_ms + 1).max().unwrap_or_default()
 }
 
 fn token(entry: &Entry) -> Option<Token> {

@@ -146,6 +146,20 @@ impl Server {
             ids.iter().for_each(|id| self.step(env, *id, Input::Silent { server }));
         }
         env.send(self.address(), Address::Meta, Message::Silent { run: name, leaders });
+        self.report_behind(env, name);
+    }
+
+    /// Which copies this server cannot bring up from its log.
+    fn report_behind(&self, env: &mut Env, name: ServerRun) {
+        let Some(run) = &self.run else { return };
+        let of = |copy: &Copy| {
+            let epoch = copy.core.serving()?;
+            Some(copy.core.behind().map(|to| (copy.core.id(), epoch, to)).collect::<Vec<_>>())
+        };
+        let copies: Vec<_> = run.copies.values().filter_map(of).flatten().collect();
+        if !copies.is_empty() {
+            env.send(self.address(), Address::Meta, Message::Behind { run: name, copies });
+        }
     }
 
     /// A leader's server asks for a promise.

@@ -35,7 +35,9 @@ impl Server {
         let most = env.profile.frame_entries_max;
         let entries: Option<Vec<Entry>> = self.entries(id, from, upto, most);
         let Some(entries) = entries else {
-            self.step(env, id, Input::StreamFailed { to });
+            let is_purged = self.disk.log.tablet(id).is_some_and(|log| from < log.first());
+            let failed = if is_purged { Input::Purged { to } } else { Input::StreamFailed { to } };
+            self.step(env, id, failed);
             return;
         };
         let sent = entries.last().map_or(Seq(from.0 - 1), Entry::seq);

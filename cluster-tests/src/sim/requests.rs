@@ -75,6 +75,8 @@ pub enum Task {
 pub struct Cache {
     rows: BTreeMap<Bytes, Option<Version>>,
     changes: BTreeMap<Bytes, u64>,
+    /// How often all of it was forgotten.
+    forgotten: u64,
 }
 
 impl Cache {
@@ -92,8 +94,14 @@ impl Cache {
         }
     }
 
+    /// Rows came or went otherwise than by entries.
+    pub fn forget(&mut self) {
+        self.rows.clear();
+        self.forgotten += 1;
+    }
+
     fn changes(&self, key: &Bytes) -> u64 {
-        self.changes.get(key).copied().unwrap_or_default()
+        self.changes.get(key).copied().unwrap_or_default() + self.forgotten
     }
 
     /// Takes what a reader found, unless the row changed since before the reading.
@@ -118,6 +126,12 @@ fn keys(entry: &Entry) -> impl Iterator<Item = &Bytes> {
 }
 
 impl Server {
+    pub(super) fn forget_cached(&mut self) {
+        if let Some(run) = &mut self.run {
+            run.cache.forget();
+        }
+    }
+
     pub(super) fn request(&mut self, env: &mut Env, request: Request) {
         let now = self.now(env);
         let lease = self.run.as_ref().and_then(|run| run.lease(now, request.tablet));
@@ -197,7 +211,7 @@ impl Server {
         };
         let version = self.disk.store.newest(key, at).cloned();
         let reply = Reply::Row { version, at: Some(at) };
-        let response = Response { op: request.op, epoch: None, reply };
+        let response = Response { op: request.op, tablet: request.tablet, epoch: None, reply };
         env.send(self.address(), Address::Client(request.client), Message::Response(response));
         Some(())
     }
@@ -395,14 +409,14 @@ impl Server {
             }
             None => Reply::Answer(Answer::Refused(Refusal::NoLease)),
         };
-        let response = Response { op: request.op, epoch: lease, reply };
+        let response = Response { op: request.op, tablet: request.tablet, epoch: lease, reply };
         env.send(self.address(), Address::Client(request.client), Message::Response(response));
     }
 
     fn respond(&mut self, env: &mut Env, request: &Request, reply: Reply) {
         let copy = self.run.as_ref().and_then(|run| run.copies.get(&request.tablet));
         let epoch = copy.and_then(|copy| copy.core.leading());
-        let response = Response { op: request.op, epoch, reply };
+        let response = Response { op: request.op, tablet: request.tablet, epoch, reply };
         env.send(self.address(), Address::Client(request.client), Message::Response(response));
     }
 }

@@ -1,9 +1,10 @@
 //! A tablet server: the real tablet cores in a shell that does what production must do.
 //!
 //! This file holds the process: start from the disk, registration, promises to the metadata,
-//! crash. The way of an entry to log and rows is in `pipeline`, that of a cut in `truncation`,
-//! that of entries to other servers in `replication`, that of promises between servers in
-//! `promises`, that of a request in `requests`. The order of durable steps is the one that the
+//! crash. How copies come is in `assigning`, how they are divided in `succession`, built in
+//! `copying` and let go in `removal`. The way of an entry to log and rows is in `pipeline`, that
+//! of a cut in `truncation`, that of entries to other servers in `replication`, that of promises
+//! between servers in `promises`, that of a request in `requests`. The order of durable steps is the one that the
 //! protocol demands:
 //! - a copy exists for the core only when its registry record is durable;
 //! - rows are applied from after `flushed`, which is written after the flush has returned;
@@ -12,24 +13,24 @@
 //! - the longest lease is durable before the first promise.
 
 use super::clock::{MonotonicClock, WallClock};
-use super::disk::{Disk, Intent, RegistryChange, Replica};
+use super::copying::{BuildStep, Building};
+use super::disk::{Built, CopyState, Disk, Intent, RegistryChange, Replica};
 use super::env::{Env, Event};
 use super::network::{Address, Assignment, FenceAnswers, Message, Registration, Request, Welcome};
 use super::pipeline::LogStage;
 use super::promises::Pledges;
 use super::requests::{Asked, Cache, Patient, Task};
-use crate::invariants::{CoreView, Observation};
-use ebla_kernel::entry::{Entry, LogEnd};
+use crate::invariants::{CoreView, Observation, Reshaped};
+use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::{Hlc, HlcClock};
 use ebla_kernel::ids::{
-    Attempt, DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, RequestId, Seq, ServerId, ServerRun,
-    TabletId, Tick,
+    DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, RequestId, Seq, ServerId, ServerRun, TabletId,
+    Tick,
 };
 use ebla_kernel::lease::LeaseTerms;
-use ebla_kernel::tablet::token::TokenTable;
-use ebla_kernel::tablet::{Appointment, Effect, Input, Proposal, Recovered, Seals, Tablet};
-use ebla_kernel::{meta, mutated};
-use std::collections::{BTreeMap, VecDeque};
+use ebla_kernel::meta;
+use ebla_kernel::tablet::{Appointment, Effect, Input, Proposal, Tablet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 /// How often a server that misses something presents itself again.
@@ -62,6 +63,8 @@ pub enum Internal {
         mark: u64,
         /// What was applied when it began, and how often each log had been cut.
         positions: Vec<(TabletId, Seq, u64)>,
+        /// Retired tablets of which everything was in the store.
+        retired: Vec<TabletId>,
     },
     /// What a cut must undo is in the store; a flush for it begins.
     Undo(TabletId),
@@ -83,6 +86,18 @@ pub enum Internal {
     Task(Task),
     /// The process has waited long enough and ends.
     Stop,
+    /// Nothing of a tablet is on its way any more, perhaps: its children may come.
+    TakeOver(TabletId),
+    /// Nothing of a copy is on its way any more, perhaps: it may go.
+    Remove(TabletId),
+    /// The rows of a copy that goes are cleared.
+    Clear(TabletId),
+    /// A flush for that has returned.
+    Cleared(TabletId, u64),
+    /// Time to ask for a copy's rows, for the nth try.
+    Fetch(TabletId, u64),
+    /// The next step of a copy that is being built.
+    Build(TabletId, u64, BuildStep),
 }
 
 /// A tablet server and its disk.
@@ -112,7 +127,17 @@ pub(super) struct Run {
     bound_writing: bool,
     pub copies: BTreeMap<TabletId, Copy>,
     /// What metadata last said of copies that are not open yet.
-    assigned: BTreeMap<TabletId, Assignment>,
+    pub wanted: BTreeMap<TabletId, Assignment>,
+    /// The number of the last assignments.
+    pub heard: u64,
+    /// Copies of which the record is on its way.
+    pub coming: BTreeSet<TabletId>,
+    /// Copies that go.
+    pub removing: BTreeSet<TabletId>,
+    /// Copies that are being built.
+    pub building: BTreeMap<TabletId, Building>,
+    /// Cores of tablets whose children are to come, and the epoch of those.
+    pub leaving: BTreeMap<TabletId, (Tablet, Epoch)>,
     pub log: LogStage,
     /// Rows are applied in order: not before this.
     pub apply_at_us: u64,
@@ -129,9 +154,9 @@ pub(super) struct Run {
     pub cutting: BTreeMap<TabletId, Intent>,
     pub pledges: Pledges,
     is_superseded: bool,
-    is_stopping: bool,
+    pub is_stopping: bool,
     /// Epochs that ended here.
-    gave_up: BTreeMap<TabletId, (Epoch, Option<ReplicaId>)>,
+    pub gave_up: BTreeMap<TabletId, (Epoch, Option<ReplicaId>)>,
 }
 
 /// One copy of a tablet in a process.
@@ -151,7 +176,7 @@ pub(super) struct Copy {
     pub cuts: u64,
     /// What metadata said last.
     pub assignment: Option<Assignment>,
-    is_diverged: bool,
+    pub is_diverged: bool,
 }
 
 /// Something that needs a timestamp.
@@ -204,6 +229,19 @@ impl Server {
     pub fn end(&self, tablet: TabletId) -> Option<Seq> {
         let copy = self.run.as_ref()?.copies.get(&tablet)?;
         Some(copy.core.end().pos.seq)
+    }
+
+    /// E3: nothing is left over here: whatever was begun has ended, and what is no more is gone.
+    #[must_use]
+    pub fn is_clean(&self, env: &Env) -> bool {
+        let registry = &self.disk.registry;
+        let is_whole = |(id, replica): (&TabletId, &Replica)| {
+            let route = env.directory.route(*id);
+            replica.state == CopyState::Active
+                && replica.truncating.is_none()
+                && route.is_some_and(|route| route.copies.get(&replica.id) == Some(&self.index))
+        };
+        registry.replicas.iter().all(is_whole) && registry.staged.is_empty() && registry.retired.is_empty()
     }
 
     /// One line about a copy, for people.
@@ -270,7 +308,12 @@ impl Server {
             clock,
             bound_writing: false,
             copies: BTreeMap::new(),
-            assigned: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+            heard: 0,
+            coming: BTreeSet::new(),
+            removing: BTreeSet::new(),
+            building: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             log: LogStage::default(),
             apply_at_us: 0,
             purging: BTreeMap::new(),
@@ -300,9 +343,7 @@ impl Server {
         env.say(|| format!("server {index} crashes"));
         self.run = None;
         let survived = self.disk.crash(&mut env.rng);
-        for (tablet, keep) in survived.cuts {
-            self.show_cut(env, tablet, keep);
-        }
+        survived.changes.iter().for_each(|change| self.show_change(env, change));
         for record in survived.records {
             let (tablet, by, entry) = (record.tablet, record.by, &record.entry);
             env.say(|| format!("server {index} {tablet} {} survived unsynced", entry.pos));
@@ -343,7 +384,9 @@ impl Server {
             Internal::Apply(entries) => self.apply(env, &entries),
             Internal::Settle(tablet, upto) => self.settle(env, tablet, upto),
             Internal::FlushBegins => self.flush_begins(env),
-            Internal::FlushReturns { mark, positions } => self.flush_returns(env, mark, positions),
+            Internal::FlushReturns { mark, positions, retired } => {
+                self.flush_returns(env, mark, positions, retired);
+            }
             Internal::Undo(tablet) => self.undo(env, tablet),
             Internal::Undone(tablet, mark) => self.undone(env, tablet, mark),
             Internal::Located(tablet, seq) => self.located(env, tablet, seq),
@@ -357,6 +400,12 @@ impl Server {
                 self.crash(env);
                 env.has_stopped = true;
             }
+            Internal::TakeOver(tablet) => self.take_over(env, tablet),
+            Internal::Remove(tablet) => self.entomb(env, tablet),
+            Internal::Clear(tablet) => self.clear(env, tablet),
+            Internal::Cleared(tablet, mark) => self.cleared(env, tablet, mark),
+            Internal::Fetch(tablet, attempt) => self.ask_for_copy(env, tablet, attempt),
+            Internal::Build(tablet, attempt, step) => self.build(env, tablet, attempt, step),
         }
     }
 
@@ -368,9 +417,15 @@ impl Server {
             Message::SessionOver(run) if Some(run) == self.server_run() => self.present(env),
             Message::SessionOver(_) => {}
             Message::Fences(fences) => self.fences(env, &fences),
-            Message::Assignments(assignments) => {
-                assignments.into_iter().for_each(|assignment| self.assigned(env, assignment));
+            Message::Assignments(assignments) => self.assignments(env, assignments),
+            Message::Seal(order) => self.seal_ordered(env, &order),
+            Message::SplitRefused { run, tablet, epoch, attempt } => {
+                if self.server_run() == Some(run) {
+                    self.step(env, tablet, Input::SplitRefused { epoch, attempt });
+                }
             }
+            Message::Fetch(fetch) => self.fetched_from(env, fetch),
+            Message::Shipment(shipment) => self.shipped(env, shipment),
             Message::ProposalRefused { run, tablet, epoch, version } => {
                 if self.server_run() == Some(run) {
                     self.step(env, tablet, Input::ProposalRefused { epoch, version });
@@ -389,6 +444,8 @@ impl Server {
             | Message::GaveUp { .. }
             | Message::Silent { .. }
             | Message::Propose { .. }
+            | Message::ProposeSplit { .. }
+            | Message::Behind { .. }
             | Message::Response(_) => {
                 unreachable!("nobody sends this to a server")
             }
@@ -431,9 +488,22 @@ impl Server {
             run.lease(now, copy.core.id()).is_some()
                 || (copy.core.follows().is_some() && run.pledges.hears(env.now_us, copy))
         };
+        let is_coming = |id: &TabletId| run.copies.contains_key(id) || run.building.contains_key(id);
         let mut routes = env.directory.routes.iter();
-        let has_all = routes.all(|route| run.copies.contains_key(&route.tablet) || !route.is_on(self.index));
-        has_all && !run.copies.is_empty() && run.copies.values().all(is_well)
+        let has_all = routes.all(|route| is_coming(&route.tablet) || !route.is_on(self.index));
+        let is_wanted = |(id, replica): (&TabletId, &Replica)| {
+            env.directory.route(*id).is_some_and(|route| route.copies.contains_key(&replica.id))
+        };
+        let has_more = !self.disk.registry.replicas.iter().all(is_wanted);
+        let knows = |copy: &Copy| {
+            let (Some(_), Some(assignment)) = (copy.core.leading(), &copy.assignment) else { return true };
+            env.directory.route(copy.core.id()).is_none_or(|route| {
+                route.copies.keys().eq(assignment.membership.members.keys())
+                    && route.aborted == assignment.aborted
+            })
+        };
+        let mut copies = run.copies.values();
+        has_all && !has_more && !run.copies.is_empty() && copies.all(|copy| is_well(copy) && knows(copy))
     }
 
     /// Tells which epochs ended though the process lives, again and again until others begin.
@@ -460,113 +530,16 @@ impl Server {
         if self.disk.registry.identity.is_none() {
             self.write_registry(env, RegistryChange::Identity(welcome.cluster_id, welcome.server));
         }
-        let known: Vec<TabletId> = self.disk.registry.replicas.keys().copied().collect();
-        for id in known {
-            if self.disk.registry.replicas[&id].truncating.is_some() {
-                self.truncate_again(env, id);
-            } else {
-                self.open(env, id);
+        let known: Vec<(TabletId, Replica)> =
+            self.disk.registry.replicas.iter().map(|(id, replica)| (*id, replica.clone())).collect();
+        for (id, replica) in known {
+            match replica.state {
+                CopyState::Active if replica.truncating.is_some() => self.truncate_again(env, id),
+                CopyState::Active => self.open(env, id, None),
+                CopyState::Tombstoned => self.goes(env, id),
+                // It begins anew when metadata still wants it.
+                CopyState::Building(_) => {}
             }
-        }
-    }
-
-    /// Gives a copy its core, as registry and log say.
-    pub(super) fn open(&mut self, env: &mut Env, id: TabletId) {
-        let Some(run) = &mut self.run else { return };
-        let Some((_, incarnation)) = run.identity else { return };
-        let replica = &self.disk.registry.replicas[&id];
-        let log = self.disk.log.tablet(id);
-        let entries = || log.into_iter().flat_map(|log| &log.entries);
-        let base = log.map(|log| log.base.pos).unwrap_or_default();
-        assert!(base.seq <= replica.flushed, "the log of {id} begins after what was flushed");
-        let mut tokens = TokenTable::complete_from(replica.token_floor_ms);
-        entries().for_each(|entry| tokens.note_entry(entry));
-        let core = Tablet::new(Recovered {
-            id,
-            replica: replica.id,
-            incarnation,
-            range: replica.range.clone(),
-            promised: replica.promised,
-            epochs: env.watch.oracle.story(id).epochs_of(self.index),
-            end: self.disk.log.end(id),
-            applied: replica.flushed,
-            tokens,
-            base: LogEnd::default(),
-            seals: Seals::default(),
-            staged: Attempt(0),
-        });
-        let generation = Generation::Disk(self.disk.generation);
-        let (server, promised) = (self.index, core.promised());
-        env.observe(&Observation::Opened { tablet: id, server, replica: replica.id, generation, promised });
-        let settled = replica.flushed;
-        let copy = Copy {
-            core,
-            generation,
-            terms: LeaseTerms::default(),
-            settled,
-            tail: VecDeque::new(),
-            by: Epoch(0),
-            cuts: 0,
-            assignment: None,
-            is_diverged: false,
-        };
-        run.copies.insert(id, copy);
-        if let Some(assignment) = run.assigned.remove(&id) {
-            self.assigned(env, assignment);
-        }
-    }
-
-    fn fences(&mut self, env: &mut Env, fences: &[meta::Fence]) {
-        for fence in fences {
-            let known = self.run.as_ref().and_then(|run| run.copies.get(&fence.tablet));
-            if known.is_some_and(|copy| copy.core.replica() == fence.replica && !copy.is_diverged) {
-                self.step(env, fence.tablet, Input::Fence { epoch: fence.epoch, gone: fence.gone });
-            }
-        }
-    }
-
-    fn assigned(&mut self, env: &mut Env, assignment: Assignment) {
-        let name = self.server_run();
-        let Some(run) = &mut self.run else { return };
-        // What was said of an earlier disk is over (m15, m16).
-        let is_ours = assignment.generation == Generation::Disk(self.disk.generation);
-        if name.is_none() || !(is_ours || mutated!(LostCopyAnswers)) {
-            return;
-        }
-        let id = assignment.tablet;
-        let Some(copy) = run.copies.get_mut(&id) else {
-            self.create(env, id, assignment);
-            return;
-        };
-        if copy.core.replica() != assignment.replica {
-            return;
-        }
-        copy.assignment = Some(assignment.clone());
-        let Some((leader, leads)) = assignment.leader else { return };
-        let own = leader == assignment.replica && Some(leads) == name;
-        if own && copy.core.leading() == Some(assignment.epoch) {
-            let (epoch, membership) = (assignment.epoch, assignment.membership);
-            self.step(env, id, Input::InSync { epoch, membership });
-        } else if (own || mutated!(AnyIncarnationLeads)) && leader == assignment.replica && !run.is_stopping {
-            self.timed(env, Timed::Appoint(assignment));
-        }
-    }
-
-    /// A copy that is new here: its record first.
-    fn create(&mut self, env: &mut Env, id: TabletId, assignment: Assignment) {
-        let is_known = self.disk.registry.replicas.contains_key(&id);
-        let Some(run) = &mut self.run else { return };
-        let (replica, range, epoch) = (assignment.replica, assignment.range.clone(), assignment.epoch);
-        if run.assigned.insert(id, assignment).is_none() && !is_known {
-            let replica = Replica {
-                id: replica,
-                range,
-                promised: if mutated!(NewCopyPromisesNothing) { Epoch(0) } else { epoch },
-                flushed: Seq(0),
-                token_floor_ms: 0,
-                truncating: None,
-            };
-            self.write_registry(env, RegistryChange::Replica(id, replica));
         }
     }
 
@@ -578,10 +551,14 @@ impl Server {
 
     fn registry_synced(&mut self, env: &mut Env) {
         let Some(change) = self.disk.sync_registry() else { return };
+        let index = self.index;
+        env.say(|| format!("server {index} records {change:?}"));
+        self.show_change(env, &change);
         match change {
-            RegistryChange::Identity(..) => {}
+            RegistryChange::Identity(..) | RegistryChange::RetiredFlushed(_) => {}
+            RegistryChange::RetiredForgotten(_) => {}
             RegistryChange::Bound(bound) => self.bound_persisted(env, bound),
-            RegistryChange::Replica(id, _) => self.open(env, id),
+            RegistryChange::Replica(id, _) => self.recorded(env, id),
             RegistryChange::Promise(tablet, epoch) => {
                 self.step(env, tablet, Input::PromisePersisted { epoch });
             }
@@ -591,6 +568,49 @@ impl Server {
             RegistryChange::Truncating(tablet, _) => self.truncation_intended(env, tablet),
             RegistryChange::Lost(tablet, _) => self.loss_noted(env, tablet),
             RegistryChange::Cut(tablet, intent) => self.log_cut(env, tablet, intent),
+            RegistryChange::Staged(tablet, staged) => self.staged(env, tablet, staged.map(|(seal, _)| seal)),
+            RegistryChange::Switch(switch) => self.switched(env, &switch),
+            RegistryChange::Built(Built { tablet, replica, .. }) => self.built(env, tablet, replica),
+            RegistryChange::Tombstone(tablet) => self.goes(env, tablet),
+            RegistryChange::Forgotten(tablet) => self.gone(env, tablet),
+        }
+    }
+
+    /// What a change of the registry, now that it is durable, means to the invariants.
+    fn show_change(&self, env: &mut Env, change: &RegistryChange) {
+        let server = self.index;
+        match change {
+            RegistryChange::Cut(tablet, intent) => self.show_cut(env, *tablet, intent.keep),
+            RegistryChange::Replica(tablet, Replica { id, state: CopyState::Building(_), .. }) => {
+                let (tablet, replica) = (*tablet, *id);
+                env.observe(&Observation::Reshaped(Reshaped::Begins { tablet, server, replica }));
+            }
+            RegistryChange::Switch(switch) => {
+                let children: Vec<TabletId> = switch.children.iter().map(|(id, _)| *id).collect();
+                let (parent, seal, children) = (switch.parent, switch.seal, &children[..]);
+                env.observe(&Observation::Reshaped(Reshaped::Switched { parent, server, seal, children }));
+            }
+            RegistryChange::Built(Built { tablet, end, .. }) => {
+                let (tablet, end) = (*tablet, *end);
+                env.observe(&Observation::Reshaped(Reshaped::Built { tablet, server, end }));
+            }
+            RegistryChange::Tombstone(tablet) => {
+                let tablet = *tablet;
+                env.observe(&Observation::Reshaped(Reshaped::Removed { tablet, server }));
+            }
+            RegistryChange::Identity(..)
+            | RegistryChange::Bound(_)
+            | RegistryChange::Replica(..)
+            | RegistryChange::Promise(..)
+            | RegistryChange::Flushed(_)
+            | RegistryChange::TokenFloor(..)
+            | RegistryChange::LongestLease(_)
+            | RegistryChange::Truncating(..)
+            | RegistryChange::Lost(..)
+            | RegistryChange::Staged(..)
+            | RegistryChange::RetiredFlushed(_)
+            | RegistryChange::RetiredForgotten(_)
+            | RegistryChange::Forgotten(_) => {}
         }
     }
 
@@ -633,7 +653,7 @@ impl Server {
         }
     }
 
-    fn appoint(&mut self, env: &mut Env, assignment: Assignment, ts: Hlc) {
+    pub(super) fn appoint(&mut self, env: &mut Env, assignment: Assignment, ts: Hlc) {
         let Some((_, leads)) = assignment.leader else { return };
         let appointment = Appointment {
             epoch: assignment.epoch,
@@ -644,7 +664,11 @@ impl Server {
             shrink_floor: assignment.shrink_floor,
             ts: ts.max(assignment.appointed_ts),
         };
-        self.step(env, assignment.tablet, Input::Appoint(appointment));
+        let (id, epoch, membership) = (assignment.tablet, assignment.epoch, appointment.membership.clone());
+        self.step(env, id, Input::Appoint(appointment));
+        // An earlier word may have begun the epoch already.
+        self.step(env, id, Input::InSync { epoch, membership });
+        self.step(env, id, Input::SplitAborted { attempt: assignment.aborted });
     }
 
     fn tick(&mut self, env: &mut Env) {
@@ -694,9 +718,12 @@ impl Server {
     fn execute(&mut self, env: &mut Env, id: TabletId, effect: Effect) {
         let index = self.index;
         match effect {
-            Effect::Stage { .. } | Effect::Unstage | Effect::ProposeSplit(_) => {
-                unreachable!("nobody splits a tablet here")
+            Effect::Stage { seal, end } => {
+                env.say(|| format!("server {index} {id} stages {} at {}", seal.attempt, end.pos));
+                self.write_registry(env, RegistryChange::Staged(id, Some((seal, end))));
             }
+            Effect::Unstage => self.write_registry(env, RegistryChange::Staged(id, None)),
+            Effect::ProposeSplit(proposal) => self.propose_split(env, id, proposal),
             Effect::Except { tablet, to, epoch } => {
                 let Some(run) = &mut self.run else { return };
                 run.pledges.promiser.except(to, tablet, epoch);
@@ -727,7 +754,10 @@ impl Server {
                     copy.terms = terms;
                 }
             }
-            Effect::Serve { epoch } => env.say(|| format!("server {index} {id} serves {epoch}")),
+            Effect::Serve { epoch } => {
+                env.leases_changed = true;
+                env.say(|| format!("server {index} {id} serves {epoch}"));
+            }
             Effect::StopServing { epoch, successor } => {
                 env.say(|| format!("server {index} {id} stops serving {epoch}"));
                 let Some(run) = &mut self.run else { return };

@@ -163,6 +163,62 @@ impl Profile {
                 self.slow_task_pm = 300;
                 self.keys = 3;
             }
+            Mutation::NewCopyPromisesNothing => {
+                self.reshapes();
+                self.storms();
+                self.move_us = Some((50_000, 400_000));
+            }
+            Mutation::AbortAfterCommit
+            | Mutation::CommitOfAnyAttempt
+            | Mutation::ReadyOfAnyAttempt
+            | Mutation::UnsealedByItself => {
+                self.reshapes();
+                self.storms();
+                self.cuts();
+                self.cancel_us = Some((5_000, 60_000));
+            }
+            Mutation::CommitOfAnyDisk => {
+                self.reshapes();
+                self.crashes();
+                self.wipe = Some(((50_000, 400_000), WipeBudget::Within));
+            }
+            Mutation::CommitOfAnyEpoch
+            | Mutation::CommitWithoutLeader
+            | Mutation::CommitTooFew
+            | Mutation::WritesAfterSeal
+            | Mutation::SealAppliedEarly
+            | Mutation::ReadySetIgnored
+            | Mutation::ChildFenceNotHeld => {
+                self.reshapes();
+                self.storms();
+                self.cuts();
+            }
+            Mutation::ParentTokensForgotten => {
+                self.reshapes();
+                self.patience_us = (20_000, 200_000);
+            }
+            Mutation::StagedChildServes => self.reshapes(),
+            Mutation::SwitchInTwoSteps
+            | Mutation::StagedNotReplayed
+            | Mutation::RetiredNotReplayed
+            | Mutation::RetiredDroppedEarly => {
+                self.reshapes();
+                self.crashes();
+                self.disk.flush_every_us = (200_000, 2 * SECOND_US);
+            }
+            Mutation::BuiltBeforeRecord
+            | Mutation::BaseAboveOthers
+            | Mutation::BootstrapWithoutClear
+            | Mutation::IngestBeforeFlush
+            | Mutation::ForgottenBeforeFlush
+            | Mutation::ClearTouchesNeighbour => {
+                self.reshapes();
+                self.crashes();
+                self.servers = 4;
+                self.move_us = Some((50_000, 400_000));
+                self.wipe = Some(((200_000, SECOND_US), WipeBudget::Within));
+                self.disk.flush_every_us = (200_000, 2 * SECOND_US);
+            }
             _ => {}
         }
     }
@@ -176,6 +232,17 @@ impl Profile {
         self.wipe = None;
         self.log_entries_max = 100_000;
         self.think_us = (0, 20_000);
+        (self.split_us, self.move_us, self.cancel_us) = (None, None, None);
+        self.repairs = false;
+    }
+
+    /// Tablets are split all the time, and copies that are lost are built anew.
+    fn reshapes(&mut self) {
+        self.copies(3, 2);
+        self.repairs = true;
+        self.keys = 12;
+        self.split_us = Some((30_000, 300_000));
+        self.retired_us = SECOND_US;
     }
 
     /// Links are cut and joined all the time.

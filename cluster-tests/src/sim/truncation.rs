@@ -118,11 +118,10 @@ impl Server {
     /// The log ends where it should; the core, if it waits, is told.
     pub(super) fn log_cut(&mut self, env: &mut Env, id: TabletId, intent: Intent) {
         let Intent { keep, applied } = intent;
-        self.show_cut(env, id, keep);
         let Some(run) = &mut self.run else { return };
         run.cutting.remove(&id);
         let Some(copy) = run.copies.get_mut(&id) else {
-            self.open(env, id);
+            self.open(env, id, None);
             return;
         };
         copy.settled = applied.min(copy.core.applied_seq());

@@ -55,6 +55,8 @@ struct Current {
     op: usize,
     attempt: u32,
     tablet: TabletId,
+    /// The row that says which tablet is meant.
+    key: Bytes,
     body: RequestBody,
     /// Nobody gives up on a probe.
     is_probe: bool,
@@ -120,6 +122,7 @@ impl Client {
         let mut routes = env.directory.routes.iter();
         let at = routes.find(|route| route.range.contains(asked.key()));
         let tablet = at.expect("the tablets cover every key").tablet;
+        let key = asked.key().clone();
         self.sequence += 1;
         let (asked, body) = match asked {
             Asked::Write { ops, level, .. } => {
@@ -132,7 +135,7 @@ impl Client {
             Asked::Bounded { key, stale_ms } => {
                 (Asked::Bounded { key: key.clone(), stale_ms }, RequestBody::Bounded { key, stale_ms })
             }
-            Asked::InSession { key, .. } => match self.sessions.get(&tablet).copied() {
+            Asked::InSession { key, .. } => match self.session(env, tablet) {
                 Some(session) => {
                     let body = RequestBody::InSession { key: key.clone(), session };
                     (Asked::InSession { key, session }, body)
@@ -141,8 +144,14 @@ impl Client {
             },
         };
         let op = env.history.invoke(self.index, env.now_us, tablet, asked);
-        self.current = Some(Current { op, attempt: 0, tablet, body, is_probe });
+        self.current = Some(Current { op, attempt: 0, tablet, key, body, is_probe });
         self.send(env);
+    }
+
+    /// What was committed last in a tablet, or in one that it was made of.
+    fn session(&self, env: &Env, tablet: TabletId) -> Option<Session> {
+        let known = env.watch.oracle.family(tablet).filter_map(|older| self.sessions.get(&older));
+        known.copied().max_by_key(|session| session.pos)
     }
 
     /// A fresh token, by the client's own clock.
@@ -157,6 +166,10 @@ impl Client {
         let patience = env.rng.between(env.profile.patience_us);
         let lost = env.rng.chance(50);
         let Some(current) = &mut self.current else { return };
+        let mut routes = env.directory.routes.iter();
+        if let Some(route) = routes.find(|route| route.range.contains(&current.key)).filter(|_| !lost) {
+            current.tablet = route.tablet;
+        }
         current.attempt += 1;
         let (client, op, attempt) = (self.index, current.op, current.attempt);
         let request = Request { client, op, tablet: current.tablet, body: current.body.clone() };
@@ -178,7 +191,8 @@ impl Client {
         let back_off = env.rng.between((1_000, 100_000));
         let Some(current) = &mut self.current else { return };
         if !current.is_probe && (current.attempt >= ATTEMPTS_MAX || give_up) {
-            self.end(env, Outcome::Unknown, None);
+            let tablet = current.tablet;
+            self.end(env, Outcome::Unknown, (tablet, None));
             return;
         }
         if let RequestBody::Write { token, .. } = &current.body
@@ -197,27 +211,32 @@ impl Client {
         if current.op != response.op {
             return;
         }
-        let epoch = response.epoch;
+        let (was, epoch) = (current.tablet, (response.tablet, response.epoch));
         match response.reply {
             Reply::Row { version, at } => {
                 self.seen = version.clone().or(self.seen.take());
                 self.end(env, Outcome::Row { version, at }, epoch);
             }
             Reply::WriteLost => {
-                self.sessions.remove(&current.tablet);
+                let family: Vec<TabletId> = env.watch.oracle.family(response.tablet).collect();
+                self.sessions.retain(|tablet, _| !family.contains(tablet));
                 self.end(env, Outcome::WriteLost, epoch);
             }
             Reply::Answer(Answer::Committed(committed)) => {
-                self.sessions.insert(current.tablet, Session { pos: committed.pos, ts: committed.ts });
+                self.sessions.insert(response.tablet, Session { pos: committed.pos, ts: committed.ts });
                 self.end(env, Outcome::Committed(committed), epoch);
             }
             Reply::Answer(Answer::Reverted | Answer::Refused(Refusal::TokenFenced)) => {
                 self.probe_again();
                 self.end(env, Outcome::Reverted, epoch);
             }
-            Reply::Answer(Answer::Refused(Refusal::TokenTooOld)) => self.too_old(env),
+            Reply::Answer(Answer::Refused(Refusal::TokenTooOld)) => self.too_old(env, was),
             Reply::Answer(Answer::Refused(Refusal::Rejected(reject))) => {
                 self.end(env, Outcome::Rejected(reject), epoch);
+            }
+            // Others have taken the place of the tablet that the batch was made for.
+            Reply::Answer(Answer::Refused(Refusal::OutOfRange)) => {
+                self.end(env, Outcome::Unknown, (was, None))
             }
             Reply::Busy
             | Reply::Answer(
@@ -229,7 +248,6 @@ impl Client {
                     | Refusal::Transferring
                     | Refusal::Sealed
                     | Refusal::Retired
-                    | Refusal::OutOfRange
                     | Refusal::NotEnoughReplicas
                     | Refusal::Busy
                     | Refusal::WaitTimedOut,
@@ -240,9 +258,9 @@ impl Client {
 
     /// A client whose clock is behind another's, after a log was purged. A probe goes on
     /// with a fresh token.
-    fn too_old(&mut self, env: &mut Env) {
+    fn too_old(&mut self, env: &mut Env, tablet: TabletId) {
         self.probe_again();
-        self.end(env, Outcome::TokenTooOld, None);
+        self.end(env, Outcome::TokenTooOld, (tablet, None));
     }
 
     /// A probe that came to nothing goes on with a fresh token.
@@ -254,11 +272,11 @@ impl Client {
         }
     }
 
-    fn end(&mut self, env: &mut Env, outcome: Outcome, epoch: Option<Epoch>) {
+    fn end(&mut self, env: &mut Env, outcome: Outcome, by: (TabletId, Option<Epoch>)) {
         let Some(current) = self.current.take() else { return };
         let client = self.index;
-        env.say(|| format!("client {client} op {} ends in {epoch:?}: {outcome:?}", current.op));
-        env.history.end(current.op, env.now_us, outcome, epoch);
+        env.say(|| format!("client {client} op {} ends in {by:?}: {outcome:?}", current.op));
+        env.history.end(current.op, env.now_us, outcome, by);
         let delay = env.rng.between(env.profile.think_us) + 1;
         env.after(delay, Event::Client(client, Timer::Think));
     }

@@ -58,6 +58,12 @@ pub enum Fault {
     JumpWall,
     /// Servers that were told to end are started again.
     Operator,
+    /// Somebody wants a tablet split.
+    Split,
+    /// Somebody wants a copy moved.
+    Move,
+    /// Somebody gives up a job.
+    Cancel,
 }
 
 /// A cluster and its surroundings.
@@ -67,8 +73,8 @@ pub struct World {
     pub env: Env,
     /// Events so far.
     pub events: u64,
-    meta: MetaNode,
-    servers: Vec<Server>,
+    pub(super) meta: MetaNode,
+    pub(super) servers: Vec<Server>,
     clients: Vec<Client>,
 }
 
@@ -84,7 +90,9 @@ impl World {
         };
         let servers = (0..profile.servers).map(&mut server).collect();
         let clients = (0..profile.clients).map(Client::new).collect();
-        Self { env: Env::new(rng, profile), events: 0, meta: MetaNode::new(), servers, clients }
+        let mut env = Env::new(rng, profile);
+        env.watch.oracle.rebuilds = env.profile.repairs;
+        Self { env, events: 0, meta: MetaNode::new(), servers, clients }
     }
 
     /// From the first start to the last judgement.
@@ -94,6 +102,14 @@ impl World {
     pub fn run(&mut self) -> Result<(), Violation> {
         self.start();
         self.run_until(self.env.profile.chaos_us, |_| false)?;
+        self.finish()
+    }
+
+    /// Heals everything and judges.
+    ///
+    /// # Errors
+    /// The first invariant that was broken.
+    pub(super) fn finish(&mut self) -> Result<(), Violation> {
         self.heal();
         // Sleepers wake, and the last late messages arrive.
         let awake = self.servers.iter().map(|server| server.asleep_until_us).max().unwrap_or_default();
@@ -112,7 +128,7 @@ impl World {
         self.judge("after a power loss of everything")
     }
 
-    fn start(&mut self) {
+    pub(super) fn start(&mut self) {
         let env = &mut self.env;
         self.meta.start(env);
         self.servers.iter_mut().for_each(|server| server.start(env));
@@ -130,6 +146,9 @@ impl World {
         self.schedule(profile.wipe.map(|(span, _)| span), Fault::WipeServer);
         self.schedule(profile.network.cut_us, Fault::Cut);
         self.schedule(profile.wall_jump_us, Fault::JumpWall);
+        self.schedule(profile.split_us, Fault::Split);
+        self.schedule(profile.move_us, Fault::Move);
+        self.schedule(profile.cancel_us, Fault::Cancel);
         self.env.after(OPERATOR_US, Event::Fault(Fault::Operator));
     }
 
@@ -140,7 +159,11 @@ impl World {
     }
 
     /// Lets things happen up to a time, or until `done`.
-    fn run_until(&mut self, until_us: u64, done: impl Fn(&Self) -> bool) -> Result<bool, Violation> {
+    pub(super) fn run_until(
+        &mut self,
+        until_us: u64,
+        done: impl Fn(&Self) -> bool,
+    ) -> Result<bool, Violation> {
         while !done(self) {
             let Some(event) = self.env.next(until_us) else { return Ok(false) };
             self.events += 1;
@@ -185,6 +208,10 @@ impl World {
             (Address::Server(server), message) if self.servers[server].is_up() => {
                 self.servers[server].receive(env, message);
             }
+            // Whoever had a directory that is lost since is not heard any more: it would make
+            // those lost that its successor has built.
+            (Address::Meta, Message::Register(registration))
+                if self.servers[registration.server].disk.generation != registration.disk_generation => {}
             (Address::Meta, message) if self.meta.is_up() => self.meta.receive(env, message),
             // Nobody is at home.
             (Address::Client(_) | Address::Server(_) | Address::Meta, _) => {}
@@ -253,6 +280,18 @@ impl World {
                 self.schedule(profile.wall_jump_us, fault);
             }
             Fault::Operator => self.operate(),
+            Fault::Split => {
+                self.meta.wish_split(&mut self.env);
+                self.schedule(profile.split_us, fault);
+            }
+            Fault::Move => {
+                self.meta.wish_move(&mut self.env);
+                self.schedule(profile.move_us, fault);
+            }
+            Fault::Cancel => {
+                self.meta.cancel(&mut self.env);
+                self.schedule(profile.cancel_us, fault);
+            }
         }
     }
 
@@ -269,24 +308,33 @@ impl World {
             Fault::Depose => profile.depose_us.is_none(),
             Fault::Cut => profile.network.cut_us.is_none(),
             Fault::JumpWall => profile.wall_jump_us.is_none(),
+            Fault::Split => profile.split_us.is_none(),
+            Fault::Move => profile.move_us.is_none(),
+            Fault::Cancel => profile.cancel_us.is_none(),
             Fault::StartServer(_) | Fault::StartMeta | Fault::Join(..) | Fault::Operator => false,
         }
     }
 
     /// Every lease that is held is shown: no later leader may be appointed meanwhile.
     fn look_at_leases(&mut self) {
-        if !std::mem::take(&mut self.env.metadata_changed) {
+        let is_news = self.env.metadata_changed || self.env.leases_changed;
+        if !is_news {
             return;
         }
+        (self.env.metadata_changed, self.env.leases_changed) = (false, false);
+        let mut leases = Vec::new();
         for server in self.servers.iter().filter(|server| server.asleep_until_us <= self.env.now_us) {
-            for (tablet, epoch) in server.leases(self.env.now_us) {
-                let server = server.index;
-                self.env.watch.observe(&Observation::LeaseHeld { tablet, server, epoch });
-            }
+            let index = server.index;
+            let held = server.leases(self.env.now_us);
+            leases.extend(held.into_iter().map(|(tablet, epoch)| (index, tablet, epoch)));
         }
+        for (server, tablet, epoch) in leases.iter().copied() {
+            self.env.watch.observe(&Observation::LeaseHeld { tablet, server, epoch });
+        }
+        self.env.watch.observe(&Observation::Leases(&leases));
     }
 
-    fn crash(&mut self, victim: usize) {
+    pub(super) fn crash(&mut self, victim: usize) {
         if self.servers[victim].is_up() {
             self.servers[victim].crash(&mut self.env);
             let down = self.env.profile.down_us;
@@ -298,10 +346,7 @@ impl World {
     fn wipe(&mut self, budget: Option<WipeBudget>) {
         let victim = self.env.rng.index(self.servers.len());
         let oracle = &self.env.watch.oracle;
-        let bears = self.env.directory.routes.iter().all(|route| {
-            let lost: u32 = oracle.wiped.values().sum();
-            route.copies.values().all(|server| *server != victim) || lost < route.spare
-        });
+        let bears = self.env.directory.routes.iter().all(|route| oracle.bears(route.tablet, Some(victim)));
         let may = budget == Some(WipeBudget::Beyond) || bears;
         // Whoever loses a disk that does not know its server yet comes back as another server,
         // and nobody ever hears of the first again.
@@ -411,11 +456,7 @@ impl World {
     /// Whether more disks were lost than the table bears: then nobody need serve again.
     fn is_beyond(&self) -> bool {
         let oracle = &self.env.watch.oracle;
-        self.env.directory.routes.iter().any(|route| {
-            let placed = oracle.placed.get(&route.tablet).map(|(copies, _)| copies);
-            let lost: u32 = placed.into_iter().flatten().filter_map(|server| oracle.wiped.get(server)).sum();
-            lost > route.spare
-        })
+        self.env.directory.routes.iter().any(|route| !oracle.bears(route.tablet, None))
     }
 
     /// E2: in a healed cluster every tablet is written and every row read, in time.
@@ -445,8 +486,13 @@ impl World {
     fn not_alive(&self, why: &str) -> Violation {
         let open = self.env.history.operations.iter().find(|operation| operation.ended.is_none());
         let mut detail = format!("{why}; open: {open:?}");
+        let state = self.meta.state();
+        let running = state.into_iter().flat_map(|state| state.jobs()).filter(|job| job.is_running());
+        running.for_each(|job| detail += &format!("\n{job:?}"));
         for route in &self.env.directory.routes {
-            detail += &format!("\n{route:?}");
+            let tablet = state.and_then(|state| state.tablet(route.tablet));
+            let moving = tablet.map(|tablet| (tablet.moving, tablet.replicas.len()));
+            detail += &format!("\n{route:?} {moving:?}");
             for server in &self.servers {
                 detail += &format!("\n  {}", server.describe(route.tablet));
             }
@@ -488,13 +534,18 @@ impl World {
     /// everything.
     fn is_at_rest(&self) -> bool {
         let now_us = self.env.now_us;
-        self.env.directory.routes.iter().all(|route| {
-            let Some(leader) = route.leader else { return false };
-            let Some(end) = self.servers[leader].end(route.tablet) else { return false };
-            self.servers[leader].leads(now_us, route.tablet)
-                && route.in_sync.len() == route.copies.len()
-                && route.copies.values().all(|server| self.servers[*server].has_all(route.tablet, end))
-        })
+        if self.env.profile.repairs && !self.meta.is_quiet() {
+            return false;
+        }
+        let is_clean = |server: &Server| server.is_clean(&self.env);
+        self.servers.iter().all(is_clean)
+            && self.env.directory.routes.iter().all(|route| {
+                let Some(leader) = route.leader else { return false };
+                let Some(end) = self.servers[leader].end(route.tablet) else { return false };
+                self.servers[leader].leads(now_us, route.tablet)
+                    && route.in_sync.len() == route.copies.len()
+                    && route.copies.values().all(|server| self.servers[*server].has_all(route.tablet, end))
+            })
     }
 
     fn judge(&self, when: &str) -> Result<(), Violation> {
@@ -515,7 +566,8 @@ impl World {
             let end = route.leader.map(|leader| oracle.story(route.tablet).end_of(leader));
             let trust = if is_beyond { Trust::Nothing } else { oracle.trust(route.tablet) };
             let copies = route.copies.values().copied().collect();
-            (route.tablet, Fate { range: route.range.clone(), end: end.unwrap_or_default(), copies, trust })
+            let (tablet, range, end) = (route.tablet, route.range.clone(), end.unwrap_or_default());
+            (tablet, Fate { tablet, range, end, copies, trust })
         };
         self.env.directory.routes.iter().map(fate).collect()
     }

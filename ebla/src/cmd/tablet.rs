@@ -97,6 +97,7 @@ fn tablet_json(out: &Output, summary: &v1::TabletSummary) -> Json {
     put("awaiting", json!((tablet.awaited_server_id > 0).then_some(tablet.awaited_server_id)));
     put("rows_estimate", json!(summary.rows_estimate));
     put("bytes", json!(summary.bytes));
+    put("boundary", json!(if summary.automatic_boundary { "cluster" } else { "operator" }));
     if [&tablet.start, &tablet.end].iter().any(|key| std::str::from_utf8(key).is_err()) {
         put(out.mark_name(), json!(true));
     }

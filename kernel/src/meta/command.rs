@@ -3,7 +3,7 @@
 
 use super::job::{JobEnd, Origin, Wish};
 use super::merge::MergeStep;
-use super::spec::TableSpec;
+use super::spec::{TableChange, TableSpec};
 use super::state::{ClusterId, Duty};
 use super::succession::SplitCommit;
 use crate::hlc::Hlc;
@@ -40,6 +40,13 @@ pub enum Command {
         spec: TableSpec,
         /// Its tablets in key order, placed.
         tablets: Vec<NewTablet>,
+    },
+    /// Changes what may be changed of a table.
+    ChangeTable {
+        /// Which.
+        table: TableId,
+        /// What.
+        change: TableChange,
     },
     /// Removes a table and its tablets.
     DropTable {

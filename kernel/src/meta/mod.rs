@@ -46,7 +46,9 @@ pub use merge::{MergeJob, MergeStep};
 pub use rejection::Rejection;
 pub use seal_control::SealOrder;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
-pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
+pub use spec::{
+    AutoMerge, BadTable, Policy, TableChange, TableKind, TableSpec, check_table_name, cut_ranges,
+};
 pub use split::check_split_keys;
 pub use state::{
     ClusterId, Duty, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State, Table, Tablet,

@@ -232,8 +232,8 @@ impl Control {
         let place = match ill {
             // A copy whose data is lost, and one that is behind, begins anew where it was.
             Some(copy) if self.sessions.contains_key(&copy.server) && !leaves(&copy) => Some(copy.server),
-            Some(_) => self.place(state, tablet, batch),
-            None if tablet.replicas.len() < wanted => self.place(state, tablet, batch),
+            Some(copy) => self.place(state, tablet, Some(copy.id), batch),
+            None if tablet.replicas.len() < wanted => self.place(state, tablet, None, batch),
             None => return false,
         };
         let Some(server) = place.filter(|server| self.has_room(*server, batch)) else {
@@ -259,21 +259,30 @@ impl Control {
         self.repairs.behind.get(&tablet.id) == Some(&(tablet.epoch, copy))
     }
 
-    /// A connected server without a copy: in another zone than the good copies if there is one,
-    /// of these the one that holds least, of equal ones the first.
-    fn place(&self, state: &State, tablet: &Tablet, batch: &Batch) -> Option<ServerId> {
+    /// A connected server without a copy, with room for one: in a zone that has no copy that
+    /// stays if there is such a server, and then it is waited for; of several the one that holds
+    /// least, of equal ones the first.
+    fn place(
+        &self,
+        state: &State,
+        tablet: &Tablet,
+        goes: Option<ReplicaId>,
+        batch: &Batch,
+    ) -> Option<ServerId> {
         let zone = |id: ServerId| state.server(id).map(|server| server.zone.as_str());
-        let stays = |copy: &&Replica| !copy.lost && !self.repairs.gone.contains(&copy.server);
-        let zones: BTreeSet<_> =
-            tablet.replicas.iter().filter(stays).filter_map(|copy| zone(copy.server)).collect();
-        let free = self.sessions.keys().copied().filter(|id| {
-            let holds = tablet.replicas.iter().any(|copy| copy.server == *id);
-            !holds && duty_of(state, *id) == Duty::Serves && self.has_room(*id, batch)
-        });
-        free.min_by_key(|id| {
-            let is_used = zone(*id).is_none_or(|zone| zones.contains(zone));
-            (is_used, state.tablet_count_on(*id) + coming(*id, batch), *id)
-        })
+        let stays = |copy: &&Replica| {
+            let is_emptied = duty_of(state, copy.server) == Duty::Leaves;
+            Some(copy.id) != goes && !copy.lost && !is_emptied && !self.repairs.gone.contains(&copy.server)
+        };
+        let zones: BTreeSet<_> = tablet.replicas.iter().filter(stays).map(|copy| zone(copy.server)).collect();
+        let is_free = |id: &ServerId| {
+            duty_of(state, *id) == Duty::Serves && tablet.replicas.iter().all(|copy| copy.server != *id)
+        };
+        let free: Vec<ServerId> = self.sessions.keys().copied().filter(is_free).collect();
+        let has_none = |id: &ServerId| !zones.contains(&zone(*id));
+        let is_any = free.iter().any(has_none);
+        let places = free.into_iter().filter(|id| has_none(id) == is_any && self.has_room(*id, batch));
+        places.min_by_key(|id| (state.tablet_count_on(*id) + coming(*id, batch), *id))
     }
 
     /// Whether a change of the tablet's copies was proposed and not heard of.

@@ -135,8 +135,9 @@ fn check_copy(state: &State, new: NewCopy) -> Result<(), Rejection> {
     }
     for here in tablet.replicas.iter().filter(|replica| replica.server == server) {
         let is_replaced = old.is_some_and(|old| old.id == here.id);
-        let is_good = is_needed(tablet, here.id) && !here.lost;
-        if !is_replaced || is_good {
+        // Data that is lost is in nobody's way: a directory may be lost twice.
+        let stays = !here.lost && (!is_replaced || is_needed(tablet, here.id));
+        if stays {
             return refuse(Rejection::HasCopy);
         }
     }

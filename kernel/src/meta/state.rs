@@ -6,7 +6,7 @@
 //! - a leader is in the in-sync set and was not lost when it was appointed;
 //! - the indexes say what the records say: they are rebuilt from them, never stored.
 
-use super::job::Job;
+use super::job::{Job, Origin};
 use super::spec::{TableKind, TableSpec};
 use crate::entry::LogEnd;
 use crate::hlc::Hlc;
@@ -166,6 +166,9 @@ pub struct Tablet {
     pub table: TableId,
     /// Its keys.
     pub range: KeyRange,
+    /// Who drew the boundary at its first key. What people drew is merged away by people only,
+    /// unless the table says otherwise.
+    pub drawn_by: Origin,
     /// Term of the leader; 0 before the first election.
     pub epoch: Epoch,
     /// Who leads the epoch.
@@ -420,6 +423,24 @@ impl State {
         use std::ops::Bound::{Included, Unbounded};
         let ranges = self.index.ranges.get(&table)?;
         let (_, id) = ranges.range::<[u8], _>((Unbounded, Included(key))).next_back()?;
+        self.tablets.get(id)
+    }
+
+    /// The tablet that ends where this one begins.
+    #[must_use]
+    pub fn tablet_before(&self, tablet: &Tablet) -> Option<&Tablet> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let ranges = self.index.ranges.get(&tablet.table)?;
+        let before = (Unbounded, Excluded(&tablet.range.start()[..]));
+        let (_, id) = ranges.range::<[u8], _>(before).next_back()?;
+        self.tablets.get(id)
+    }
+
+    /// The tablet that begins where this one ends.
+    #[must_use]
+    pub fn tablet_after(&self, tablet: &Tablet) -> Option<&Tablet> {
+        let end = tablet.range.end()?;
+        let id = self.index.ranges.get(&tablet.table)?.get(end)?;
         self.tablets.get(id)
     }
 

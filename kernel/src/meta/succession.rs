@@ -6,7 +6,7 @@
 //! accepted for an attempt (m29).
 
 use super::apply::{Changes, Reply};
-use super::job::{Job, JobState};
+use super::job::{Job, JobState, Origin};
 use super::rejection::Rejection;
 use super::state::{Leader, Parent, Replica, RetiredTablet, State, Tablet};
 use crate::entry::LogEnd;
@@ -91,7 +91,7 @@ pub(super) fn commit(
     changes: &mut Changes,
 ) -> Result<Reply, Rejection> {
     let (job, succession) = intent(state, commits)?;
-    let (job, succession) = (job.id, succession.clone());
+    let (job, succession, origin) = (job.id, succession.clone(), job.origin);
     let guarded = if mutated!(MergeGuardsOneParent) { 1 } else { commits.len() };
     for commit in &commits[..guarded] {
         guard(state, proposer, commit)?;
@@ -103,7 +103,10 @@ pub(super) fn commit(
     }
     let lineage = lineage(state, &parents);
     for (at, (id, range)) in succession.children.iter().enumerate() {
-        let child = begin.child(&parents, &succession, at, (*id, range.clone()), lineage);
+        let mut child = begin.child(&parents, &succession, at, (*id, range.clone()), lineage);
+        if at > 0 {
+            child.drawn_by = origin;
+        }
         state.insert_tablet(child);
         changes.tablets.insert(*id);
     }
@@ -249,10 +252,12 @@ impl Beginning {
             _ => self.base.ts,
         };
         let appointed_ts = parents.iter().map(|parent| parent.appointed_ts).max().unwrap_or(Hlc::MIN);
+        let leftmost = parents.iter().min_by_key(|parent| parent.range.start());
         Tablet {
             id,
             table: parents[0].table,
             range,
+            drawn_by: leftmost.map_or(Origin::Operator, |parent| parent.drawn_by),
             epoch: self.epoch,
             leader,
             replicas,

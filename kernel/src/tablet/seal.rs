@@ -260,10 +260,11 @@ impl Tablet {
         }
     }
 
-    /// Whether the log up to `upto` takes back what is staged.
+    /// Whether the log up to `upto` takes back what is staged. Only the latest marks are known: one
+    /// of a later attempt says that this one is long over.
     fn has_unsealed(&self, upto: Seq) -> bool {
         let is_it = |(end, mark): &(LogEnd, Mark)| {
-            end.pos.seq <= upto && matches!(mark, Mark::Unseal(attempt) if *attempt == self.staged)
+            end.pos.seq <= upto && matches!(mark, Mark::Unseal(attempt) if *attempt >= self.staged)
         };
         self.seals.marks.iter().any(is_it)
     }

@@ -4,12 +4,12 @@ use super::Shared;
 use super::admin::no_tablet;
 use super::control::unexpected;
 use crate::clock;
-use crate::limits::{SPLIT_POLL, SPLIT_TIMEOUT};
+use crate::limits::{COMMITTED_JOB_TIMEOUT, SPLIT_POLL, SPLIT_TIMEOUT};
 use ebla_kernel::ids::{JobId, TabletId};
 use ebla_kernel::meta::{Command, Job, JobState, Origin, Rejection, Reply, Wish};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1::{SplitTabletRequest, SplitTabletResponse};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Splits a tablet and waits until its children serve.
 pub(super) async fn split_tablet(
@@ -41,13 +41,30 @@ pub(super) async fn split_tablet(
     }
 }
 
-/// Starts a job for an operator.
+/// Starts a job for an operator. One that the cluster began by itself is cancelled for it, or
+/// waited for when it is past its commit point.
 pub(super) async fn start(shared: &Shared, wish: Wish) -> Result<Job, ApiError> {
-    let command = Command::StartJob { wish, origin: Origin::Operator, time_ms: clock::wall_ms() };
-    match shared.raft.propose(command).await.map_err(|why| shared.no_answer(why))? {
-        Reply::Job(job) => Ok(*job),
-        Reply::Rejected(rejection) => Err(rejection.into()),
-        other => Err(unexpected(&other)),
+    let begun = Instant::now();
+    loop {
+        let command =
+            Command::StartJob { wish: wish.clone(), origin: Origin::Operator, time_ms: clock::wall_ms() };
+        match shared.raft.propose(command).await.map_err(|why| shared.no_answer(why))? {
+            Reply::Job(job) => return Ok(*job),
+            Reply::Rejected(Rejection::JobCommitted(job)) if begun.elapsed() < COMMITTED_JOB_TIMEOUT => {
+                wait_until_ended(shared, job.id, COMMITTED_JOB_TIMEOUT.saturating_sub(begun.elapsed())).await;
+            }
+            Reply::Rejected(rejection) => return Err(rejection.into()),
+            other => return Err(unexpected(&other)),
+        }
+    }
+}
+
+/// Waits until a job is under way no longer, or for so long.
+async fn wait_until_ended(shared: &Shared, id: JobId, longest: Duration) {
+    let begun = Instant::now();
+    let runs = || shared.raft.view().state().job(id).is_some_and(Job::is_running);
+    while runs() && begun.elapsed() < longest && shared.role().leading {
+        tokio::time::sleep(SPLIT_POLL).await;
     }
 }
 

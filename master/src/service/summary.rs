@@ -2,7 +2,7 @@
 
 use super::Shared;
 use ebla_kernel::ids::ServerId;
-use ebla_kernel::meta::{JobKind, Server, State, Table, Tablet};
+use ebla_kernel::meta::{JobKind, Origin, Server, State, Table, Tablet};
 use ebla_proto::meta::{server_to_wire, table_to_wire, tablet_to_wire};
 use ebla_proto::v1::{self, ServerState, TableState, TabletState};
 use std::collections::BTreeMap;
@@ -40,6 +40,7 @@ pub(super) fn tablet(shared: &Shared, state: &State, tablet: &Tablet) -> v1::Tab
         bytes: size.bytes,
         state: tablet_state(state, tablet) as i32,
         job_id: state.job_of(tablet.id).map_or(0, |job| job.id.0),
+        automatic_boundary: tablet.drawn_by == Origin::Automatic,
     }
 }
 

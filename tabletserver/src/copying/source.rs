@@ -134,22 +134,35 @@ impl Source {
         self.node.floors.can_read(handle.table, base.ts).then_some(base)
     }
 
-    /// The last entry that is safe, once it is in the store.
+    /// The last entry that is safe and that every in-sync copy has: the log of the new copy begins
+    /// there, and should it lead, it must bring the others up from it. When one of them is not
+    /// heard of for long, the last one that is safe.
     async fn base(&self, handle: &Arc<TabletHandle>) -> Result<Entry, ApiError> {
         let since = Instant::now();
         while since.elapsed() < limits::COPY_READ_PATIENCE {
             let safe = handle.safe_seq();
-            if safe > Seq(0)
-                && handle.applied_seq() >= safe
-                && let Some(entry) = self.entry(handle.id, safe).await
-                && !handle.is_sealed()
+            let base = safe.min(handle.everywhere().unwrap_or(Seq(0)));
+            if let Some(entry) = self.base_at(handle, base).await {
+                return Ok(entry);
+            }
+            if since.elapsed() > limits::COPY_READ_PATIENCE / 2
+                && let Some(entry) = self.base_at(handle, safe).await
             {
-                // A copy must know of every seal, and this one would begin behind it (m25).
                 return Ok(entry);
             }
             tokio::time::sleep(limits::COPY_READ_LOOK_EVERY).await;
         }
         Err(ApiError::new(Reason::Unavailable, "nothing of the tablet is safe yet: try again"))
+    }
+
+    /// An entry that is safe, if it is in log and store.
+    async fn base_at(&self, handle: &Arc<TabletHandle>, seq: Seq) -> Option<Entry> {
+        if seq == Seq(0) || handle.applied_seq() < seq {
+            return None;
+        }
+        let entry = self.entry(handle.id, seq).await?;
+        // A copy must know of every seal, and this one would begin behind it (m25).
+        (!handle.is_sealed()).then_some(entry)
     }
 
     async fn entry(&self, tablet: TabletId, seq: Seq) -> Option<Entry> {
