@@ -193,7 +193,10 @@ impl Mutation {
     pub const REDUNDANT: [(Self, &'static str); 5] = [
         (Self::ProgressSurvivesRun, "what another run had is still there, unless its data is lost (m16)"),
         (Self::SafeEntriesCut, "no leader asks for it as long as every other rule holds"),
-        (Self::NewCopyPromisesNothing, "a built copy's log begins in the present epoch, and that is a promise (m34)"),
+        (
+            Self::NewCopyPromisesNothing,
+            "a built copy's log begins in the present epoch, and that is a promise (m34)",
+        ),
         (Self::BootstrapWithoutClear, "whatever was there went with the copy before, cleared and flushed"),
         (Self::IngestBeforeFlush, "whatever was there went with the copy before, cleared and flushed"),
     ];

@@ -114,6 +114,8 @@ pub struct Server {
     /// It does nothing until then.
     pub asleep_until_us: u64,
     runs: u64,
+    /// Copies that were begun.
+    pub(super) builds: u64,
     pub(super) run: Option<Run>,
 }
 
@@ -193,7 +195,16 @@ impl Server {
     #[must_use]
     pub fn new(index: usize, clock: MonotonicClock) -> Self {
         let disk = Disk::new(DiskGeneration(1_000 + index as u64));
-        Self { index, disk, wall: WallClock::default(), clock, asleep_until_us: 0, runs: 0, run: None }
+        Self {
+            index,
+            disk,
+            wall: WallClock::default(),
+            clock,
+            asleep_until_us: 0,
+            runs: 0,
+            builds: 0,
+            run: None,
+        }
     }
 
     /// Whether a process runs.
