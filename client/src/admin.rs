@@ -67,6 +67,20 @@ impl Admin {
         }
     }
 
+    /// Changes what may be changed of a table; what is not set stays.
+    ///
+    /// # Errors
+    /// `TABLE_NOT_FOUND`, `BAD_REQUEST`, `UNAVAILABLE` and what a master reports.
+    pub async fn change_table(&self, request: v1::ChangeTableRequest) -> Result<v1::Table, Error> {
+        let mut lost = false;
+        let call = |mut admin: AdminClient| {
+            let request = request.clone();
+            async move { admin.change_table(request).await }
+        };
+        let changed = self.call(Kind::Change(self.client.timeout), &mut lost, call).await?;
+        changed.table.ok_or_else(|| incomplete("table"))
+    }
+
     /// Drops a table.
     ///
     /// # Errors

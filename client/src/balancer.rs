@@ -5,13 +5,15 @@ use crate::error::Error;
 use ebla_proto::v1;
 
 impl Admin {
-    /// How it stands, and what it decided lately.
+    /// How it stands, what it decided lately, and on request what it would begin now.
     ///
     /// # Errors
     /// `UNAVAILABLE` and what a master reports.
-    pub async fn balancer(&self) -> Result<v1::GetBalancerResponse, Error> {
-        self.ask(|mut admin: AdminClient| async move { admin.get_balancer(v1::GetBalancerRequest {}).await })
-            .await
+    pub async fn balancer(&self, dry_run: bool) -> Result<v1::GetBalancerResponse, Error> {
+        let call = |mut admin: AdminClient| async move {
+            admin.get_balancer(v1::GetBalancerRequest { dry_run }).await
+        };
+        self.ask(call).await
     }
 
     /// Pauses it, or lets it go on. Gives whether it is paused.

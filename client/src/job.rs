@@ -46,6 +46,25 @@ impl Admin {
     /// # Errors
     /// `TABLET_NOT_FOUND`, `TABLET_RETIRED`, `UNAVAILABLE` and what the server reports.
     pub async fn suggest_split(&self, tablet_id: u64, parts: u32) -> Result<Vec<Bytes>, Error> {
+        let request = v1::SuggestSplitRequest { tablet_id, parts, by_load: false };
+        Ok(self.find_split(request).await?.split_keys)
+    }
+
+    /// Keys that cut a tablet into at most `parts` parts of about the same load, or why there
+    /// are none. Only busy tablets are sampled.
+    ///
+    /// # Errors
+    /// As of [`Self::suggest_split`].
+    pub async fn suggest_split_by_load(
+        &self,
+        tablet_id: u64,
+        parts: u32,
+    ) -> Result<v1::SuggestSplitResponse, Error> {
+        self.find_split(v1::SuggestSplitRequest { tablet_id, parts, by_load: true }).await
+    }
+
+    async fn find_split(&self, request: v1::SuggestSplitRequest) -> Result<v1::SuggestSplitResponse, Error> {
+        let tablet_id = request.tablet_id;
         let tablet = self.describe_tablet(tablet_id).await?.tablet.unwrap_or_default();
         let servers = self.list_servers().await?.into_iter().filter_map(|summary| summary.server);
         let Some(server) = servers.into_iter().find(|server| server.id == tablet.leader_server_id) else {
@@ -54,9 +73,8 @@ impl Admin {
         };
         let channel = self.client.shared.channels.get(&server.address, Lane::Calls)?;
         let mut split = SplitServiceClient::new(channel);
-        let request = v1::SuggestSplitRequest { tablet_id, parts };
         match tokio::time::timeout(SUGGEST_SPLIT_TIMEOUT, split.suggest_split(request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner().split_keys),
+            Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(Error::from_status(&status)),
             Err(_) => Err(Error::timed_out("the search for split points", SUGGEST_SPLIT_TIMEOUT, None)),
         }

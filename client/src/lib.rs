@@ -26,6 +26,7 @@ mod heat;
 pub mod job;
 pub mod limits;
 mod lost;
+mod merge;
 mod moves;
 mod outcome;
 mod pipe;

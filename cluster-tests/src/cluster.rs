@@ -141,14 +141,26 @@ impl Node {
     /// # Errors
     /// When it does not serve them or has none of that name.
     pub fn metric(&self, name: &str) -> Result<f64> {
-        let address = self.pages.as_ref().context("the node serves no metrics")?;
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET /metrics HTTP/1.0\r\n\r\n")?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page)?;
+        let page = self.page("/metrics")?;
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         Ok(line.with_context(|| format!("there is no metric {name}"))?.trim().parse()?)
+    }
+
+    /// Whether it does its work: registered, and every tablet that it has a copy of is served.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.page("/ready").is_ok_and(|page| page.lines().next().is_some_and(|line| line.contains(" 200 ")))
+    }
+
+    /// A page with its head, over plain HTTP.
+    fn page(&self, path: &str) -> Result<String> {
+        let address = self.pages.as_ref().context("the node serves no pages")?;
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        Ok(page)
     }
 
     /// Starts it, also again.

@@ -3,7 +3,7 @@
 //! Everything is asked through the CLI and its JSON, as an operator's script would.
 
 use crate::cli::exit;
-use crate::cluster::{Cluster, eventually};
+use crate::cluster::{Cluster, Node, eventually};
 use anyhow::{Context as _, Result};
 use ebla_client::Client;
 use serde_json::Value as Json;
@@ -92,11 +92,11 @@ impl Cluster {
         self.servers.iter().position(|node| node.address == address).context("it is one of ours")
     }
 
-    /// How many servers are up; none when no master answers.
+    /// Whether every server says of itself that it does its work. The masters notice only after a
+    /// while that one is gone.
     #[must_use]
-    pub fn servers_up(&self) -> usize {
-        let servers = self.cli().list(&["server", "list"]).unwrap_or_default();
-        servers.iter().filter(|server| server["state"] == "up").count()
+    pub fn all_ready(&self) -> bool {
+        self.servers.iter().all(Node::is_ready)
     }
 
     /// Which master leads.

@@ -37,11 +37,12 @@ fn leaders(tablets: &[Json]) -> BTreeMap<u64, usize> {
     leaders
 }
 
-/// Whether all of `servers` lead something, and none of them much more than another.
+/// Whether all of `servers` lead something, and none of them much more than another: a difference
+/// of less than two tablets of the mean size is left, and with small ones that is up to four.
 fn is_even(tablets: &[Json], servers: usize) -> bool {
     let leaders = leaders(tablets);
     let (most, least) = (leaders.values().max(), leaders.values().min());
-    !leaders.contains_key(&0) && leaders.len() == servers && most <= least.map(|least| least + 3).as_ref()
+    !leaders.contains_key(&0) && leaders.len() == servers && most <= least.map(|least| least + 4).as_ref()
 }
 
 #[test]
@@ -95,6 +96,9 @@ fn a_pause_holds_over_a_restart_of_the_master() -> Result<()> {
     eventually("the masters know its size", EVEN_MAX, is_seen)?;
     std::thread::sleep(Duration::from_secs(2));
     ensure!(cluster.tablets().len() == 1, "a paused balancer splits nothing");
+    let planned = cli.json(&["balancer", "status", "--dry-run"])["planned"].clone();
+    ensure!(planned[0]["kind"] == "split" && planned[0]["outcome"].is_null(), "{planned}");
+    ensure!(cluster.tablets().len() == 1 && cli.json(&["balancer", "status"])["planned"].is_null());
     let status = cli.json(&["status"]);
     ensure!(status["warnings"].to_string().contains("balancer is paused"), "{status}");
     let id = cluster.tablets()[0]["id"].to_string();

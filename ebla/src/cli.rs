@@ -210,6 +210,8 @@ pub enum Table {
     List(Wait),
     /// Describe one table
     Describe(TableName),
+    /// Change when a table is split and merged
+    Set(SetTable),
     /// Drop a table with all its rows
     Drop(DropTable),
 }
@@ -237,11 +239,43 @@ pub struct CreateTable {
     /// Size, such as 512MiB, above which a tablet is split; 512MiB by default
     #[arg(long, value_parser = parse::bytes, value_name = "BYTES")]
     pub split_size: Option<u64>,
+    /// Requests per second above which a tablet is split; 5000 by default, 0 for never
+    #[arg(long, value_name = "OPS")]
+    pub split_load: Option<u64>,
     /// Key at which to cut the table into tablets from the start; give it as often as needed
     #[arg(long, allow_hyphen_values = true, value_name = "KEY")]
     pub split_at: Vec<OsString>,
     #[command(flatten)]
     pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+#[group(id = "what_to_set", required = true, multiple = true, args = ["split_size", "split_load", "auto_merge"])]
+pub struct SetTable {
+    /// Name of the table
+    pub name: String,
+    /// Size, such as 512MiB, above which a tablet is split
+    #[arg(long, value_parser = parse::bytes, value_name = "BYTES")]
+    pub split_size: Option<u64>,
+    /// Requests per second above which a tablet is split; 0 for never
+    #[arg(long, value_name = "OPS")]
+    pub split_load: Option<u64>,
+    /// Which small idle neighbours the cluster merges by itself
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub auto_merge: Option<AutoMerge>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+/// Which idle neighbours are merged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum AutoMerge {
+    /// Those that the cluster had split by itself.
+    Own,
+    /// Any, boundaries that people made included.
+    All,
+    /// None.
+    Off,
 }
 
 /// What a table does when too few in-sync copies are left.
@@ -282,8 +316,23 @@ pub enum Tablet {
     TransferLeader(TransferLeader),
     /// Make several tablets of one, and wait until they serve; no row moves
     Split(SplitTablet),
+    /// Make one tablet of two neighbours, and wait until it serves
+    Merge(MergeTablets),
     /// Take a copy from one server to another, and wait until it is there
     Move(MoveTablet),
+}
+
+#[derive(Args, Debug)]
+pub struct MergeTablets {
+    /// Id of a tablet
+    pub id: u64,
+    /// Id of a neighbour of it, above or below
+    pub other: u64,
+    /// Return when the job has begun
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]
@@ -314,6 +363,10 @@ pub struct SplitTablet {
     /// Into how many tablets of about the same size, 2 to 64; the server finds the keys
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=64), value_name = "N")]
     pub parts: Option<u32>,
+    /// Parts of about the same load, not size; of tablets with at least half of the requests at
+    /// which their table wants them split
+    #[arg(long, requires = "parts")]
+    pub by_load: bool,
     /// Only say where it would be split
     #[arg(long)]
     pub dry_run: bool,
@@ -324,13 +377,22 @@ pub struct SplitTablet {
 #[derive(Subcommand, Debug)]
 pub enum Balancer {
     /// Whether it runs, and what it decided lately
-    Status(Wait),
+    Status(BalancerStatus),
     /// Let the cluster split and move nothing by itself; copies that are lost are replaced
     Pause(Wait),
     /// Let the cluster split and move by itself again
     Resume(Wait),
     /// Why a tablet is where it is, and what was done with it
     Why(TabletId),
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct BalancerStatus {
+    /// Also say what it would begin now, although it is paused perhaps; nothing is begun
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Subcommand, Debug)]

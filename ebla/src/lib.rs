@@ -3,7 +3,7 @@
 //! servers fail where they are told to.
 //!
 //! Data goes to stdout, everything else to stderr; the exit code says how it ended
-//! ([`exit`]).
+//! (`exit.rs`).
 
 mod cli;
 mod cmd;

@@ -1,7 +1,7 @@
 //! Failures on demand: named places between durable steps, where a chaos build dies, fails or waits.
 //!
 //! A place is one line, `failpoint!("cut.flush");`. Without the feature `enabled` that line is
-//! nothing at all, also where it ends with `, if CONDITION`; with it, [`arm_from_environment`] says what happens there. A name says the step
+//! nothing at all, also where it ends with `, if CONDITION`; with it, `arm_from_environment` says what happens there. A name says the step
 //! that is about to be taken; the last one of a row ends with what has just been done. So
 //! the places of a row stand before and after each of its durable steps.
 //!

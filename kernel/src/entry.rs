@@ -7,6 +7,7 @@
 
 use crate::hlc::Hlc;
 use crate::ids::{Attempt, Epoch, Incarnation, Pos, ReplicaId, Seq, TabletId};
+use crate::mutated;
 use crate::op::{AckLevel, Change, OpResult, Token};
 use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
@@ -174,6 +175,23 @@ pub struct LogEnd {
 }
 
 impl LogEnd {
+    /// Where the log of a tablet begins that goes on from logs that end at `ends`, in key order:
+    /// at the end of the one, or, of several, behind every position and timestamp of theirs.
+    /// Nobody wrote that position; its hash tells which histories met there.
+    #[must_use]
+    pub fn joined(ends: &[Self]) -> Self {
+        if let [end] = ends {
+            return *end;
+        }
+        let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(0);
+        ends.serialize(&mut HashWriter(&mut hasher)).expect("hashing does not fail");
+        let epoch = ends.iter().map(|end| end.pos.epoch).max().unwrap_or_default();
+        let seq = ends.iter().map(|end| end.pos.seq).max().unwrap_or_default();
+        let ts = ends.iter().map(|end| end.ts);
+        let ts = if mutated!(MergedTimeGoesBack) { ts.min() } else { ts.max() };
+        Self { pos: Pos::new(epoch, seq), hash: hasher.digest(), ts: ts.unwrap_or_default() }
+    }
+
     /// The entry that follows this end in `epoch`.
     #[must_use]
     pub fn follow(self, epoch: Epoch, ts: Hlc, payload: Payload) -> Entry {
@@ -309,6 +327,17 @@ mod tests {
         let after_a = a.end().follow(Epoch(1), Hlc(6), write(b"c"));
         assert!(a.end().is_followed_by(&after_a));
         assert!(!b.end().is_followed_by(&after_a));
+    }
+
+    #[test]
+    fn joined_logs_go_on_behind_all_of_them() {
+        let end = |epoch, seq, ts| LogEnd { pos: Pos::new(Epoch(epoch), Seq(seq)), hash: seq, ts: Hlc(ts) };
+        let (left, right) = (end(3, 7, 50), end(2, 9, 60));
+        assert_eq!(LogEnd::joined(&[left]), left);
+        let both = LogEnd::joined(&[left, right]);
+        assert_eq!((both.pos, both.ts), (Pos::new(Epoch(3), Seq(9)), Hlc(60)));
+        assert_eq!(both, LogEnd::joined(&[left, right]));
+        assert_ne!(both.hash, LogEnd::joined(&[right, left]).hash);
     }
 
     #[test]

@@ -52,6 +52,10 @@ pub const RETENTION_MS_DEFAULT: u64 = 60 * 60 * 1000;
 /// Default size in bytes at which a tablet is split.
 pub const SPLIT_BYTES_DEFAULT: u64 = 512 * 1024 * 1024;
 
+/// Default requests per second above which a tablet is split: a tenth of what one server does for
+/// single sets, so that one hot range reaches several servers before it fills one.
+pub const SPLIT_LOAD_DEFAULT: u64 = 5_000;
+
 /// Default deadline of a request in milliseconds.
 pub const REQUEST_TIMEOUT_MS_DEFAULT: u64 = 10_000;
 
@@ -189,6 +193,21 @@ pub const SPLITS_PER_SERVER_MAX: usize = 4;
 /// wait meanwhile, and their clients have a deadline of some seconds.
 pub const SPLIT_PATIENCE_MS: u64 = 4_000;
 
+/// How long both tablets of a merge may be sealed until they are opened again, in milliseconds:
+/// writes wait, and the merge is tried again when what was in its way is over.
+pub const MERGE_PATIENCE_MS: u64 = 2_000;
+
+/// How long the tablets of a merge must lie together before they are sealed, in milliseconds: a
+/// leader that was appointed just now first has to serve, and the copies to follow it.
+pub const MERGE_SETTLE_MS: u64 = 200;
+
+/// Pause after a merge was taken back until it is tried again, in milliseconds; it grows with
+/// the tries.
+pub const MERGE_PAUSE_MS: u64 = 2_000;
+
+/// How often a merge may be taken back until it is given up.
+pub const MERGE_TRIES_MAX: u8 = 10;
+
 /// How long a leader waits for the copies that are not ready once D are, in milliseconds. One
 /// that is left out has to be rebuilt, and writes wait.
 pub const SPLIT_READY_PATIENCE_MS: u64 = 500;
@@ -247,6 +266,43 @@ pub const BALANCE_CALM_TIMES: u64 = 10;
 /// minutes disappears in it.
 pub const RATE_SMOOTHING_TIMES: u64 = 15;
 
+/// Time constant of the rates that splits by load look at: what an imbalance must last, over so
+/// much. Twice the load that is allowed shows within a few rounds.
+pub const RECENT_SMOOTHING_PART: u64 = 3;
+
+/// A tablet is split by load when it has been too busy for what an imbalance must last, over so
+/// much: a burst passes, a hot spot is split within a minute.
+pub const BUSY_LASTS_PART: u64 = 2;
+
+/// A tablet that was too busy no longer is below this percentage of the limit, so that noise
+/// about the limit does not begin the wait anew.
+pub const BUSY_ENDS_PERCENT: u64 = 80;
+
+/// Most tablets that are made of one for its load: quantiles of a small sample are no better.
+pub const LOAD_SPLIT_PARTS_MAX: u64 = 8;
+
+/// Requests in one window of a sample: enough that a half of them is a half within some percent.
+pub const LOAD_SAMPLE_KEYS_MAX: usize = 128;
+
+/// Requests in one window below which a sample says nothing.
+pub const LOAD_SAMPLE_KEYS_MIN: usize = 32;
+
+/// Share of a tablet's requests, in percent, above which one key is called hot: no cut would
+/// take half of them away from it.
+pub const HOT_KEY_PERCENT: usize = 50;
+
+/// Neighbours may be merged when each has at most this percentage of what it is split at: both
+/// together are then far below it.
+pub const IDLE_PERCENT: u64 = 10;
+
+/// Neighbours are merged when both have been idle for so many times what an imbalance must
+/// last: an hour by default.
+pub const MERGE_CALM_TIMES: u64 = 60;
+
+/// Merges that the cluster begins by itself and that are under way at once, over all servers:
+/// nobody waits for them.
+pub const AUTOMATIC_MERGES_MAX: usize = 4;
+
 /// Mean requests per second and tablet below which load counts for less than the number of
 /// tablets: a few requests say nothing.
 pub const REQUESTS_MEAN_FLOOR: u64 = 20;
@@ -260,6 +316,9 @@ pub const SPLIT_START_PATIENCE_MS: u64 = 30_000;
 
 /// Pause before a tablet that could not be split is tried again: one row may be all that it has.
 pub const SPLIT_REFUSED_PAUSE_MS: u64 = 60_000;
+
+/// Pause before a busy tablet of which too few requests were sampled is asked for again.
+pub const LOAD_SAMPLE_RETRY_MS: u64 = 5_000;
 
 /// How long a leadership that is handed over counts as handed over already.
 pub const HAND_OVER_PATIENCE_MS: u64 = 10_000;

@@ -164,6 +164,14 @@ pub enum Mutation {
     ChildFenceNotHeld,
     /// Children do not know the tokens of their parent.
     ParentTokensForgotten,
+    /// A merge is committed whatever became of its second tablet.
+    MergeGuardsOneParent,
+    /// A merge takes the copies that are ready for its first tablet.
+    MergeReadyOfOneParent,
+    /// A merge takes the copies that are ready for both tablets, whatever each leader named.
+    MergeReadyIntersects,
+    /// What a merged tablet begins with is older than what one of its parents said.
+    MergedTimeGoesBack,
     /// Children serve before the commit is known.
     StagedChildServes,
     /// A copy retires a tablet in one step and makes its children in another.
@@ -300,9 +308,9 @@ impl Mutation {
         Self::REDUNDANT.iter().find(|(mutation, _)| *mutation == self).map(|(_, reason)| *reason)
     }
 
-    /// Those that show themselves only where tablets are split. `ReadySetIgnored` needs a chain of
-    /// misfortunes that chance does not bring about: the script `tablet/split` holds its rule.
-    pub const OF_SPLITS: [Self; 13] = [
+    /// Those that show themselves only where tablets are split or merged; the golden scripts hold
+    /// the rules of those that chance does not bring about.
+    pub const OF_SPLITS: [Self; 17] = [
         Self::AbortAfterCommit,
         Self::CommitOfAnyAttempt,
         Self::CommitOfAnyEpoch,
@@ -316,6 +324,10 @@ impl Mutation {
         Self::ReadySetIgnored,
         Self::ChildFenceNotHeld,
         Self::ParentTokensForgotten,
+        Self::MergeGuardsOneParent,
+        Self::MergeReadyOfOneParent,
+        Self::MergeReadyIntersects,
+        Self::MergedTimeGoesBack,
     ];
 
     /// The rule that it breaks.
@@ -397,6 +409,10 @@ impl Mutation {
             Self::ReadySetIgnored => "m17",
             Self::ChildFenceNotHeld => "m18",
             Self::ParentTokensForgotten => "tokens go to the children",
+            Self::MergeGuardsOneParent => "m27",
+            Self::MergeReadyOfOneParent => "m28",
+            Self::MergeReadyIntersects => "m17",
+            Self::MergedTimeGoesBack => "timestamps rise over a merge",
             Self::StagedChildServes => "staged children do not serve",
             Self::SwitchInTwoSteps => "m30",
             Self::StagedNotReplayed => "2.1 retired logs",
@@ -493,6 +509,10 @@ impl Mutation {
             Self::ReadyOfAnyAttempt => &["m28"],
             Self::ReadySetIgnored => &["m17"],
             Self::ChildFenceNotHeld => &["m18"],
+            Self::MergeGuardsOneParent => &["m27"],
+            Self::MergeReadyOfOneParent => &["m28"],
+            Self::MergeReadyIntersects => &["m17"],
+            Self::MergedTimeGoesBack => &["cockroach-50265"],
             Self::StagedChildServes => &["I9"],
             Self::SwitchInTwoSteps => &["m30"],
             Self::StagedNotReplayed => &["2.1 retired"],

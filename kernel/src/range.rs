@@ -94,6 +94,13 @@ impl KeyRange {
         self.end.as_ref() == Some(&other.start)
     }
 
+    /// Both as one, if `other` begins where this one ends.
+    #[must_use]
+    pub fn followed_by(&self, other: &Self) -> Option<Self> {
+        let is_next = self.is_followed_by(other);
+        is_next.then(|| Self { start: self.start.clone(), end: other.end.clone() })
+    }
+
     /// Cuts the whole key space at `keys`.
     ///
     /// # Errors

@@ -8,13 +8,13 @@ use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
     Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, Pos, ReplicaId, Seq,
-    ServerId, TabletId, Tick,
+    ServerId, TableId, TabletId, Tick,
 };
 use ebla_kernel::meta::{
-    Appointment, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer, GaveUp,
-    InSyncChange, Input, Job, JobEnd, JobKind, NewTablet, Origin, Policy, RegisterServer, ReplicaChange,
-    Reply, Settings, SplitCommit, SplitJob, State, TableKind, TableSpec, Tablet, Wish, apply, cut_ranges,
-    decode_snapshot, encode_snapshot, state_hash,
+    Appointment, AutoMerge, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer,
+    GaveUp, InSyncChange, Input, Job, JobEnd, JobKind, MergeStep, NewTablet, Origin, Policy, RegisterServer,
+    ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableChange, TableKind, TableSpec,
+    Tablet, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -144,6 +144,10 @@ impl World {
                 let table = self.state.table_named(args.text("table").unwrap()).unwrap().id;
                 self.apply(Command::DropTable { table });
             }
+            "set" => self.apply(set_table(&args, &self.state)),
+            "balancer" => writeln!(self.out, "  paused: {}", self.state.balancer_paused()).unwrap(),
+            "pause" => self.apply(Command::PauseBalancer { paused: true }),
+            "resume" => self.apply(Command::PauseBalancer { paused: false }),
             "recover" => {
                 let tablets = vec![(TabletId(args.number("t")), Epoch(args.number("epoch")))];
                 self.apply(Command::Recover { tablets });
@@ -200,7 +204,13 @@ impl World {
             "answer" => self.step(answer(&args)),
             "alter" => self.apply(alter(&args)),
             "split" => self.apply(split(&args, self.now)),
-            "commit-split" => self.apply(commit_split(&args, self.now)),
+            "merge" => self.apply(merge(&args, self.now)),
+            "seal-merge" | "unseal-merge" => {
+                let step = if words[0] == "seal-merge" { MergeStep::Seal } else { MergeStep::Unseal };
+                let (job, attempt) = (JobId(args.number("j")), Attempt(args.number("a")));
+                self.apply(Command::ChangeMerge { job, attempt, step });
+            }
+            "commit-split" => self.commit_split(&args),
             "cancel" => {
                 let (job, end, time_ms) = (JobId(args.number("j")), JobEnd::Cancelled, self.now.0);
                 self.apply(Command::EndJob { job, attempt: None, end, time_ms });
@@ -237,6 +247,17 @@ impl World {
             "show" => self.show(),
             other => panic!("unknown command {other}"),
         }
+    }
+
+    /// A leader asks that its tablet be retired.
+    fn commit_split(&mut self, args: &Args) {
+        let proposer = run(args.text("by").unwrap());
+        let commits = self.control.take_commit(&self.state, proposer, commit(args));
+        if commits.is_empty() {
+            writeln!(self.out, "  waits for the other half").unwrap();
+            return;
+        }
+        self.apply(Command::CommitSplit { proposer, commits, time_ms: self.now.0 });
     }
 
     fn transfer(&mut self, tablet: TabletId, server: ServerId) {
@@ -276,7 +297,10 @@ impl World {
             }
             Effect::SendSeal { server, order } => {
                 let (tablet, epoch, attempt) = (order.tablet, order.epoch, order.attempt);
-                format!("seal {server}: {tablet}@{epoch} {attempt} into {}", split_text(&order.split))
+                format!(
+                    "seal {server}: {tablet}@{epoch} {attempt} into {}",
+                    succession_text(&order.succession)
+                )
             }
             Effect::EndSession { server } => format!("end session of {server}"),
         };
@@ -302,6 +326,10 @@ impl World {
                 format!("{} {} {}", server.id, server.incarnation, server.ordinal)
             }
             Reply::Created(table, tablets) => format!("{} {tablets:?}", table.id),
+            Reply::Changed(table) => {
+                let TableSpec { split_bytes, split_load, auto_merge, .. } = table.spec;
+                format!("{} splits above {split_bytes} B, {split_load}/s, merges {auto_merge:?}", table.id)
+            }
             Reply::Dropped(table) => format!("dropped {}", table.id),
             Reply::Elections(results) | Reply::InSync(results) | Reply::Replicas(results) => {
                 let results = results.iter().map(|result| match result {
@@ -354,19 +382,32 @@ fn tablet_text(tablet: &Tablet) -> String {
         format!(" after {} {} {}", former.leader.replica, former.leader.incarnation, former.epoch)
     });
     let replicas = replicas.collect::<Vec<_>>().join(" ");
+    let drawn_by = match tablet.drawn_by {
+        Origin::Operator => "",
+        Origin::Automatic => " drawn by itself",
+    };
     let moving = tablet.moving.map_or(String::new(), |moving| {
         let from = moving.from.map_or(String::new(), |from| format!(" for {from}"));
         format!(" moving {}{from}", moving.to)
     });
     format!(
-        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]{moving}",
+        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]{moving}{drawn_by}",
         tablet.id, tablet.range, tablet.epoch, tablet.config_version
     )
 }
 
 fn job_text(job: &Job) -> String {
     let what = match &job.kind {
-        JobKind::Split(split) => format!("of {} into {}", split.tablet, split_text(split)),
+        JobKind::Split(split) => format!("of {} into {}", split.parents[0], succession_text(split)),
+        JobKind::Merge(merge) => {
+            let intent = merge.intent.as_ref().map(succession_text);
+            let intent = intent.map_or("gathering".to_owned(), |intent| format!("sealing into {intent}"));
+            let (tries, comes) = (merge.tries, merge.comes);
+            format!(
+                "of {} and {} as {}, {comes} comes, {}/1000 done, {tries} tries, {intent}",
+                merge.left, merge.right, merge.child, job.progress
+            )
+        }
         JobKind::Move(copy) => {
             let from = copy.from_server.map_or(String::new(), |from| format!(" from {from}"));
             format!("of {} to {}@{}{from}", copy.tablet, copy.to, copy.to_server)
@@ -376,7 +417,7 @@ fn job_text(job: &Job) -> String {
     format!("{} {} {:?} {} {what}{error}", job.id, job.attempt, job.origin, job.state.name(),)
 }
 
-fn split_text(split: &SplitJob) -> String {
+fn succession_text(split: &Succession) -> String {
     let children = split.children.iter().map(|(id, range)| format!("{id} {range}"));
     let copies = split.replicas.iter().map(|(parent, children)| format!("{parent}->{children:?}"));
     let (children, copies) = (children.collect::<Vec<_>>(), copies.collect::<Vec<_>>());
@@ -408,11 +449,13 @@ fn command_text(command: &Command) -> String {
         Command::EndJob { job, attempt, end, .. } => {
             format!("end {job} {}: {end:?}", attempt.map_or("any attempt".to_owned(), |a| a.to_string()))
         }
+        Command::ChangeMerge { job, attempt, step } => format!("change merge {job} {attempt}: {step:?}"),
         Command::RegisterServer(_)
         | Command::StartJob { .. }
         | Command::CommitSplit { .. }
         | Command::PauseBalancer { .. }
         | Command::CreateTable { .. }
+        | Command::ChangeTable { .. }
         | Command::DropTable { .. }
         | Command::AlterInSync { .. }
         | Command::SetDuty { .. }
@@ -466,6 +509,20 @@ fn create(args: &Args) -> Command {
     Command::CreateTable { name: args.text("table").unwrap().to_owned(), spec, tablets }
 }
 
+/// `table=NAME size=BYTES load=OPS merge=off|own|all`, each of the last three or none.
+fn set_table(args: &Args, state: &State) -> Command {
+    let number = |name: &str| args.text(name).map(|_| args.number(name));
+    let auto_merge = args.text("merge").map(|which| match which {
+        "off" => AutoMerge::Off,
+        "own" => AutoMerge::Own,
+        "all" => AutoMerge::All,
+        other => panic!("merge={other}"),
+    });
+    let change = TableChange { split_bytes: number("size"), split_load: number("load"), auto_merge };
+    let table = args.text("table").and_then(|name| state.table_named(name)).map(|table| table.id);
+    Command::ChangeTable { table: table.unwrap_or(TableId(99)), change }
+}
+
 fn appoint(args: &Args) -> Command {
     let appointment = Appointment {
         tablet: TabletId(args.number("t")),
@@ -506,22 +563,28 @@ fn split(args: &Args, now: Tick) -> Command {
     Command::StartJob { wish, origin, time_ms: now.0 }
 }
 
+/// `stays=TABLET comes=TABLET`, `by` as for splits.
+fn merge(args: &Args, now: Tick) -> Command {
+    let origin = if args.text("by") == Some("itself") { Origin::Automatic } else { Origin::Operator };
+    let wish = Wish::Merge { stays: TabletId(args.number("stays")), comes: TabletId(args.number("comes")) };
+    Command::StartJob { wish, origin, time_ms: now.0 }
+}
+
 /// `by=SERVER:RUN ready=REPLICA:DISK,..`: that leader asks for the commit.
-fn commit_split(args: &Args, now: Tick) -> Command {
+fn commit(args: &Args) -> SplitCommit {
     let epoch = Epoch(args.number("epoch"));
     let ready = args.list("ready").into_iter().map(|copy| {
         let (id, disk) = copy.split_once(':').unwrap();
         let generation = Generation::Disk(DiskGeneration(disk.parse().unwrap()));
         (ReplicaId(id.parse().unwrap()), generation)
     });
-    let commit = SplitCommit {
+    SplitCommit {
         tablet: TabletId(args.number("t")),
         attempt: Attempt(args.number("a")),
         epoch,
         seal: LogEnd { pos: Pos::new(epoch, Seq(args.number("seal"))), hash: 0, ts: Hlc(0) },
         ready: ready.collect(),
-    };
-    Command::CommitSplit { proposer: run(args.text("by").unwrap()), commit, time_ms: now.0 }
+    }
 }
 
 /// `SERVER:RUN`.

@@ -49,10 +49,10 @@ pub(crate) enum Event {
     Altered { server: ServerId, number: u64, answers: Vec<(InSyncChange, bool)> },
     /// Such a command was lost, perhaps: the server asks again.
     AlterationLost { server: ServerId, number: u64 },
-    /// A server asks for commits of splits of tablets that it leads.
+    /// A server asks that tablets which it leads and has sealed be retired.
     Commits { server: ServerId, number: u64, commits: Vec<SplitCommit> },
     /// Such a commit was refused for good.
-    CommitRefused { server: ServerId, number: u64, tablet: TabletId, epoch: Epoch, attempt: Attempt },
+    CommitRefused { server: ServerId, number: u64, tablets: Vec<(TabletId, Epoch)>, attempt: Attempt },
     /// An operator wants the copy on `server` to lead. Answered with whether the order went out.
     Transfer { tablet: TabletId, server: ServerId, answer: oneshot::Sender<Result<(), TransferRefusal>> },
     /// A server answered fences.
@@ -236,12 +236,10 @@ impl Controller {
                 self.on_altered(server, &[]);
             }
             Event::Commits { server, number, commits } if self.is_present(server, number) => {
-                commits.into_iter().for_each(|commit| self.commit_split(server, number, commit));
+                commits.into_iter().for_each(|commit| self.commit(server, number, commit));
             }
-            Event::CommitRefused { server, number, tablet, epoch, attempt }
-                if self.is_present(server, number) =>
-            {
-                self.refuse_split(server, tablet, epoch, attempt);
+            Event::CommitRefused { server, number, tablets, attempt } if self.is_present(server, number) => {
+                self.refuse_commit(server, &tablets, attempt);
             }
             // Of a session that is over.
             Event::Closed { .. }
@@ -315,27 +313,38 @@ impl Controller {
         });
     }
 
-    /// Proposes the commit of a split. What was committed comes to the leader as an assignment;
-    /// a proposal that is lost it asks for again.
-    fn commit_split(&self, server: ServerId, number: u64, commit: SplitCommit) {
+    /// Proposes a commit, once every half of it has come in. What was committed comes to the
+    /// leader as an assignment; a proposal that is lost it asks for again.
+    fn commit(&mut self, server: ServerId, number: u64, commit: SplitCommit) {
         let Some(incarnation) = self.sessions.get(&server).map(|session| session.incarnation) else { return };
         let Some(events) = self.events.upgrade() else { return };
-        let (tablet, epoch, attempt) = (commit.tablet, commit.epoch, commit.attempt);
-        let (proposer, time_ms) = ((server, incarnation), clock::wall_ms());
-        let command = Command::CommitSplit { proposer, commit, time_ms };
+        let (proposer, attempt) = ((server, incarnation), commit.attempt);
+        let commits = {
+            let state = self.raft.view().state();
+            self.core.take_commit(&state, proposer, commit)
+        };
+        if commits.is_empty() {
+            return;
+        }
+        let tablets: Vec<_> = commits.iter().map(|commit| (commit.tablet, commit.epoch)).collect();
+        let command = Command::CommitSplit { proposer, commits, time_ms: clock::wall_ms() };
         let raft = self.raft.clone();
         tokio::spawn(async move {
             if let Ok(Reply::Rejected(why)) = raft.propose(command).await {
-                tracing::info!(%tablet, %attempt, %why, "the commit of a split was refused");
+                tracing::info!(?tablets, %attempt, %why, "a commit was refused");
                 // A controller that is gone has no sessions.
-                let _ = events.send(Event::CommitRefused { server, number, tablet, epoch, attempt }).await;
+                let _ = events.send(Event::CommitRefused { server, number, tablets, attempt }).await;
             }
         });
     }
 
-    fn refuse_split(&mut self, server: ServerId, tablet: TabletId, epoch: Epoch, attempt: Attempt) {
-        let refusal = v1::SplitRefusal { tablet_id: tablet.0, epoch: epoch.0, attempt: attempt.0 };
-        let refusals = v1::SplitRefusals { refusals: vec![refusal] };
+    fn refuse_commit(&mut self, server: ServerId, tablets: &[(TabletId, Epoch)], attempt: Attempt) {
+        let refusal = |(tablet, epoch): &(TabletId, Epoch)| v1::SplitRefusal {
+            tablet_id: tablet.0,
+            epoch: epoch.0,
+            attempt: attempt.0,
+        };
+        let refusals = v1::SplitRefusals { refusals: tablets.iter().map(refusal).collect() };
         let message = v1::session_response::Message::SplitRefusals(refusals);
         if let Some(server) = self.send(server, message) {
             self.step(Input::SessionClosed { server });
@@ -506,12 +515,8 @@ impl Assignee {
             leads,
             appointed_ts: tablet.appointed_ts.0,
             aborted_attempt: tablet.aborted.0,
-            parent: tablet.parent.map(|parent| v1::TabletParent {
-                tablet_id: parent.tablet.0,
-                attempt: parent.attempt.0,
-                seal: Some(split::log_end_to_wire(parent.seal)),
-                epoch: parent.epoch.0,
-            }),
+            parents: tablet.parents.iter().map(split::parent_to_wire).collect(),
+            joined_ts: tablet.joined_ts.0,
         })
     }
 }

@@ -133,12 +133,20 @@ pub const REPLACE_AFTER_DEFAULT: Duration = Duration::from_secs(10 * 60);
 /// so long.
 pub const SPLIT_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long an operator's job waits for one of the cluster that can be cancelled no longer: its
+/// old copy has to leave and to be cleared.
+pub const COMMITTED_JOB_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// How often to look whether the children of a split serve.
 pub const SPLIT_POLL: Duration = Duration::from_millis(5);
 
 /// Time between two looks at what the cluster should do by itself: a look costs one pass over
 /// all tablets.
 pub const BALANCE_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
+
+/// The balancer rests for so many times what a round took: commands wait while it takes its
+/// picture, and a master of a million tablets has other things to do, too.
+pub const BALANCE_REST_TIMES: u32 = 9;
 
 /// Rounds for which an imbalance must last before something is moved: a minute by default.
 pub const BALANCE_LASTS_ROUNDS: u32 = 12;

@@ -8,8 +8,8 @@ use ebla_kernel::ids::{
     ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId,
 };
 use ebla_kernel::meta::{
-    BadTable, Duty, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server, State,
-    Table, TableKind, TableSpec, Tablet, TransferRefusal,
+    AutoMerge, BadTable, Duty, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server,
+    State, Table, TableChange, TableKind, TableSpec, Tablet, TransferRefusal,
 };
 
 impl From<BadTable> for ApiError {
@@ -43,7 +43,9 @@ impl From<Rejection> for ApiError {
             | Rejection::NothingToChange(_)
             | Rejection::TooFewInSync(_)
             | Rejection::StaleAttempt(_)
-            | Rejection::NotReady(_) => Reason::Internal,
+            | Rejection::NotReady(_)
+            | Rejection::ReadyApart(_)
+            | Rejection::NotGathered(_) => Reason::Internal,
             Rejection::HasCopy(_)
             | Rejection::NoCopy(..)
             | Rejection::ServerLeaves(_)
@@ -54,7 +56,11 @@ impl From<Rejection> for ApiError {
             Rejection::NoServer(_) => Reason::ServerNotFound,
             Rejection::JobCommitted(_) => Reason::JobEnded,
             Rejection::Retired(..) => Reason::TabletRetired,
-            Rejection::BadSplitPoint(_) | Rejection::BadSplitCount => Reason::BadRequest,
+            Rejection::BadSplitPoint(_)
+            | Rejection::BadSplitCount
+            | Rejection::SameTablet(_)
+            | Rejection::NotNeighbours(..) => Reason::BadRequest,
+            Rejection::NotWhole(_) => Reason::Unavailable,
             Rejection::JobRuns(_) => Reason::JobConflict,
             Rejection::NoJob(_) => Reason::JobNotFound,
             Rejection::JobEnded(_) => Reason::JobEnded,
@@ -102,6 +108,8 @@ pub fn table_spec(wire: Option<&v1::TableSpec>, servers_up: usize) -> Result<Tab
         ack: convert::ack(wire.ack.as_ref())?.unwrap_or(default.ack),
         retention_ms: non_zero(wire.retention_ms).unwrap_or(default.retention_ms),
         split_bytes: non_zero(wire.split_bytes).unwrap_or(default.split_bytes),
+        split_load: wire.split_load.unwrap_or(default.split_load),
+        auto_merge: auto_merge(wire.auto_merge)?.unwrap_or_default(),
     };
     spec.check_supported()?;
     Ok(spec)
@@ -124,6 +132,41 @@ fn policy(wire: i32) -> Result<Policy, ApiError> {
             Err(ApiError::new(Reason::BadRequest, hint))
         }
     }
+}
+
+/// Which idle neighbours are to be merged; none where nothing is said.
+fn auto_merge(wire: i32) -> Result<Option<AutoMerge>, ApiError> {
+    match v1::AutoMerge::try_from(wire) {
+        Ok(v1::AutoMerge::Unspecified) => Ok(None),
+        Ok(v1::AutoMerge::Off) => Ok(Some(AutoMerge::Off)),
+        Ok(v1::AutoMerge::Own) => Ok(Some(AutoMerge::Own)),
+        Ok(v1::AutoMerge::All) => Ok(Some(AutoMerge::All)),
+        Err(_) => {
+            let hint = format!("unknown auto-merge {wire}: give own, all or off");
+            Err(ApiError::new(Reason::BadRequest, hint))
+        }
+    }
+}
+
+fn auto_merge_to_wire(auto_merge: AutoMerge) -> v1::AutoMerge {
+    match auto_merge {
+        AutoMerge::Off => v1::AutoMerge::Off,
+        AutoMerge::Own => v1::AutoMerge::Own,
+        AutoMerge::All => v1::AutoMerge::All,
+    }
+}
+
+/// What is to be changed of a table.
+///
+/// # Errors
+/// `BAD_REQUEST` for a split size of zero and for an unknown word.
+pub fn table_change(wire: &v1::ChangeTableRequest) -> Result<TableChange, ApiError> {
+    if wire.split_bytes == Some(0) {
+        let hint = "a split size of 0 bytes would split for ever: give a size such as 512MiB";
+        return Err(ApiError::new(Reason::BadRequest, hint));
+    }
+    let (split_bytes, split_load) = (wire.split_bytes, wire.split_load);
+    Ok(TableChange { split_bytes, split_load, auto_merge: auto_merge(wire.auto_merge)? })
 }
 
 fn copies(wire: u32) -> Result<Option<u8>, ApiError> {
@@ -157,6 +200,8 @@ pub fn table_to_wire(table: &Table) -> v1::Table {
         ack: Some(convert::ack_to_wire(table.spec.ack)),
         retention_ms: table.spec.retention_ms,
         split_bytes: table.spec.split_bytes,
+        split_load: Some(table.spec.split_load),
+        auto_merge: auto_merge_to_wire(table.spec.auto_merge) as i32,
     };
     v1::Table { id: table.id.0, name: table.name.clone(), spec: Some(spec) }
 }

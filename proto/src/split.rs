@@ -1,4 +1,4 @@
-//! Jobs and splits, to the wire and back.
+//! Jobs, splits and merges, to the wire and back.
 
 use crate::convert;
 use crate::error::{ApiError, Reason};
@@ -9,7 +9,7 @@ use ebla_kernel::ids::{
     Attempt, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, TabletId,
 };
 use ebla_kernel::meta::{
-    Job, JobKind, JobState, Origin, PROGRESS_IN_SYNC, SealOrder, SplitCommit, TableKind,
+    Job, JobKind, JobState, Origin, PROGRESS_IN_SYNC, Parent, SealOrder, SplitCommit, TableKind,
 };
 use ebla_kernel::range::KeyRange;
 
@@ -23,6 +23,28 @@ pub fn log_end_to_wire(end: LogEnd) -> v1::LogEnd {
 #[must_use]
 pub fn log_end(wire: v1::LogEnd) -> LogEnd {
     LogEnd { pos: Pos::new(Epoch(wire.epoch), Seq(wire.seq)), hash: wire.hash, ts: Hlc(wire.ts) }
+}
+
+/// What a tablet was made of, for the wire.
+#[must_use]
+pub fn parent_to_wire(parent: &Parent) -> v1::TabletParent {
+    v1::TabletParent {
+        tablet_id: parent.tablet.0,
+        attempt: parent.attempt.0,
+        seal: Some(log_end_to_wire(parent.seal)),
+        epoch: parent.epoch.0,
+    }
+}
+
+/// What a tablet was made of.
+#[must_use]
+pub fn parent(wire: &v1::TabletParent) -> Parent {
+    Parent {
+        tablet: TabletId(wire.tablet_id),
+        attempt: Attempt(wire.attempt),
+        epoch: Epoch(wire.epoch),
+        seal: wire.seal.map(log_end).unwrap_or_default(),
+    }
 }
 
 /// How much of the rows of a move is there.
@@ -46,15 +68,15 @@ impl Copied {
 pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
     let progress = copied.map_or(0, Copied::per_mille).min(u64::from(PROGRESS_IN_SYNC));
     let progress = progress.max(u64::from(job.progress));
-    let (kind, tablet, children) = match &job.kind {
-        JobKind::Split(split) => {
-            let children = split.children.iter().map(|(id, _)| id.0).collect();
-            (v1::JobKind::Split, split.tablet, children)
-        }
-        JobKind::Move(copy) => (v1::JobKind::Move, copy.tablet, Vec::new()),
+    let kind = match &job.kind {
+        JobKind::Split(_) => v1::JobKind::Split,
+        JobKind::Move(_) => v1::JobKind::Move,
+        JobKind::Merge(_) => v1::JobKind::Merge,
     };
+    let tablets = job.tablets();
+    let tablet = |at: usize| tablets.get(at).map_or(0, |tablet| tablet.0);
     let (from, to) = match &job.kind {
-        JobKind::Split(_) => (None, None),
+        JobKind::Split(_) | JobKind::Merge(_) => (None, None),
         JobKind::Move(copy) => (copy.from_server, Some(copy.to_server)),
     };
     let state = match job.state {
@@ -69,8 +91,9 @@ pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
         kind: kind as i32,
         state: state as i32,
         automatic: job.origin == Origin::Automatic,
-        tablet_id: tablet.0,
-        child_tablet_ids: children,
+        tablet_id: tablet(0),
+        other_tablet_id: tablet(1),
+        child_tablet_ids: job.children().iter().map(|child| child.0).collect(),
         from_server_id: from.map_or(0, |server| server.0),
         to_server_id: to.map_or(0, |server| server.0),
         progress_per_mille: u32::try_from(progress).expect("a job has a thousand thousandths"),
@@ -101,9 +124,9 @@ pub fn seal_order_to_wire(order: &SealOrder) -> v1::SealOrder {
             let replica_id = children.get(at)?.0;
             Some(v1::SealCopy { parent_replica_id: parent.0, replica_id })
         };
-        order.split.replicas.iter().filter_map(of).collect()
+        order.succession.replicas.iter().filter_map(of).collect()
     };
-    let children = order.split.children.iter().enumerate().map(|(at, (id, range))| v1::SealChild {
+    let children = order.succession.children.iter().enumerate().map(|(at, (id, range))| v1::SealChild {
         tablet_id: id.0,
         start: range.start().clone(),
         end: range.end().cloned().unwrap_or_default(),

@@ -153,10 +153,7 @@ fn recover(
     oplog: &Oplog,
     store: &dyn Store,
 ) -> Result<RecoveredReplica, Error> {
-    let mut inherited = Inherited::default();
-    for ancestor in replicas.ancestors(record) {
-        inherited.replay(record, &ancestor, oplog, store)?;
-    }
+    let inherited = Inherited::of(record, &replicas.ancestors(record), oplog, store)?;
     let mut replay = Replay::new(record, oplog.bounds(record.tablet), inherited)?;
     while let Some(from) = replay.next {
         let entries = oplog.read(record.tablet, from, limits::REPLAY_BATCH_BYTES)?;

@@ -109,10 +109,14 @@ fn wanted(request: &v1::GetRequest, tablet: &TabletHandle) -> Result<Wanted, Api
     }
     let hint = "a session read names what it must see: give the session token of a write";
     let session = request.session.ok_or_else(|| ApiError::new(Reason::BadRequest, hint))?;
-    if session.lineage != tablet.lineage.0 {
-        return Err(write_lost(tablet, &session));
+    if session.lineage == tablet.lineage.0 {
+        return Ok(Wanted { closed: Hlc(session.ts), written: Some(session) });
     }
-    Ok(Wanted { closed: Hlc(session.ts), written: Some(session) })
+    // Of a tablet that was merged into this one, whose positions say nothing here.
+    if Hlc(session.ts) <= tablet.joined_ts {
+        return Ok(Wanted { closed: Hlc(session.ts), written: None });
+    }
+    Err(write_lost(tablet, &session))
 }
 
 /// Whether the entry that the session saw is still part of the tablet's history, as far as the

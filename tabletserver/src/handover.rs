@@ -57,9 +57,9 @@ pub struct Unplaced {
     pub write: Option<Checked>,
 }
 
-impl From<ApiError> for Unplaced {
+impl From<ApiError> for Box<Unplaced> {
     fn from(error: ApiError) -> Self {
-        Self { error, write: None }
+        Self::new(Unplaced { error, write: None })
     }
 }
 
@@ -95,12 +95,12 @@ impl Node {
     /// # Errors
     /// `NOT_LEADER` or `UNAVAILABLE`, and whatever else is wrong with the tablet; nothing was
     /// written.
-    pub fn place(&self, write: Checked) -> Result<Write, Unplaced> {
+    pub fn place(&self, write: Checked) -> Result<Write, Box<Unplaced>> {
         match self.locate(&write.table, first_key(&write.ops)) {
             Ok(tablet) => Ok(self.admit(tablet, write)?),
             Err(error) => {
                 let waits = self.is_handed_over(&write.table, first_key(&write.ops));
-                Err(Unplaced { error, write: waits.then_some(write) })
+                Err(Box::new(Unplaced { error, write: waits.then_some(write) }))
             }
         }
     }
@@ -109,7 +109,7 @@ impl Node {
     ///
     /// # Errors
     /// As [`Self::place`].
-    pub async fn place_later(&self, unplaced: Unplaced) -> Result<Write, ApiError> {
+    pub async fn place_later(&self, unplaced: Box<Unplaced>) -> Result<Write, ApiError> {
         let Some(write) = unplaced.write else { return Err(unplaced.error) };
         self.await_handover(&write.table, first_key(&write.ops)).await;
         self.place(write).map_err(|unplaced| unplaced.error)

@@ -3,10 +3,13 @@
 //! Each tablet counts its requests with relaxed atomics. Keys are looked at only while
 //! somebody watches: each watcher has a sketch of bounded size that keeps the frequent keys
 //! and forgets rare ones (Misra and Gries). Without a watcher a request costs one load more.
+//! Of a tablet that is nearly busy enough to be split, one request in sixteen is looked at by
+//! its sampler, watcher or not ([`crate::load_sample`]).
 
 use crate::limits;
+use crate::load_sample::Sampler;
 use crate::tablets::TabletHandle;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use ebla_kernel::ids::{TableId, TabletId};
 use std::collections::HashMap;
@@ -72,19 +75,56 @@ pub struct TabletLoad {
     writes: AtomicU64,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
+    /// Looks at keys while the tablet is busy.
+    sampler: ArcSwapOption<Sampler>,
+    /// What the janitor saw: requests by its last look, and their rate in thousandths a second.
+    seen: AtomicU64,
+    rate: AtomicU64,
 }
 
 impl TabletLoad {
-    fn add(&self, more: Counts) {
+    /// Adds to the counts. Gives the number of the request among those of its kind.
+    fn add(&self, more: Counts) -> u64 {
         let pairs = [
-            (&self.reads, more.reads),
-            (&self.writes, more.writes),
             (&self.read_bytes, more.read_bytes),
             (&self.written_bytes, more.written_bytes),
+            (&self.reads, more.reads),
+            (&self.writes, more.writes),
         ];
-        for (counter, count) in pairs.into_iter().filter(|(_, count)| *count > 0) {
-            counter.fetch_add(count, Ordering::Relaxed);
+        let counted = pairs.into_iter().filter(|(_, count)| *count > 0);
+        counted.fold(0, |_, (counter, count)| counter.fetch_add(count, Ordering::Relaxed))
+    }
+
+    /// Lets the sampler, if there is one, look at some of the requests.
+    fn sample(&self, number: u64, key: &[u8]) {
+        if is_sampled(number)
+            && let Some(sampler) = &*self.sampler.load()
+        {
+            sampler.note(key);
         }
+    }
+
+    /// The sampler, while the tablet is busy.
+    #[must_use]
+    pub fn sampler(&self) -> Option<Arc<Sampler>> {
+        self.sampler.load_full()
+    }
+
+    /// Notes how many requests came within so many milliseconds. Only one thread calls this.
+    /// Gives the requests per second of the last seconds.
+    pub fn look(&self, passed_ms: u64) -> u64 {
+        let requests = self.get().requests();
+        let came = requests.saturating_sub(self.seen.swap(requests, Ordering::Relaxed));
+        let now = came.saturating_mul(1_000_000) / passed_ms.max(1);
+        let before = self.rate.load(Ordering::Relaxed);
+        let after = before - before / limits::LOAD_RATE_LOOKS + now / limits::LOAD_RATE_LOOKS;
+        self.rate.store(after, Ordering::Relaxed);
+        after / 1_000
+    }
+
+    /// Begins to look at keys, or ends it.
+    pub fn set_sampled(&self, is_sampled: bool) {
+        self.sampler.store(is_sampled.then(Arc::default));
     }
 
     /// All of them.
@@ -97,6 +137,14 @@ impl TabletLoad {
             written_bytes: self.written_bytes.load(Ordering::Relaxed),
         }
     }
+}
+
+/// Whether the request of this number is one of those that are looked at: one in sixteen, and
+/// in no pattern that clients could have, too.
+fn is_sampled(number: u64) -> bool {
+    let mixed = (number ^ (number >> 31)).wrapping_mul(0x7fb5_d329_728e_a185);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x81da_def4_bc2d_d44d);
+    (mixed >> 32).is_multiple_of(limits::HEAT_SAMPLE_EVERY)
 }
 
 /// A key that was asked for.
@@ -120,15 +168,18 @@ pub struct Heat {
 impl Heat {
     /// Notes a request for one key.
     pub fn note(&self, tablet: &TabletHandle, key: &[u8], counts: Counts) {
-        tablet.load.add(counts);
+        let number = tablet.load.add(counts);
+        tablet.load.sample(number, key);
         for watch in self.watches.load().iter() {
             watch.note(tablet, key, counts);
         }
     }
 
-    /// Notes a request that is about no single key.
-    pub fn note_page(&self, tablet: &TabletHandle, counts: Counts) {
-        tablet.load.add(counts);
+    /// Notes a page of a scan, that begins with a key. No key is busy for being scanned, and yet
+    /// the page belongs to the tablet's load there.
+    pub fn note_page(&self, tablet: &TabletHandle, first: &[u8], counts: Counts) {
+        let number = tablet.load.add(counts);
+        tablet.load.sample(number, first);
     }
 
     /// Begins to look at keys; none when too many do already.
@@ -264,6 +315,7 @@ mod tests {
             base: LogEnd::default(),
             epochs: Vec::new(),
             lineage: Lineage(1),
+            joined_ts: ebla_kernel::hlc::Hlc::MIN,
         })
     }
 

@@ -1,7 +1,7 @@
 //! The janitor: what a server does for itself while nobody asks for anything.
 //!
 //! It moves the garbage floors, removes dead tombstones and expired rows, counts rows, looks
-//! at the disk. Each works in small steps with pauses; none of it is on a request's way, and
+//! at the disk, and sees which tablets are so busy that they must be sampled. Each works in small steps with pauses; none of it is on a request's way, and
 //! idle tablets are not looked at.
 
 use crate::limits;
@@ -37,8 +37,10 @@ impl Janitor {
         let mut last_gc = Instant::now();
         // What was replayed at start is counted soon.
         let mut last_count = Instant::now().checked_sub(limits::COUNT_INTERVAL).unwrap_or_else(Instant::now);
+        let mut last_look = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             self.node.disk.read();
+            self.look_at_load(std::mem::replace(&mut last_look, Instant::now()));
             self.publish_floors();
             self.publish_metrics();
             if last_count.elapsed() >= limits::COUNT_INTERVAL {
@@ -50,6 +52,27 @@ impl Janitor {
                 last_gc = Instant::now();
             }
             self.pause(limits::DISK_GAUGE_PACE);
+        }
+    }
+
+    /// Lets the tablets be sampled that may soon be split for their load.
+    fn look_at_load(&self, last_look: Instant) {
+        let passed_ms = u64::try_from(last_look.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (directory, routes) = (self.node.directory.load(), self.node.routes.now());
+        let limits: BTreeMap<TableId, u64> =
+            routes.tables().map(|table| (table.id, table.split_load)).collect();
+        let mut room = limits::LOAD_SAMPLERS_MAX;
+        for tablet in directory.tablets() {
+            let rate = tablet.load.look(passed_ms);
+            let limit = limits.get(&tablet.table).copied().unwrap_or(0);
+            let is_sampled = tablet.load.sampler().is_some();
+            let part = if is_sampled { limits::LOAD_SAMPLE_UNTIL } else { limits::LOAD_SAMPLE_FROM };
+            let is_busy = limit > 0 && rate >= limit / part && rate > 0 && tablet.serving().is_some();
+            let may_be = is_busy && room > 0;
+            room -= usize::from(may_be);
+            if may_be != is_sampled {
+                tablet.load.set_sampled(may_be);
+            }
         }
     }
 

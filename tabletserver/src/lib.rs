@@ -22,6 +22,7 @@ pub mod identity;
 mod janitor;
 mod ledger;
 pub mod limits;
+mod load_sample;
 mod master_link;
 mod meters;
 mod node;

@@ -227,6 +227,27 @@ pub const HEAT_EXACT_REQUESTS: u64 = 4_096;
 /// Of how many requests a watcher of a busy server looks at one.
 pub const HEAT_SAMPLE_EVERY: u64 = 16;
 
+/// Looks of the janitor over which a tablet's rate is averaged, one a second: a pause of a second
+/// does not end its sample.
+pub const LOAD_RATE_LOOKS: u64 = 8;
+
+/// Share, one nth, of the load at which a tablet is split, from which on it is sampled ...
+pub const LOAD_SAMPLE_FROM: u64 = 2;
+
+/// ... and below which it is no longer.
+pub const LOAD_SAMPLE_UNTIL: u64 = 4;
+
+/// Busy tablets of one server that are sampled at the same time, up to 100 KiB each. No server does
+/// so much that more were busy by any sensible measure.
+pub const LOAD_SAMPLERS_MAX: usize = 256;
+
+/// Shortest time of one window of a sample. Two of them are looked at, and a tablet must have
+/// been busy for about thirty seconds before it is split.
+pub const LOAD_WINDOW: Duration = Duration::from_secs(10);
+
+/// Bytes of a key that a sample keeps: enough to cut between rows, little enough to be kept.
+pub const LOAD_SAMPLE_KEY_BYTES_MAX: usize = 256;
+
 /// Connections that have been accepted and have not said yet what they are; the next one waits.
 pub const CONNECTIONS_AT_THE_DOOR_MAX: usize = 1_024;
 

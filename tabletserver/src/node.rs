@@ -311,7 +311,7 @@ impl Node {
     ///
     /// # Errors
     /// As the API says of `Write`; nothing was written.
-    pub fn prepare_write(&self, request: v1::WriteRequest) -> Result<Write, Unplaced> {
+    pub fn prepare_write(&self, request: v1::WriteRequest) -> Result<Write, Box<Unplaced>> {
         self.place(self.check_write(request)?)
     }
 

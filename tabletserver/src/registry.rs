@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Version of the records' layout, the first byte of each.
-pub const REGISTRY_FORMAT: u8 = 3;
+pub const REGISTRY_FORMAT: u8 = 4;
 
 const REPLICA: u8 = b'r';
 const STAGED: u8 = b's';
@@ -130,12 +130,14 @@ pub struct ReplicaRecord {
     pub flushed: LogEnd,
     /// A cut that was begun and has not ended.
     pub truncating: Option<Truncation>,
-    /// The end of the parent's log that its own goes on from; zero for one that was created.
+    /// The end of the parents' logs that its own goes on from; zero for one that was created.
     pub base: LogEnd,
-    /// The tablet that it was made of here, whose log it goes on from.
-    pub parent: Option<TabletId>,
+    /// The tablets that it was made of here, whose logs it goes on from, in key order.
+    pub parents: Vec<TabletId>,
     /// Its ancestry.
     pub lineage: Lineage,
+    /// When histories were last joined in its ancestry, zero for never.
+    pub joined_ts: Hlc,
     /// Version of the in-sync set that it knows.
     pub config_version: ConfigVersion,
     /// Live rows, about.
@@ -159,12 +161,14 @@ pub struct StagedRecord {
 pub struct RetiredRecord {
     /// The tablet.
     pub tablet: TabletId,
+    /// Its keys.
+    pub range: KeyRange,
     /// The seal, its last entry that counts.
     pub seal: LogEnd,
     /// Everything up to here is durable in the store.
     pub flushed: LogEnd,
-    /// The tablet that it was made of itself.
-    pub parent: Option<TabletId>,
+    /// The tablets that it was made of itself, in key order.
+    pub parents: Vec<TabletId>,
 }
 
 /// Everything in a registry.
@@ -426,8 +430,9 @@ mod tests {
             flushed: LogEnd { pos: Pos::new(Epoch(3), Seq(12)), hash: 0xABCD, ts: Hlc(77) },
             truncating: None,
             base: LogEnd::default(),
-            parent: None,
+            parents: Vec::new(),
             lineage: Lineage(1),
+            joined_ts: Hlc::MIN,
             config_version: ConfigVersion(4),
             rows_estimate: 10,
             bytes_estimate: 1_000,
@@ -446,7 +451,8 @@ mod tests {
 
     fn retired(tablet: u64) -> RetiredRecord {
         let (seal, flushed) = (replica(5).flushed, LogEnd::default());
-        RetiredRecord { tablet: TabletId(tablet), seal, flushed, parent: Some(TabletId(2)) }
+        let (range, parents) = (KeyRange::all(), vec![TabletId(2)]);
+        RetiredRecord { tablet: TabletId(tablet), range, seal, flushed, parents }
     }
 
     #[test]

@@ -28,7 +28,7 @@ use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Membership, Recovered, Seals, Tablet};
 use ebla_proto::convert;
-use ebla_proto::split::log_end;
+use ebla_proto::split::parent;
 use ebla_proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -122,84 +122,94 @@ impl ReplicaSet {
             return Ok(());
         }
         let _changing = self.changing.lock().await;
-        for (parent, staged, epoch) in committed {
-            self.switch(&parent, &staged, epoch).await?;
+        for committed in committed {
+            self.switch(committed).await?;
         }
         Ok(())
     }
 
     /// The sealed tablets here whose place others have taken, for exactly the attempt that is
-    /// staged (m30), and the epoch in which those begin.
-    fn committed(&self, assigned: &[Assigned]) -> Vec<(Arc<TabletHandle>, StagedRecord, Epoch)> {
+    /// staged in all of them (m30).
+    fn committed(&self, assigned: &[Assigned]) -> Vec<Committed> {
         let directory = self.node.directory.load();
-        let mut committed: BTreeMap<TabletId, _> = BTreeMap::new();
-        for parent in assigned.iter().filter_map(|assigned| assigned.parent) {
-            let Some(handle) = directory.tablet(parent.tablet) else { continue };
-            let staged = self.replicas.staged(parent.tablet);
-            let is_meant =
-                |staged: &StagedRecord| (staged.seal.attempt, staged.end) == (parent.attempt, parent.seal);
-            if let Some(staged) = staged.filter(is_meant) {
-                committed.insert(parent.tablet, (Arc::clone(handle), staged, parent.epoch));
+        let mut committed: BTreeMap<TabletId, Committed> = BTreeMap::new();
+        for child in assigned {
+            let staged = |parent: &Parent| {
+                let handle = Arc::clone(directory.tablet(parent.tablet)?);
+                let staged = self.replicas.staged(parent.tablet)?;
+                let is_meant = (staged.seal.attempt, staged.end) == (parent.attempt, parent.seal);
+                is_meant.then_some((handle, staged))
+            };
+            let Some(first) = child.parents.first() else { continue };
+            let parents: Option<Vec<_>> = child.parents.iter().map(staged).collect();
+            if let Some(parents) = parents {
+                let (epoch, lineage, joined_ts) = (first.epoch, child.lineage, child.joined_ts);
+                committed.insert(first.tablet, Committed { parents, epoch, lineage, joined_ts });
             }
         }
         committed.into_values().collect()
     }
 
-    /// Lets others take the place of a tablet: its core gives up, one registry batch retires it
-    /// and makes the children, and their cores go on from it. A child that is not this server's
-    /// any more is removed like any other replica.
-    async fn switch(
-        &self,
-        parent: &Arc<TabletHandle>,
-        staged: &StagedRecord,
-        epoch: Epoch,
-    ) -> Result<(), Error> {
-        let serves = parent.serving().is_some();
-        if serves {
+    /// Lets others take the place of tablets: their cores give up, one registry batch retires
+    /// them and makes the children, and their cores go on from them. A child that is not this
+    /// server's any more is removed like any other replica.
+    async fn switch(&self, committed: Committed) -> Result<(), Error> {
+        let serves = committed.parents.iter().any(|(parent, _)| parent.serving().is_some());
+        for (parent, _) in committed.parents.iter().filter(|_| serves) {
             parent.handover.begin(self.node.clock.tick());
         }
-        let (done, core) = oneshot::channel();
-        let _ = self.node.sequencer.control.send(Control::Retire(parent.id, done));
-        let Ok(Some(core)) = core.await else { return Ok(()) }; // the server ends
-        let records = child_records(parent, staged, epoch, &core);
-        let switch = Switch { tablet: parent.id, seal: staged.end, children: records.clone() };
-        let replicas = Arc::clone(&self.replicas);
+        let mut cores = Vec::new();
+        for (parent, staged) in &committed.parents {
+            let (done, core) = oneshot::channel();
+            let _ = self.node.sequencer.control.send(Control::Retire(parent.id, done));
+            let Ok(Some(core)) = core.await else { return Ok(()) }; // the server ends
+            cores.push((core, staged.end));
+        }
+        let children = committed.children(&cores);
+        let records = children.iter().map(|(record, _)| record.clone()).collect();
+        let seals = committed.parents.iter().map(|(parent, staged)| (parent.id, staged.end)).collect();
+        let (switch, replicas) = (Switch { parents: seals, children: records }, Arc::clone(&self.replicas));
         tokio::task::spawn_blocking(move || replicas.switch(switch))
             .await
             .map_err(|error| Error::Fatal { what: format!("registry ({error})") })??;
         let mut directory = Directory::clone(&self.node.directory.load());
-        directory.remove(parent.id);
-        let (rows, bytes) = parent.size.get();
-        let share = records.len() as u64;
-        for (record, child) in records.iter().zip(&staged.seal.children) {
-            let handle = self.handle(record, &parent.tombstones.load(), staged.end);
+        let parents: Vec<_> = committed.parents.into_iter().map(|(parent, _)| parent).collect();
+        let (mut rows, mut bytes) = (0, 0);
+        for parent in &parents {
+            directory.remove(parent.id);
+            let size = parent.size.get();
+            (rows, bytes) = (rows + size.0, bytes + size.1);
+        }
+        let (share, names) = (children.len() as u64, (names(&parents), children.len()));
+        for (record, tablet) in children {
+            let handle = self.handle(&record, tombstones_of(&parents, &record.range));
             handle.size.set(rows / share, bytes / share);
             handle.size.is_stale.store(true, Ordering::Relaxed);
             if serves {
                 handle.handover.begin(self.node.clock.tick());
             }
-            let tablet = core.child(child, staged.end, epoch, record.replica);
             directory.insert(Arc::clone(&handle));
             let _ = self.node.sequencer.control.send(Control::Install(Box::new(tablet), handle));
         }
         self.node.directory.store(Arc::new(directory));
-        info!(tablet = %parent.id, children = records.len(), "others have taken a tablet's place");
+        info!(tablets = names.0, children = names.1, "others have taken the place of tablets");
         Ok(())
     }
 
-    /// A child as readers see it: everything up to the seal is applied.
-    fn handle(&self, record: &ReplicaRecord, parent: &RangeTombstones, seal: LogEnd) -> Arc<TabletHandle> {
+    /// A child as readers see it: everything up to its base is applied.
+    fn handle(&self, record: &ReplicaRecord, tombstones: RangeTombstones) -> Arc<TabletHandle> {
         Arc::new(TabletHandle::new(HandleSpec {
             id: record.tablet,
             table: record.table,
             range: record.range.clone(),
             replica: record.replica,
             generation: self.next_generation.fetch_add(1, Ordering::Relaxed),
-            tombstones: tombstones_of(parent, &record.range),
-            applied: seal,
-            end: seal,
+            tombstones,
+            applied: record.base,
+            end: record.base,
             epochs: record.epochs.iter().map(|span| (span.epoch, span.first)).collect(),
             lineage: record.lineage,
+            joined_ts: record.joined_ts,
             base: record.base,
         }))
     }
@@ -348,6 +358,7 @@ impl ReplicaSet {
             end,
             epochs: epochs.iter().map(|span| (span.epoch, span.first)).collect(),
             lineage: record.lineage,
+            joined_ts: record.joined_ts,
             base: record.base,
         }));
         handle.size.set(record.rows_estimate, record.bytes_estimate);
@@ -412,37 +423,56 @@ impl ReplicaSet {
     }
 }
 
-/// The records of the children of a tablet, whose logs go on from its own.
-fn child_records(
-    parent: &TabletHandle,
-    staged: &StagedRecord,
+/// Sealed tablets here whose place others have taken.
+struct Committed {
+    /// The tablets and what is staged for each, in key order.
+    parents: Vec<(Arc<TabletHandle>, StagedRecord)>,
+    /// The epoch in which the others begin.
     epoch: Epoch,
-    core: &Tablet,
-) -> Vec<ReplicaRecord> {
-    let begun = core.epochs().iter().filter(|(_, first)| *first <= staged.end.pos.seq);
-    let epochs: Vec<EpochSpan> =
-        begun.map(|(epoch, first)| EpochSpan { epoch: *epoch, first: *first }).collect();
-    let kept = epochs[epochs.len().saturating_sub(crate::limits::EPOCHS_KEPT)..].to_vec();
-    let record = |child: &SealedChild| {
-        Some(ReplicaRecord {
+    /// Their ancestry.
+    lineage: Lineage,
+    joined_ts: Hlc,
+}
+
+impl Committed {
+    /// The records and cores of the children, whose logs go on from those of their parents.
+    fn children(&self, cores: &[(Box<Tablet>, LogEnd)]) -> Vec<(ReplicaRecord, Tablet)> {
+        let Some((first, staged)) = self.parents.first() else { return Vec::new() };
+        let cores: Vec<(&Tablet, LogEnd)> = cores.iter().map(|(core, seal)| (&**core, *seal)).collect();
+        let child = |child: &SealedChild| {
+            let replica = *child.replicas.get(&first.replica)?;
+            let core = Tablet::successor(&cores, child, self.epoch, replica);
+            Some((self.record(child, first.table, &core), core))
+        };
+        staged.seal.children.iter().filter_map(child).collect()
+    }
+
+    fn record(&self, child: &SealedChild, table: TableId, core: &Tablet) -> ReplicaRecord {
+        let (base, begun) = (core.durable_end(), core.epochs());
+        let kept = &begun[begun.len().saturating_sub(crate::limits::EPOCHS_KEPT)..];
+        ReplicaRecord {
             tablet: child.tablet,
-            table: parent.table,
-            replica: *child.replicas.get(&parent.replica)?,
+            table,
+            replica: core.replica(),
             range: child.range.clone(),
             state: ReplicaState::Active,
-            promised_epoch: epoch,
-            epochs: kept.clone(),
-            flushed: staged.end,
+            promised_epoch: self.epoch,
+            epochs: kept.iter().map(|(epoch, first)| EpochSpan { epoch: *epoch, first: *first }).collect(),
+            flushed: base,
             truncating: None,
-            base: staged.end,
-            parent: Some(parent.id),
-            lineage: parent.lineage,
+            base,
+            parents: self.parents.iter().map(|(parent, _)| parent.id).collect(),
+            lineage: self.lineage,
+            joined_ts: self.joined_ts,
             config_version: ConfigVersion(0),
             rows_estimate: 0,
             bytes_estimate: 0,
-        })
-    };
-    staged.seal.children.iter().filter_map(record).collect()
+        }
+    }
+}
+
+fn names(tablets: &[Arc<TabletHandle>]) -> String {
+    tablets.iter().map(|tablet| tablet.id.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Clears rows and logs of replicas that are tombstoned, neighbours as one range.
@@ -495,8 +525,7 @@ fn joined(mut ranges: Vec<(TableId, KeyRange)>) -> Vec<(TableId, KeyRange)> {
     for (table, range) in ranges {
         match out.last_mut() {
             Some((last_table, last)) if *last_table == table && last.is_followed_by(&range) => {
-                *last = KeyRange::new(last.start().clone(), range.end().cloned())
-                    .expect("two ranges that touch make a range");
+                *last = last.followed_by(&range).expect("it was asked just now");
             }
             Some(_) | None => out.push((table, range)),
         }
@@ -519,8 +548,10 @@ struct Assigned {
     min_in_sync: u8,
     shrink_floor: u8,
     lineage: Lineage,
-    /// What the tablet was made of.
-    parent: Option<Parent>,
+    /// When histories were last joined in it.
+    joined_ts: Hlc,
+    /// What the tablet was made of, in key order.
+    parents: Vec<Parent>,
     /// No attempt up to this one to retire the tablet will be committed.
     aborted: Attempt,
 }
@@ -539,7 +570,7 @@ impl Assigned {
             replica: self.replica,
             range: self.range.clone(),
             // A copy that others count on from its beginning begins empty.
-            state: match self.is_in_sync && self.parent.is_none() {
+            state: match self.is_in_sync && self.parents.is_empty() {
                 true => ReplicaState::Active,
                 false => ReplicaState::Bootstrapping { attempt },
             },
@@ -548,8 +579,9 @@ impl Assigned {
             flushed: LogEnd::default(),
             truncating: None,
             base: LogEnd::default(),
-            parent: None,
+            parents: Vec::new(),
             lineage: self.lineage,
+            joined_ts: self.joined_ts,
             config_version: self.membership.version,
             rows_estimate: 0,
             bytes_estimate: 0,
@@ -589,12 +621,8 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
         min_in_sync,
         shrink_floor: if is_degraded { 1 } else { min_in_sync.min(copies(spec.replicas)) },
         lineage: Lineage(tablet.lineage),
-        parent: wire.parent.as_ref().map(|parent| Parent {
-            tablet: TabletId(parent.tablet_id),
-            attempt: Attempt(parent.attempt),
-            epoch: Epoch(parent.epoch),
-            seal: parent.seal.map(log_end).unwrap_or_default(),
-        }),
+        joined_ts: Hlc(wire.joined_ts),
+        parents: wire.parents.iter().map(parent).collect(),
         aborted: Attempt(wire.aborted_attempt),
     })
 }

@@ -10,6 +10,7 @@ use crate::registry::{
 use ebla_failpoints::failpoint;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::ids::{Epoch, ReplicaId, TabletId};
+use ebla_kernel::range::KeyRange;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -31,14 +32,22 @@ struct Succession {
     retired: BTreeMap<TabletId, RetiredRecord>,
 }
 
-/// A tablet whose place others take here.
+/// Tablets whose place others take here.
 pub struct Switch {
-    /// The tablet.
-    pub tablet: TabletId,
-    /// Its seal.
-    pub seal: LogEnd,
-    /// The records of those that take its place.
+    /// The tablets and their seals.
+    pub parents: Vec<(TabletId, LogEnd)>,
+    /// The records of those that take their place.
     pub children: Vec<ReplicaRecord>,
+}
+
+/// A retired tablet whose log a replica goes on from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ancestor {
+    /// Its record.
+    pub retired: RetiredRecord,
+    /// The keys that came from it to the replica, disjoint; none when only its tokens did. Not all
+    /// that both hold: part of them may have come back another way, as a copy of newer rows.
+    pub ranges: Vec<KeyRange>,
 }
 
 /// What a flush made durable of one tablet.
@@ -72,18 +81,28 @@ impl Replicas {
         self.succession().staged.get(&tablet).cloned()
     }
 
-    /// The retired tablets whose logs the log of `record` goes on from, oldest first.
+    /// The retired tablets whose logs the log of `record` goes on from, each before those that
+    /// took its place.
     #[must_use]
-    pub fn ancestors(&self, record: &ReplicaRecord) -> Vec<RetiredRecord> {
+    pub fn ancestors(&self, record: &ReplicaRecord) -> Vec<Ancestor> {
         let succession = self.succession();
-        let mut ancestors = Vec::new();
-        let mut next = record.parent;
-        while let Some(retired) = next.and_then(|parent| succession.retired.get(&parent)) {
-            ancestors.push(retired.clone());
-            next = retired.parent.filter(|parent| *parent < retired.tablet);
+        let mut ancestors: BTreeMap<TabletId, Ancestor> = BTreeMap::new();
+        let mut open: BTreeMap<TabletId, Vec<KeyRange>> = BTreeMap::new();
+        for parent in &record.parents {
+            open.insert(*parent, vec![record.range.clone()]);
         }
-        ancestors.reverse();
-        ancestors
+        // Ids rise from parents to children: whoever has the highest has got all that it can.
+        while let Some((tablet, ranges)) = open.pop_last() {
+            let Some(retired) = succession.retired.get(&tablet).cloned() else { continue };
+            let own: Vec<KeyRange> =
+                ranges.iter().filter_map(|range| range.intersect(&retired.range)).collect();
+            // Its tokens came even where its keys did not.
+            for parent in retired.parents.iter().filter(|parent| **parent < tablet) {
+                open.entry(*parent).or_default().extend(own.iter().cloned());
+            }
+            ancestors.insert(tablet, Ancestor { retired, ranges: own });
+        }
+        ancestors.into_values().collect()
     }
 
     /// Retired tablets.
@@ -108,8 +127,10 @@ impl Replicas {
     pub fn retired_without_heirs(&self) -> Vec<TabletId> {
         let records = self.lock();
         let active = records.values().filter(|record| record.state == ReplicaState::Active);
-        let needed: BTreeSet<TabletId> =
-            active.flat_map(|record| self.ancestors(record)).map(|retired| retired.tablet).collect();
+        let needed: BTreeSet<TabletId> = active
+            .flat_map(|record| self.ancestors(record))
+            .map(|ancestor| ancestor.retired.tablet)
+            .collect();
         let retired = self.retired().into_iter().map(|retired| retired.tablet);
         retired.filter(|tablet| !needed.contains(tablet)).collect()
     }
@@ -139,27 +160,36 @@ impl Replicas {
         Ok(())
     }
 
-    /// Lets others take a tablet's place: all in one batch (m30).
+    /// Lets others take the place of tablets: all in one batch (m30).
     ///
     /// # Errors
     /// When it is not durable; then everything is as it was.
     pub fn switch(&self, switch: Switch) -> Result<(), RegistryError> {
         let (mut records, mut succession) = (self.lock(), self.succession());
-        let Switch { tablet, seal, children } = switch;
-        let Some(record) = records.get(&tablet) else { return Ok(()) };
-        let retired = RetiredRecord { tablet, seal, flushed: record.flushed, parent: record.parent };
+        let retired = |(tablet, seal): &(TabletId, LogEnd)| {
+            let ReplicaRecord { range, flushed, parents, .. } = records.get(tablet)?.clone();
+            Some(RetiredRecord { tablet: *tablet, range, seal: *seal, flushed, parents })
+        };
+        let retired: Vec<RetiredRecord> = switch.parents.iter().filter_map(retired).collect();
+        if retired.len() < switch.parents.len() {
+            return Ok(()); // a parent is no longer here: the children are not made of it
+        }
         let mut batch = RegistryBatch::new();
-        batch.remove_replica(retired.tablet).remove_staged(retired.tablet).put_retired(&retired);
-        for child in &children {
+        for parent in &retired {
+            batch.remove_replica(parent.tablet).remove_staged(parent.tablet).put_retired(parent);
+        }
+        for child in &switch.children {
             batch.put_replica(child);
         }
         failpoint!("split.switch");
         self.registry.commit(batch)?;
         failpoint!("split.switched");
-        records.remove(&retired.tablet);
-        records.extend(children.into_iter().map(|child| (child.tablet, child)));
-        succession.staged.remove(&retired.tablet);
-        succession.retired.insert(retired.tablet, retired);
+        for parent in retired {
+            records.remove(&parent.tablet);
+            succession.staged.remove(&parent.tablet);
+            succession.retired.insert(parent.tablet, parent);
+        }
+        records.extend(switch.children.into_iter().map(|child| (child.tablet, child)));
         Ok(())
     }
 
@@ -449,4 +479,99 @@ impl Replicas {
 /// The terms that a record keeps: the latest, in whose logs copies may still differ.
 fn latest(epochs: &[EpochSpan]) -> Vec<EpochSpan> {
     epochs[epochs.len().saturating_sub(crate::limits::EPOCHS_KEPT)..].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use ebla_kernel::hlc::Hlc;
+    use ebla_kernel::ids::{ConfigVersion, Lineage, TableId};
+
+    fn range(from: &'static str, to: &'static str) -> KeyRange {
+        let bytes = |key: &'static str| Bytes::from_static(key.as_bytes());
+        KeyRange::new(bytes(from), Some(to).filter(|to| !to.is_empty()).map(bytes)).unwrap()
+    }
+
+    fn retired(tablet: u64, range: KeyRange, parents: &[u64]) -> RetiredRecord {
+        let (seal, flushed) = (LogEnd::default(), LogEnd::default());
+        let parents = parents.iter().copied().map(TabletId).collect();
+        RetiredRecord { tablet: TabletId(tablet), range, seal, flushed, parents }
+    }
+
+    fn record(tablet: u64, range: KeyRange, parents: &[u64]) -> ReplicaRecord {
+        ReplicaRecord {
+            tablet: TabletId(tablet),
+            table: TableId(1),
+            replica: ReplicaId(tablet),
+            range,
+            state: ReplicaState::Active,
+            promised_epoch: Epoch(1),
+            epochs: Vec::new(),
+            flushed: LogEnd::default(),
+            truncating: None,
+            base: LogEnd::default(),
+            parents: parents.iter().copied().map(TabletId).collect(),
+            lineage: Lineage(1),
+            joined_ts: Hlc::MIN,
+            config_version: ConfigVersion(1),
+            rows_estimate: 0,
+            bytes_estimate: 0,
+        }
+    }
+
+    /// Tablet 1 was split into 2 and 3, these were merged into 4, that was split into 5 and 6.
+    #[test]
+    fn an_ancestor_is_read_once_for_the_keys_that_came_from_it_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, mut content) = Registry::open(dir.path()).unwrap();
+        // The copy of 3 had gone and came back as a copy: here it is made of nothing.
+        let known = [
+            retired(1, range("", ""), &[]),
+            retired(2, range("", "m"), &[1]),
+            retired(3, range("m", ""), &[]),
+            retired(4, range("", ""), &[2, 3]),
+        ];
+        content.retired = known.into_iter().map(|retired| (retired.tablet, retired)).collect();
+        content.replicas.insert(TabletId(5), record(5, range("", "t"), &[4]));
+        let replicas = Replicas::new(Arc::new(registry), content);
+        let ancestors = |record: &ReplicaRecord| -> Vec<(u64, Vec<KeyRange>)> {
+            replicas.ancestors(record).into_iter().map(|it| (it.retired.tablet.0, it.ranges)).collect()
+        };
+        let low = ancestors(&replicas.get(TabletId(5)).unwrap());
+        let wanted = [
+            (1, vec![range("", "m")]),
+            (2, vec![range("", "m")]),
+            (3, vec![range("m", "t")]),
+            (4, vec![range("", "t")]),
+        ];
+        assert_eq!(low, wanted);
+        let high = ancestors(&record(6, range("t", ""), &[4]));
+        // Tokens are those of all of them.
+        let (none, own) = (Vec::new(), vec![range("t", "")]);
+        assert_eq!(high, [(1, none.clone()), (2, none), (3, own.clone()), (4, own)]);
+        assert!(replicas.retired_without_heirs().is_empty());
+    }
+
+    #[test]
+    fn all_parents_are_retired_with_the_same_batch_or_none_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, mut content) = Registry::open(dir.path()).unwrap();
+        for parent in [record(1, range("", "m"), &[]), record(2, range("m", ""), &[])] {
+            content.replicas.insert(parent.tablet, parent);
+        }
+        let replicas = Replicas::new(Arc::new(registry), content);
+        let switch = |parents: &[u64]| Switch {
+            parents: parents.iter().map(|parent| (TabletId(*parent), LogEnd::default())).collect(),
+            children: vec![record(3, range("", ""), parents)],
+        };
+        replicas.switch(switch(&[1, 9])).unwrap();
+        assert!(replicas.get(TabletId(1)).is_some() && replicas.get(TabletId(3)).is_none());
+        replicas.switch(switch(&[1, 2])).unwrap();
+        assert!(replicas.get(TabletId(1)).is_none() && replicas.get(TabletId(2)).is_none());
+        let child = replicas.get(TabletId(3)).unwrap();
+        let ancestors: Vec<u64> =
+            replicas.ancestors(&child).iter().map(|ancestor| ancestor.retired.tablet.0).collect();
+        assert_eq!(ancestors, [1, 2]);
+    }
 }

@@ -32,6 +32,8 @@ pub struct TableInfo {
     pub min_in_sync: u32,
     /// How long old versions are kept.
     pub retention_ms: u64,
+    /// Requests per second at which a tablet is split; 0 for never.
+    pub split_load: u64,
 }
 
 /// The map at one version.
@@ -151,6 +153,7 @@ pub fn table_info(table: &v1::Table) -> TableInfo {
         replicas: spec.replicas,
         min_in_sync: spec.min_in_sync,
         retention_ms: spec.retention_ms,
+        split_load: spec.split_load(),
         table: table.clone(),
     }
 }

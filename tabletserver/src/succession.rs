@@ -7,13 +7,13 @@
 //! a flush after the switch, and the token window ─▶ the retired log goes
 //! ```
 //!
-//! No row is copied or moved: the children read the rows where their parent has put them.
+//! No row is copied or moved: the children read the rows where their parents have put them.
 
 use crate::error::Error;
 use crate::limits;
 use crate::oplog::Oplog;
 use crate::registry::{ReplicaRecord, RetiredRecord, StagedRecord};
-use crate::replicas::Replicas;
+use crate::replicas::{Ancestor, Replicas};
 use crate::store::{Applied, Store, StoreError, VersionName};
 use crate::tablets::TabletHandle;
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use ebla_kernel::op::Change;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::{RangeTombstone, RangeTombstones};
 use ebla_kernel::tablet::token::TokenTable;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -130,40 +130,73 @@ impl fmt::Debug for Staging {
     }
 }
 
-/// The range tombstones of a child, out of those of its parent.
+/// The range tombstones of a child, out of those of its parents.
 #[must_use]
-pub fn tombstones_of(parent: &RangeTombstones, range: &KeyRange) -> RangeTombstones {
+pub fn tombstones_of(parents: &[Arc<TabletHandle>], range: &KeyRange) -> RangeTombstones {
     let mut own = RangeTombstones::new();
+    for parent in parents {
+        add_tombstones(&mut own, &parent.tombstones.load(), range);
+    }
+    own
+}
+
+fn add_tombstones(own: &mut RangeTombstones, parent: &RangeTombstones, range: &KeyRange) {
     for tombstone in parent.overlapping(range) {
         if let Some(part) = tombstone.range.intersect(range) {
             own.insert(part.start().clone(), part.end().cloned(), tombstone.ts);
         }
     }
-    own
 }
 
 /// What a replica has from the tablets that it was made of.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Inherited {
     /// Their tokens.
     pub tokens: TokenTable,
-    /// The last seal; none when their logs are gone.
+    /// Where their logs end; none when one of them is gone.
     pub end: Option<LogEnd>,
 }
 
 impl Inherited {
-    /// Reads the log of a retired tablet: tokens out of all of it, and the rows of `record` that
-    /// no flush has made durable into the store.
+    /// Reads the logs of the retired tablets that `record` goes on from: tokens out of all of
+    /// them, and the rows that no flush has made durable into the store.
     ///
     /// # Errors
-    /// When a store fails, or the log is damaged.
-    pub fn replay(
-        &mut self,
+    /// When a store fails, or a log is damaged.
+    pub fn of(
         record: &ReplicaRecord,
-        retired: &RetiredRecord,
+        ancestors: &[Ancestor],
+        oplog: &Oplog,
+        store: &dyn Store,
+    ) -> Result<Self, Error> {
+        let mut known: BTreeMap<TabletId, Self> = BTreeMap::new();
+        for ancestor in ancestors {
+            let mut inherited = Self::joined(&ancestor.retired.parents, &known);
+            inherited.replay(record.table, ancestor, oplog, store)?;
+            known.insert(ancestor.retired.tablet, inherited);
+        }
+        Ok(Self::joined(&record.parents, &known))
+    }
+
+    /// What came from all of `parents`; nothing when one of them is gone.
+    fn joined(parents: &[TabletId], known: &BTreeMap<TabletId, Self>) -> Self {
+        let parts: Option<Vec<&Self>> = parents.iter().map(|parent| known.get(parent)).collect();
+        let Some(parts) = parts.filter(|parts| !parts.is_empty()) else { return Self::default() };
+        let ends: Option<Vec<LogEnd>> = parts.iter().map(|part| part.end).collect();
+        let Some(ends) = ends else { return Self::default() };
+        let tokens = parts.iter().map(|part| part.tokens.clone()).reduce(TokenTable::join);
+        Self { tokens: tokens.unwrap_or_default(), end: Some(LogEnd::joined(&ends)) }
+    }
+
+    /// Reads the log of a retired tablet on top of what it has inherited itself.
+    fn replay(
+        &mut self,
+        table: TableId,
+        ancestor: &Ancestor,
         oplog: &Oplog,
         store: &dyn Store,
     ) -> Result<(), Error> {
+        let retired = &ancestor.retired;
         let Some((first, _)) = oplog.bounds(retired.tablet) else {
             if retired.flushed.pos.seq < retired.seal.pos.seq {
                 return Err(damaged(retired, "the log is gone, and rows of it are not flushed"));
@@ -189,7 +222,10 @@ impl Inherited {
         }
         let from = retired.flushed.pos.seq.next().max(first);
         if retired.flushed.pos.seq < retired.seal.pos.seq {
-            each(oplog, retired, from, |entry| put(record, entry, &reverted, store).map_err(Error::from))?;
+            for range in &ancestor.ranges {
+                let put = |entry: &Entry| put(table, range, entry, &reverted, store).map_err(Error::from);
+                each(oplog, retired, from, put)?;
+            }
         }
         Ok(())
     }
@@ -210,9 +246,10 @@ pub fn apply_sealed(
     if record.flushed.pos.seq >= staged.end.pos.seq {
         return Ok(());
     }
-    let (seal, flushed, parent) = (staged.end, record.flushed, record.parent);
-    let sealed = RetiredRecord { tablet: record.tablet, seal, flushed, parent };
-    Inherited::default().replay(record, &sealed, oplog, store)
+    let ReplicaRecord { tablet, range, flushed, parents, .. } = record.clone();
+    let ranges = vec![range.clone()];
+    let retired = RetiredRecord { tablet, range, seal: staged.end, flushed, parents };
+    Inherited::default().replay(record.table, &Ancestor { retired, ranges }, oplog, store)
 }
 
 /// Walks the entries of a retired log from `from` to the seal.
@@ -234,18 +271,18 @@ fn each(
     Ok(())
 }
 
-/// Puts what of an entry lies in the range of `record`, and takes back what it takes back.
+/// Puts what of an entry lies in `range`, and takes back what it takes back.
 fn put(
-    record: &ReplicaRecord,
+    table: TableId,
+    range: &KeyRange,
     entry: &Entry,
     reverted: &BTreeSet<Seq>,
     store: &dyn Store,
 ) -> Result<(), StoreError> {
-    let table = record.table;
     let names = entry
         .reverts()
         .iter()
-        .flat_map(|target| target.rows.iter().filter_map(|row| name(table, target.ts, row, &record.range)));
+        .flat_map(|target| target.rows.iter().filter_map(|row| name(table, target.ts, row, range)));
     let names: Vec<VersionName> = names.collect();
     if !names.is_empty() {
         store.remove(&names)?;
@@ -253,7 +290,7 @@ fn put(
     if reverted.contains(&entry.seq()) {
         return Ok(());
     }
-    let own: Vec<Change> = entry.changes().iter().filter_map(|change| clip(change, &record.range)).collect();
+    let own: Vec<Change> = entry.changes().iter().filter_map(|change| clip(change, range)).collect();
     if own.is_empty() {
         return Ok(());
     }
@@ -371,12 +408,19 @@ mod tests {
             flushed: base,
             truncating: None,
             base,
-            parent: Some(PARENT),
+            parents: vec![PARENT],
             lineage: Lineage(1),
+            joined_ts: Hlc::MIN,
             config_version: ConfigVersion(1),
             rows_estimate: 0,
             bytes_estimate: 0,
         }
+    }
+
+    fn ancestor(seal: LogEnd, flushed: LogEnd, range: KeyRange) -> Ancestor {
+        let retired =
+            RetiredRecord { tablet: PARENT, range: KeyRange::all(), seal, flushed, parents: Vec::new() };
+        Ancestor { retired, ranges: vec![range] }
     }
 
     fn keys(store: &MemoryStore) -> String {
@@ -404,9 +448,9 @@ mod tests {
     fn replay(log: &Log, flushed: usize, range: KeyRange) -> (MemoryStore, Inherited) {
         let store = MemoryStore::default();
         let end = |at: usize| at.checked_sub(1).map(|at| log.entries[at].end()).unwrap_or_default();
-        let retired = RetiredRecord { tablet: PARENT, seal: end(6), flushed: end(flushed), parent: None };
-        let mut inherited = Inherited::default();
-        inherited.replay(&child(range, end(6)), &retired, &log.oplog, &store).unwrap();
+        let record = child(range, end(6));
+        let ancestor = ancestor(end(6), end(flushed), record.range.clone());
+        let inherited = Inherited::of(&record, &[ancestor], &log.oplog, &store).unwrap();
         (store, inherited)
     }
 
@@ -436,15 +480,10 @@ mod tests {
         log.oplog.remove(&[PARENT]).unwrap();
         let (_, inherited) = replay(&log, 6, range("m", None));
         assert!(inherited.end.is_none());
-        let retired = RetiredRecord {
-            tablet: PARENT,
-            seal: log.entries[5].end(),
-            flushed: LogEnd::default(),
-            parent: None,
-        };
-        let record = child(range("m", None), retired.seal);
+        let seal = log.entries[5].end();
+        let ancestor = ancestor(seal, LogEnd::default(), range("m", None));
         let store = MemoryStore::default();
-        assert!(Inherited::default().replay(&record, &retired, &log.oplog, &store).is_err());
+        assert!(Inherited::of(&child(range("m", None), seal), &[ancestor], &log.oplog, &store).is_err());
     }
 
     #[test]
@@ -473,7 +512,8 @@ mod tests {
         }
         let mut parent = RangeTombstones::new();
         parent.insert(Bytes::from_static(b"k"), Some(Bytes::from_static(b"q")), Hlc(5));
-        let own = tombstones_of(&parent, &range("m", None));
+        let mut own = RangeTombstones::new();
+        add_tombstones(&mut own, &parent, &range("m", None));
         assert_eq!(own.newest_covering(b"n", Hlc::MAX), Some(Hlc(5)));
         assert_eq!(own.newest_covering(b"l", Hlc::MAX), None);
     }

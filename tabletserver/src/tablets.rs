@@ -45,11 +45,14 @@ pub struct TabletHandle {
     pub load: TabletLoad,
     /// Its ancestry.
     pub lineage: Lineage,
+    /// When histories were last joined in its ancestry: positions of others from before are
+    /// compared by time.
+    pub joined_ts: Hlc,
     /// The latest entries, for other copies.
     pub tail: Tail,
     /// Whether requests wait for it, or for whoever takes its place.
     pub handover: Handover,
-    /// The end of the parent's log that its own goes on from; zero for one that was created.
+    /// The end of the parents' logs that its own goes on from; zero for one that was created.
     pub base: LogEnd,
     /// Durable end of its log at start; everything above what was applied then is still to be.
     pub recovered: LogEnd,
@@ -135,7 +138,9 @@ pub struct HandleSpec {
     pub epochs: Vec<(Epoch, Seq)>,
     /// Its ancestry.
     pub lineage: Lineage,
-    /// The end of the parent's log that its own goes on from.
+    /// When histories were last joined in it.
+    pub joined_ts: Hlc,
+    /// The end of the parents' logs that its own goes on from.
     pub base: LogEnd,
 }
 
@@ -153,6 +158,7 @@ impl TabletHandle {
             size: Size::default(),
             load: TabletLoad::default(),
             lineage: spec.lineage,
+            joined_ts: spec.joined_ts,
             tail: Tail::default(),
             handover: Handover::default(),
             base: spec.base,

@@ -9,11 +9,12 @@ use anyhow::{Result, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, Pos, Seq, ServerId, Tick};
+use ebla_kernel::ids::{DiskGeneration, Epoch, Incarnation, Pos, Seq, ServerId, TabletId, Tick};
 use ebla_kernel::meta::{
-    ClusterId, Command, Control, Effect, Fence, FenceAnswer, Input, NewTablet, RegisterServer, State,
-    TableSpec, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
+    AutoMerge, ClusterId, Command, Control, Effect, Fence, FenceAnswer, Input, NewTablet, RegisterServer,
+    State, TableSpec, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
 };
+use ebla_kernel::plan::{Observed, Picture, PlanSettings, Planner, Room, Size};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,7 @@ fn measure(servers: u64, tablets: u64) -> Result<Vec<Figure>> {
     ];
     figures.extend(measure_snapshot(&master.state)?);
     figures.extend(master.measure_inputs());
+    figures.extend(measure_plan(&master.state));
     Ok(figures)
 }
 
@@ -118,6 +120,46 @@ fn measure_snapshot(state: &State) -> Result<[Figure; 4]> {
         ms("snapshot read", read),
         ms("state hashed", hashed),
     ])
+}
+
+/// Rounds of the plan, as the leading master makes them every few seconds: with nothing to do, and
+/// with much.
+fn measure_plan(state: &State) -> [Figure; 5] {
+    let size = |id: TabletId| Size { bytes: 100_000_000 + id.0 % 1_000, requests: id.0 % 100 };
+    let mut observed = Observed {
+        up: state.servers().map(|server| (server.id, Room { takes_copies: true })).collect(),
+        sizes: state.tablets().map(|tablet| (tablet.id, size(tablet.id))).collect(),
+    };
+    let mut planner = Planner::new(PlanSettings::default());
+    let mut round = |now: u64, observed: &Observed| {
+        let began = Instant::now();
+        let mut picture = Picture::of(state, observed);
+        let seen = began.elapsed();
+        let decisions = planner.step(Tick(now), &mut picture);
+        drop(picture);
+        (seen, began.elapsed(), decisions.len())
+    };
+    let (_, first, _) = round(0, &observed);
+    let (seen, calm, _) = round(5_000, &observed);
+    // What a tenth of the servers leads becomes busy and large.
+    let some = state.servers().count() as u64 / 10;
+    for tablet in state.tablets() {
+        let is_busy = tablet.leader.is_some_and(|leader| leader.server.0 <= some);
+        let busy = Size { bytes: 400_000_000, requests: 4_000 };
+        observed.sizes.insert(tablet.id, if is_busy { busy } else { Size::default() });
+    }
+    let mut most = (Duration::ZERO, 0);
+    for now in (10_000..200_000).step_by(5_000) {
+        let (_, took, decisions) = round(now, &observed);
+        most = (most.0.max(took), most.1 + decisions);
+    }
+    [
+        ms("a picture for the plan", seen),
+        ms("the first round of a plan, picture included", first),
+        ms("a round with nothing to do", calm),
+        ms("the slowest round while a tenth of all servers is too busy", most.0),
+        Figure { what: "decisions of those rounds", value: most.1 as f64, unit: "" },
+    ]
 }
 
 impl Master {
@@ -173,7 +215,9 @@ impl Master {
     }
 
     fn create_tables(&mut self, servers: u64, tablets: u64) {
-        let spec = TableSpec { replicas: 3, min_in_sync: 2, ..TableSpec::default() };
+        // Every boundary may go, which is the most that the plan can have to look at.
+        let auto_merge = AutoMerge::All;
+        let spec = TableSpec { replicas: 3, min_in_sync: 2, auto_merge, ..TableSpec::default() };
         let per_table = TABLETS_PER_TABLE.min(tablets);
         for table in 0..tablets / per_table {
             let splits: Vec<Bytes> = (1..per_table).map(|at| format!("user{at:08}").into()).collect();

@@ -556,11 +556,25 @@ impl AdminService for Server {
         Err(ApiError::new(Reason::JobNotFound, "there is no such job").into())
     }
 
+    async fn merge_tablets(
+        &self,
+        _: Request<v1::MergeTabletsRequest>,
+    ) -> Result<Response<v1::MergeTabletsResponse>, Status> {
+        Err(Status::internal("the fake merges nothing"))
+    }
+
     async fn move_tablet(
         &self,
         _: Request<v1::MoveTabletRequest>,
     ) -> Result<Response<v1::MoveTabletResponse>, Status> {
         Err(Status::internal("the fake moves nothing"))
+    }
+
+    async fn change_table(
+        &self,
+        _: Request<v1::ChangeTableRequest>,
+    ) -> Result<Response<v1::ChangeTableResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
     }
 
     async fn set_server_duty(

@@ -46,8 +46,7 @@ pub struct Report {
 pub fn run(rig: &mut Rig, case: &Case, number: u64) -> Result<Report> {
     let table = format!("t{number}");
     let copies = case.way.0.copies();
-    let servers = rig.cluster.servers.len();
-    rig.wait("every server is up", SETTLE_MAX, |cluster| cluster.servers_up() == servers)?;
+    rig.wait("every server is up", SETTLE_MAX, Cluster::all_ready)?;
     create(rig, &table, case)?;
     rig.wait_until_whole(copies)?;
     let load = start_load(rig, &table, number);

@@ -201,9 +201,8 @@ impl Rig {
     /// # Errors
     /// When that takes too long; the tablets are in the message.
     pub fn wait_until_whole(&mut self, copies: usize) -> Result<()> {
-        let servers = self.cluster.servers.len();
         let waited = self.wait("the cluster is whole", SETTLE_MAX, |cluster| {
-            cluster.servers_up() == servers && cluster.is_whole(copies, &[])
+            cluster.all_ready() && cluster.is_whole(copies, &[])
         });
         waited.with_context(|| format!("{:#?}", self.cluster.tablets()))
     }

@@ -33,6 +33,10 @@ const PAUSE_MS: Range<u64> = 100..1_000;
 /// How long a killed process stays dead, in milliseconds.
 const DEAD_MS: Range<u64> = 0..3_000;
 
+/// How long everybody must have been there before the next one dies: promises of the one that came
+/// back count again, and what it lacked has come.
+const WELL_FOR: Duration = Duration::from_millis(1_500);
+
 /// Orders that are under way at the same time, at most.
 const ORDERS_MAX: usize = 3;
 
@@ -110,6 +114,8 @@ struct Script<'a> {
     under_way: usize,
     drained: Option<u64>,
     dead: Option<Dead>,
+    /// Since when nobody is dead and everybody has said so.
+    well_since: Instant,
     tallies: BTreeMap<Order, Tally>,
 }
 
@@ -198,6 +204,7 @@ impl<'a> Script<'a> {
             under_way: 0,
             drained: None,
             dead: None,
+            well_since: Instant::now(),
             tallies: BTreeMap::new(),
         }
     }
@@ -314,7 +321,8 @@ impl<'a> Script<'a> {
     /// Kills a server or the leading master, if everybody is there and every copy is in sync.
     fn kill(&mut self, order: Order) -> Result<()> {
         let is_well = self.dead.is_none()
-            && self.cluster.servers_up() == self.cluster.servers.len()
+            && self.cluster.all_ready()
+            && self.well_since.elapsed() > WELL_FOR
             && self.cluster.has_spare_copies(3);
         if !is_well {
             return Ok(());
@@ -338,6 +346,9 @@ impl<'a> Script<'a> {
         if let Some(Dead { is_master, at, .. }) = self.dead.take_if(|dead| dead.until <= Instant::now()) {
             let node = if is_master { &mut self.cluster.masters[at] } else { &mut self.cluster.servers[at] };
             node.start()?;
+        }
+        if self.dead.is_some() || !self.cluster.all_ready() {
+            self.well_since = Instant::now();
         }
         if self.dead.is_none() {
             for node in self.cluster.nodes() {

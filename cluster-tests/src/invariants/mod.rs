@@ -421,7 +421,8 @@ fn shown(state: &State, tablet: &Tablet) -> Shown {
         range: tablet.range.clone(),
         members: Members { all, copies, spare: d.saturating_sub(1) },
         is_degraded: tablet.degraded,
-        parent: tablet.parent.map(|parent| (parent.tablet, parent.seal.pos)),
+        // The workload splits and does not merge: a tablet has one parent.
+        parent: tablet.parents.first().map(|parent| (parent.tablet, parent.seal.pos)),
     }
 }
 

@@ -198,7 +198,11 @@ impl MetaNode {
                 if self.hears(env, run) {
                     let waits = Waits::Commit(run, commit.tablet, commit.epoch, commit.attempt);
                     let (proposer, time_ms) = ((run.server, run.incarnation), EPOCH_MS + env.now_us / 1_000);
-                    self.propose(env, Command::CommitSplit { proposer, commit, time_ms }, waits);
+                    self.propose(
+                        env,
+                        Command::CommitSplit { proposer, commits: vec![commit], time_ms },
+                        waits,
+                    );
                 }
             }
             Message::Registered(_)
@@ -551,6 +555,8 @@ impl Wishes {
                 (JobState::Running, _) => {}
                 (JobState::Done, JobKind::Split(_)) => self.splits += 1,
                 (JobState::Done, JobKind::Move(_)) => self.moves += 1,
+                // Nobody wishes for one here.
+                (JobState::Done, JobKind::Merge(_)) => {}
                 (JobState::Failed | JobState::Cancelled, _) => self.aborts += 1,
             }
         }
@@ -598,7 +604,7 @@ fn assignment(state: &State, id: TabletId, server: ServerId) -> Option<Assignmen
         min_in_sync: spec.min_in_sync,
         appointed_ts: tablet.appointed_ts,
         is_in_sync: tablet.in_sync.contains(&replica.id),
-        parent: tablet.parent,
+        parent: tablet.parents.first().copied(),
         aborted: tablet.aborted,
     })
 }

@@ -12,7 +12,7 @@ use ebla_kernel::limits::SEAL_CONTACT_MS;
 use ebla_kernel::meta::{Parent, SealOrder, SplitCommit};
 use ebla_kernel::mutated;
 use ebla_kernel::range::KeyRange;
-use ebla_kernel::tablet::{Appointment, Input, Membership, SplitProposal};
+use ebla_kernel::tablet::{Appointment, Input, Membership, SplitProposal, Tablet};
 
 /// How soon to look again whether something is still on its way.
 const LOOK_AGAIN_US: u64 = 1_000;
@@ -132,7 +132,8 @@ impl Server {
             if let Some(run) = &mut self.run {
                 run.coming.remove(id);
             }
-            self.install(env, core.child(&sealed, switch.seal, epoch, replica.id));
+            let child = Tablet::successor(&[(&core, switch.seal)], &sealed, epoch, replica.id);
+            self.install(env, child);
             if mutated!(StagedChildServes) {
                 self.appoint_itself(env, *id, epoch);
             }
@@ -202,8 +203,8 @@ fn seal(order: &SealOrder) -> SealRecord {
     let child = |(at, (tablet, range)): (usize, &(TabletId, KeyRange))| SealedChild {
         tablet: *tablet,
         range: range.clone(),
-        replicas: order.split.replicas.iter().map(|(parent, ids)| (*parent, ids[at])).collect(),
+        replicas: order.succession.replicas.iter().map(|(parent, ids)| (*parent, ids[at])).collect(),
     };
-    let children = order.split.children.iter().enumerate().map(child).collect();
+    let children = order.succession.children.iter().enumerate().map(child).collect();
     SealRecord { attempt: order.attempt, children }
 }

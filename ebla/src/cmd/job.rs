@@ -8,8 +8,8 @@ use serde_json::{Value as Json, json};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-const COLUMNS: [&str; 11] =
-    ["id", "kind", "state", "tablet", "children", "from", "to", "progress", "eta_s", "by", "error"];
+const COLUMNS: [&str; 12] =
+    ["id", "kind", "state", "tablet", "other", "children", "from", "to", "progress", "eta_s", "by", "error"];
 
 /// Lists jobs, shows one, waits for it or ends it.
 pub async fn run(global: &Global, command: Job) -> anyhow::Result<ExitCode> {
@@ -59,6 +59,7 @@ fn job_json(job: &v1::Job) -> Json {
         v1::JobKind::Unspecified => "unknown",
         v1::JobKind::Split => "split",
         v1::JobKind::Move => "move",
+        v1::JobKind::Merge => "merge",
     };
     let time = |ms: u64| (ms > 0).then_some(ms);
     json!({
@@ -68,6 +69,7 @@ fn job_json(job: &v1::Job) -> Json {
         "attempt": job.attempt,
         "by": if job.automatic { "cluster" } else { "operator" },
         "tablet": job.tablet_id,
+        "other": (job.other_tablet_id > 0).then_some(job.other_tablet_id),
         "children": job.child_tablet_ids,
         "from": (job.from_server_id > 0).then_some(job.from_server_id),
         "to": (job.to_server_id > 0).then_some(job.to_server_id),

@@ -11,6 +11,7 @@ mod job;
 mod load;
 mod load_file;
 mod lost;
+mod merge;
 mod moves;
 mod outcome;
 mod range;

@@ -1,7 +1,7 @@
-//! `ebla table`: create, list, describe, drop.
+//! `ebla table`: create, list, describe, change, drop.
 
 use super::{confirm, connect, note, output};
-use crate::cli::{CreateTable, DropTable, Global, Policy, Table};
+use crate::cli::{AutoMerge, CreateTable, DropTable, Global, Policy, SetTable, Table};
 use crate::exit::Failure;
 use crate::output::{Output, argument_bytes};
 use ebla_client::v1;
@@ -27,6 +27,7 @@ pub async fn run(global: &Global, command: Table) -> anyhow::Result<ExitCode> {
             warn_of_two_copies(&described);
             out.describe(&described_json(&described))?;
         }
+        Table::Set(args) => set(global, args, &mut out).await?,
         Table::Drop(args) => drop_table(global, args, &mut out).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -51,6 +52,8 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
             .retention
             .map_or(0, |retention| u64::try_from(retention.as_millis()).unwrap_or(u64::MAX)),
         split_bytes: args.split_size.unwrap_or(0),
+        split_load: args.split_load,
+        auto_merge: v1::AutoMerge::Unspecified as i32,
     };
     let admin = connect(global, args.wait).await?.admin();
     let request = v1::CreateTableRequest { name: args.name.clone(), spec: Some(spec), split_keys };
@@ -115,6 +118,40 @@ fn warn_of_two_copies(described: &v1::DescribeTableResponse) {
     }
 }
 
+async fn set(global: &Global, args: SetTable, out: &mut Output) -> anyhow::Result<()> {
+    let auto_merge = args.auto_merge.map_or(v1::AutoMerge::Unspecified, |which| match which {
+        AutoMerge::Own => v1::AutoMerge::Own,
+        AutoMerge::All => v1::AutoMerge::All,
+        AutoMerge::Off => v1::AutoMerge::Off,
+    });
+    let request = v1::ChangeTableRequest {
+        name: args.name,
+        split_bytes: args.split_size,
+        split_load: args.split_load,
+        auto_merge: auto_merge as i32,
+    };
+    let admin = connect(global, args.wait).await?.admin();
+    let table = admin.change_table(request).await?;
+    let described = admin.describe_table(&table.name).await?;
+    let spec = table.spec.unwrap_or_default();
+    let line = format!(
+        "table {:?} is split above {} bytes and {} requests per second in a tablet, auto-merge is {}",
+        table.name,
+        spec.split_bytes,
+        spec.split_load(),
+        auto_merge_name(spec.auto_merge())
+    );
+    out.one(&described_json(&described), || line)
+}
+
+fn auto_merge_name(auto_merge: v1::AutoMerge) -> &'static str {
+    match auto_merge {
+        v1::AutoMerge::Own | v1::AutoMerge::Unspecified => "own",
+        v1::AutoMerge::All => "all",
+        v1::AutoMerge::Off => "off",
+    }
+}
+
 async fn drop_table(global: &Global, args: DropTable, out: &mut Output) -> anyhow::Result<()> {
     confirm(args.yes, &format!("dropping table {:?} with all its rows", args.name))?;
     connect(global, args.wait).await?.admin().drop_table(&args.name).await?;
@@ -157,6 +194,8 @@ fn table_json(summary: &v1::TableSummary) -> Json {
         "ack": ack,
         "retention_ms": spec.retention_ms,
         "split_bytes": spec.split_bytes,
+        "split_load": spec.split_load,
+        "auto_merge": auto_merge_name(spec.auto_merge()),
         "tablets": summary.tablets,
         "tablets_serving": summary.tablets_serving,
         "rows_estimate": summary.rows_estimate,

@@ -39,6 +39,7 @@ pub async fn run(global: &Global, command: Tablet) -> anyhow::Result<ExitCode> {
             out.describe(&tablet_json(&out, &tablet))?;
         }
         Tablet::Split(args) => super::split::run(global, args, &mut out).await?,
+        Tablet::Merge(args) => super::merge::run(global, args, &mut out).await?,
         Tablet::Move(args) => super::moves::move_tablet(global, args, &mut out).await?,
         Tablet::TransferLeader(args) => transfer_leader(global, args, &mut out).await?,
     }
@@ -64,6 +65,7 @@ fn state(state: v1::TabletState) -> &'static str {
         v1::TabletState::Serving => "serving",
         v1::TabletState::Recovering => "recovering",
         v1::TabletState::Splitting => "splitting",
+        v1::TabletState::Merging => "merging",
     }
 }
 
@@ -95,6 +97,7 @@ fn tablet_json(out: &Output, summary: &v1::TabletSummary) -> Json {
     put("awaiting", json!((tablet.awaited_server_id > 0).then_some(tablet.awaited_server_id)));
     put("rows_estimate", json!(summary.rows_estimate));
     put("bytes", json!(summary.bytes));
+    put("boundary", json!(if summary.automatic_boundary { "cluster" } else { "operator" }));
     if [&tablet.start, &tablet.end].iter().any(|key| std::str::from_utf8(key).is_err()) {
         put(out.mark_name(), json!(true));
     }

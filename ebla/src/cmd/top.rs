@@ -31,7 +31,8 @@ pub async fn run(global: &Global, args: Top) -> anyhow::Result<ExitCode> {
         let list = |name: &str| picture[name].as_array().cloned().unwrap_or_default();
         let rates = ["reads_per_s", "writes_per_s", "bytes_per_s"];
         out.list(&[&["tablet", "table", "server"], &rates[..]].concat(), &list("tablets"))?;
-        out.list(&[&["key", "table", "tablet", "server"], &rates[..]].concat(), &list("keys"))?;
+        let columns = [&["key", "table", "tablet", "server"], &rates[..], &["tablet_percent"]].concat();
+        out.list(&columns, &list("keys"))?;
         for (server, error) in &heat.unreachable {
             note(&format!("server {} at {} did not answer: {error}", server.id, server.address));
         }
@@ -67,11 +68,25 @@ fn picture(out: &Output, heat: &Heat, limit: usize) -> Json {
             keys.push((rates(&key.counts), names));
         }
     }
+    name_shares(&mut keys, &tablets);
     let mut picture = total.json(json!({ "servers": heat.servers.len() }));
     picture["tablets"] = busiest(tablets, limit);
     picture["keys"] = busiest(keys, limit);
     picture["unreachable"] = heat.unreachable.iter().map(|(server, _)| server.id).collect();
     picture
+}
+
+/// Says of every key which part of its tablet's requests it has.
+fn name_shares(keys: &mut [(Rates, Json)], tablets: &[(Rates, Json)]) {
+    for (rates, names) in keys {
+        let its = |(_, tablet): &&(Rates, Json)| {
+            (&tablet["tablet"], &tablet["server"]) == (&names["tablet"], &names["server"])
+        };
+        let all = tablets.iter().find(its).map_or(0, |(all, _)| all.reads + all.writes);
+        // Keys are sampled, tablets are counted.
+        let percent = ((rates.reads + rates.writes) * 100).checked_div(all).map(|percent| percent.min(100));
+        names["tablet_percent"] = json!(percent);
+    }
 }
 
 fn busiest(mut rows: Vec<(Rates, Json)>, limit: usize) -> Json {

@@ -6,15 +6,16 @@
 
 use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
 use super::in_sync::alter;
-use super::job::{self, Job};
+use super::job::{self, Job, Origin};
 use super::leaving::{forget_server, set_duty};
+use super::merge;
 use super::registration::register_server;
 use super::rejection::Rejection;
 use super::replicas::change_replica;
 use super::snapshot::state_hash;
-use super::spec::{TableKind, TableSpec, check_table_name};
-use super::split;
+use super::spec::{TableChange, TableKind, TableSpec, check_table_name};
 use super::state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
+use super::succession;
 use crate::hlc::Hlc;
 use crate::ids::{Attempt, ConfigVersion, Epoch, JobId, ReplicaId, ServerId, TableId, TabletId};
 use crate::limits::{TABLES_MAX, TABLETS_MAX};
@@ -31,6 +32,8 @@ pub enum Reply {
     Registered(Registered),
     /// The table exists, with these tablets in key order.
     Created(Table, Vec<TabletId>),
+    /// The table as it is now.
+    Changed(Table),
     /// The table is gone.
     Dropped(Table),
     /// One result per tablet of a `Recover` or an `Appoint`.
@@ -78,7 +81,7 @@ pub struct Changes {
     pub all: bool,
     /// New and changed servers.
     pub servers: BTreeSet<ServerId>,
-    /// New tables.
+    /// New and changed tables.
     pub tables: BTreeSet<TableId>,
     /// Tables that are gone.
     pub removed_tables: BTreeSet<TableId>,
@@ -115,6 +118,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         Command::InitCluster { .. }
         | Command::RegisterServer(_)
         | Command::CreateTable { .. }
+        | Command::ChangeTable { .. }
         | Command::DropTable { .. }
         | Command::Recover { .. }
         | Command::AlterInSync { .. }
@@ -123,6 +127,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::ForgetServer { .. }
         | Command::StartJob { .. }
         | Command::EndJob { .. }
+        | Command::ChangeMerge { .. }
         | Command::CommitSplit { .. }
         | Command::PauseBalancer { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
@@ -135,6 +140,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         Command::CreateTable { name, spec, tablets } => {
             create_table(state, name, spec, tablets, &mut changes)
         }
+        Command::ChangeTable { table, change } => change_table(state, table, &change, &mut changes),
         Command::DropTable { table } => drop_table(state, table, &mut changes),
         Command::Recover { tablets } => {
             let recover = |(id, epoch): (TabletId, Epoch)| recover(state, id, epoch, &mut changes);
@@ -155,8 +161,9 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         Command::EndJob { job, attempt, end, time_ms } => {
             job::end(state, job, attempt, end, time_ms, &mut changes)
         }
-        Command::CommitSplit { proposer, commit, time_ms } => {
-            split::commit(state, proposer, commit, time_ms, &mut changes)
+        Command::ChangeMerge { job, attempt, step } => merge::step(state, job, attempt, step, &mut changes),
+        Command::CommitSplit { proposer, commits, time_ms } => {
+            succession::commit(state, proposer, &commits, time_ms, &mut changes)
         }
         Command::PauseBalancer { paused } => {
             state.balancer_paused = paused;
@@ -219,6 +226,18 @@ fn create_table(
     Ok(Reply::Created(table, ids))
 }
 
+fn change_table(
+    state: &mut State,
+    id: TableId,
+    change: &TableChange,
+    changes: &mut Changes,
+) -> Result<Reply, Rejection> {
+    let table = state.tables.get_mut(&id).ok_or(Rejection::NoTable(id))?;
+    table.spec.change(change);
+    changes.tables.insert(id);
+    Ok(Reply::Changed(table.clone()))
+}
+
 /// The ranges cover every key once, and each copy goes to another known server.
 fn check_placement(state: &State, spec: &TableSpec, tablets: &[NewTablet]) -> Result<(), Rejection> {
     let whole = tablets.first().is_some_and(|first| first.range.start().is_empty())
@@ -244,18 +263,20 @@ fn create_tablet(state: &mut State, table: TableId, kind: TableKind, new: NewTab
         id,
         table,
         range: new.range,
+        drawn_by: Origin::Operator,
         epoch: Epoch(0),
         leader: None,
         in_sync: replicas.iter().map(|replica| replica.id).collect(),
         replicas,
         config_version: ConfigVersion(0),
         lineage,
+        joined_ts: Hlc::MIN,
         recovering: false,
         appointed_ts: Hlc::MIN,
         former: None,
         degraded: false,
         moving: None,
-        parent: None,
+        parents: Vec::new(),
         aborted: Attempt(0),
     };
     state.insert_tablet(tablet);

@@ -4,12 +4,13 @@
 use super::command::{Appointment, Command, InSyncChange, ReplicaChange};
 use super::control::{Control, Effect};
 use super::election::{Fence, FenceAnswer, Preference, best, may_answer, tablet_quota};
+use super::job::{Job, JobKind};
 use super::spec::Policy;
 use super::state::{Replica, State, Tablet};
 use crate::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{DEGRADED_ELECTION_MS, ELECTION_BATCH_TABLETS_MAX, ELECTION_GRACE_MS};
 use crate::mutated;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Commands and orders that one step collects.
 #[derive(Default)]
@@ -43,6 +44,7 @@ impl Control {
     /// Takes every tablet that something happened to one step further.
     pub(super) fn advance(&mut self, now: Tick, state: &State, effects: &mut Vec<Effect>) {
         let mut batch = Batch::default();
+        let mut jobs = BTreeSet::new();
         for id in std::mem::take(&mut self.dirty) {
             match state.tablet(id) {
                 Some(tablet) => {
@@ -53,7 +55,7 @@ impl Control {
                         self.finish(id);
                         self.repair(now, state, tablet, &mut batch);
                     }
-                    self.drive_split(now, state, tablet, effects);
+                    jobs.extend(state.job_of(id).map(|job| job.id));
                 }
                 None => {
                     self.gave_up.remove(&id);
@@ -62,7 +64,20 @@ impl Control {
                 }
             }
         }
+        for job in jobs.into_iter().filter_map(|id| state.job(id)) {
+            self.drive(now, state, job, &mut batch, effects);
+        }
         batch.emit(self.wall.ms(), effects);
+    }
+
+    /// Takes a job a step further.
+    fn drive(&mut self, now: Tick, state: &State, job: &Job, batch: &mut Batch, effects: &mut Vec<Effect>) {
+        match (&job.kind, job.kind.succession()) {
+            (_, Some(succession)) => self.drive_seals(now, state, job, succession, effects),
+            (JobKind::Merge(merge), None) => self.gather(now, state, job, merge, batch, effects),
+            // A copy on its way is in the record of its tablet.
+            (JobKind::Move(_) | JobKind::Split(_), None) => {}
+        }
     }
 
     /// Whether nobody leads, a run that is over, one that gave up, or one that so many copies

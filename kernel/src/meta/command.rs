@@ -2,9 +2,10 @@
 //! replayed. Whatever is not deterministic (ids, times, placement) comes inside.
 
 use super::job::{JobEnd, Origin, Wish};
-use super::spec::TableSpec;
-use super::split::SplitCommit;
+use super::merge::MergeStep;
+use super::spec::{TableChange, TableSpec};
 use super::state::{ClusterId, Duty};
+use super::succession::SplitCommit;
 use crate::hlc::Hlc;
 use crate::ids::{
     Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, ReplicaId, ServerId,
@@ -17,7 +18,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 4;
+pub const COMMAND_FORMAT: u8 = 5;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -39,6 +40,13 @@ pub enum Command {
         spec: TableSpec,
         /// Its tablets in key order, placed.
         tablets: Vec<NewTablet>,
+    },
+    /// Changes what may be changed of a table.
+    ChangeTable {
+        /// Which.
+        table: TableId,
+        /// What.
+        change: TableChange,
     },
     /// Removes a table and its tablets.
     DropTable {
@@ -109,12 +117,22 @@ pub enum Command {
         /// When, milliseconds since 1970.
         time_ms: u64,
     },
-    /// The commit point of a split: the parent is retired, its children are there.
+    /// Takes a merge a step further, or back: a compare-and-set on its attempt.
+    ChangeMerge {
+        /// Which.
+        job: JobId,
+        /// The attempt that it is at.
+        attempt: Attempt,
+        /// The step.
+        step: MergeStep,
+    },
+    /// The commit point of a split or a merge: the parents are retired, their children are
+    /// there.
     CommitSplit {
-        /// The server that leads the parent, and its run.
+        /// The server that leads the parents, and its run.
         proposer: (ServerId, Incarnation),
-        /// What it asks for.
-        commit: SplitCommit,
+        /// What it asks for, of every parent in key order.
+        commits: Vec<SplitCommit>,
         /// When, milliseconds since 1970.
         time_ms: u64,
     },

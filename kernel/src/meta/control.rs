@@ -12,8 +12,9 @@
 use super::apply::Changes;
 use super::command::Command;
 use super::election::{Election, Fence, FenceAnswer, GaveUp, counts, may_answer};
+use super::merge_control::Merges;
 use super::repair::Repairs;
-use super::split_control::{SealOrder, Splits};
+use super::seal_control::{SealOrder, Seals};
 use super::state::{ClusterId, Leader, State, Tablet};
 use super::suspicion::Suspicions;
 use crate::hlc::Hlc;
@@ -160,7 +161,8 @@ pub struct Control {
     /// Epochs that their leaders gave up though their process lives.
     pub(super) gave_up: BTreeMap<TabletId, GaveUp>,
     pub(super) suspicions: Suspicions,
-    pub(super) splits: Splits,
+    pub(super) seals: Seals,
+    pub(super) merges: Merges,
     /// Tablets to look at before this step ends.
     pub(super) dirty: BTreeSet<TabletId>,
     pub(super) deadlines: BTreeSet<(Tick, TabletId)>,
@@ -254,6 +256,9 @@ impl Control {
                 election.proposed = false;
             }
             self.repairs.decided(*id);
+            if let Some(job) = state.job_of(*id) {
+                self.merges.decided(job.id);
+            }
             self.dirty.insert(*id);
         }
         self.on_jobs(state, &changes.jobs);

@@ -13,17 +13,18 @@
 //! - What a job is about is in its [`JobKind`]; who drives it, in the control core.
 
 use super::apply::{Changes, Reply};
+use super::merge::{self, MergeJob};
 use super::rejection::Rejection;
 use super::replicas;
 use super::split;
 use super::state::{State, Tablet};
+use super::succession::{self, Succession};
 use crate::ids::{Attempt, JobId, ReplicaId, ServerId, TabletId};
 use crate::limits::{JOB_ERROR_BYTES_MAX, JOBS_FINISHED_MAX, JOBS_RUNNING_MAX};
 use crate::mutated;
-use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Who wants a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -53,14 +54,22 @@ pub enum Wish {
         /// The server that is to have it.
         to: ServerId,
     },
+    /// Make one tablet of two neighbours, whichever of them has the lower keys.
+    Merge {
+        /// The one whose copies stay where they are, if their servers take others.
+        stays: TabletId,
+        /// The one whose copies go there: better the smaller one.
+        comes: TabletId,
+    },
 }
 
 impl Wish {
-    /// The tablet that it is about.
+    /// The tablets that it is about.
     #[must_use]
-    pub fn tablet(&self) -> TabletId {
+    pub fn tablets(&self) -> Vec<TabletId> {
         match self {
-            Self::Split { tablet, .. } | Self::Move { tablet, .. } => *tablet,
+            Self::Split { tablet, .. } | Self::Move { tablet, .. } => vec![*tablet],
+            Self::Merge { stays, comes } => vec![*stays, *comes],
         }
     }
 }
@@ -107,10 +116,12 @@ pub enum JobEnd {
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub enum JobKind {
     /// Several tablets of one.
-    Split(SplitJob),
+    Split(Succession),
     /// A copy that takes the place of another. Its commit point is the record that takes the
     /// new copy into the in-sync set.
     Move(MoveJob),
+    /// One tablet of two.
+    Merge(MergeJob),
 }
 
 /// A copy on its way in.
@@ -126,18 +137,6 @@ pub struct MoveJob {
     pub from_server: Option<ServerId>,
 }
 
-/// A split: the tablets to be are named before anything is sealed.
-#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
-pub struct SplitJob {
-    /// The tablet that is to be retired.
-    pub tablet: TabletId,
-    /// The tablets that are to take its place, in key order.
-    pub children: Vec<(TabletId, KeyRange)>,
-    /// The copies of the children, in the order of `children`, by the copy of the parent that
-    /// they go on from.
-    pub replicas: BTreeMap<ReplicaId, Vec<ReplicaId>>,
-}
-
 impl JobKind {
     /// The word for it.
     #[must_use]
@@ -145,6 +144,27 @@ impl JobKind {
         match self {
             Self::Split(_) => "split",
             Self::Move(_) => "move",
+            Self::Merge(_) => "merge",
+        }
+    }
+
+    /// Which tablets take the place of which, once that is to be.
+    #[must_use]
+    pub fn succession(&self) -> Option<&Succession> {
+        match self {
+            Self::Split(succession) => Some(succession),
+            Self::Merge(merge) => merge.intent.as_ref(),
+            Self::Move(_) => None,
+        }
+    }
+
+    /// The tablets that are retired when it is done, in key order.
+    #[must_use]
+    pub fn parents(&self) -> Vec<TabletId> {
+        match self {
+            Self::Split(succession) => succession.parents.clone(),
+            Self::Merge(merge) => vec![merge.left, merge.right],
+            Self::Move(_) => Vec::new(),
         }
     }
 }
@@ -180,19 +200,21 @@ impl Job {
     }
 
     /// The tablets that it makes, in key order.
-    pub fn children(&self) -> impl Iterator<Item = TabletId> {
-        let children = match &self.kind {
-            JobKind::Split(split) => &split.children[..],
-            JobKind::Move(_) => &[],
-        };
-        children.iter().map(|(id, _)| *id)
+    #[must_use]
+    pub fn children(&self) -> Vec<TabletId> {
+        match &self.kind {
+            JobKind::Split(split) => split.children.iter().map(|(id, _)| *id).collect(),
+            JobKind::Merge(merge) => vec![merge.child],
+            JobKind::Move(_) => Vec::new(),
+        }
     }
 
     /// The tablets that no other job may be about while this one runs.
-    pub fn tablets(&self) -> impl Iterator<Item = TabletId> {
+    #[must_use]
+    pub fn tablets(&self) -> Vec<TabletId> {
         match &self.kind {
-            JobKind::Split(split) => std::iter::once(split.tablet),
-            JobKind::Move(copy) => std::iter::once(copy.tablet),
+            JobKind::Split(_) | JobKind::Merge(_) => self.kind.parents(),
+            JobKind::Move(copy) => vec![copy.tablet],
         }
     }
 }
@@ -213,16 +235,6 @@ impl State {
     #[must_use]
     pub fn job_of(&self, tablet: TabletId) -> Option<&Job> {
         self.index.jobs.get(&tablet).and_then(|id| self.jobs.get(id))
-    }
-
-    /// The split under way that is to retire a tablet.
-    #[must_use]
-    pub fn split_of(&self, tablet: TabletId) -> Option<(&Job, &SplitJob)> {
-        let job = self.job_of(tablet)?;
-        match &job.kind {
-            JobKind::Split(split) => Some((job, split)),
-            JobKind::Move(_) => None,
-        }
     }
 
     /// Writes the end of a job into its record and forgets the oldest that ended.
@@ -269,12 +281,18 @@ pub(super) fn start(
     match &wish {
         Wish::Split { tablet, at } => split::check(state, *tablet, at)?,
         Wish::Move { tablet, from, to } => replicas::check_move(state, *tablet, *from, *to)?,
+        Wish::Merge { stays, comes } => {
+            merge::check_pair(state, *stays, *comes)?;
+            check_way(state, &wish.tablets(), origin)?;
+            merge::check_copies(state, *stays, *comes)?;
+        }
     }
-    make_way(state, wish.tablet(), origin, time_ms, changes)?;
+    make_way(state, &wish.tablets(), origin, time_ms, changes)?;
     check_room(state)?;
     let kind = match wish {
         Wish::Split { tablet, at } => split::plan(state, tablet, &at)?,
         Wish::Move { tablet, from, to } => replicas::plan_move(state, tablet, from, to, changes)?,
+        Wish::Merge { stays, comes } => merge::plan(state, stays, comes)?,
     };
     Ok(Reply::Job(Box::new(register(state, kind, origin, time_ms, changes))))
 }
@@ -301,30 +319,56 @@ pub(super) fn register(
     let running = JobState::Running;
     let job =
         Job { id, attempt, origin, kind, state: running, progress: 0, error: None, started_ms, ended_ms };
-    state.index.jobs.extend(job.tablets().map(|tablet| (tablet, id)));
+    state.index.jobs.extend(job.tablets().into_iter().map(|tablet| (tablet, id)));
     changes.jobs.insert(id);
     state.jobs.insert(id, job.clone());
     job
 }
 
-/// An operator's job ends an automatic one; any other is in the way.
+/// The jobs that are about some of `tablets`.
+fn jobs_of(state: &State, tablets: &[TabletId]) -> BTreeSet<JobId> {
+    tablets.iter().filter_map(|tablet| state.index.jobs.get(tablet).copied()).collect()
+}
+
+/// An operator's job ends automatic ones; any other is in the way.
+fn check_way(state: &State, tablets: &[TabletId], origin: Origin) -> Result<(), Rejection> {
+    for job in jobs_of(state, tablets).iter().filter_map(|id| state.job(*id)) {
+        match (origin, job.origin) {
+            (Origin::Operator, Origin::Automatic) if gives_way(state, job) => {}
+            (Origin::Operator, Origin::Automatic) => {
+                return Err(Rejection::JobCommitted(Box::new(job.clone())));
+            }
+            (Origin::Operator, Origin::Operator) | (Origin::Automatic, _) => {
+                return Err(Rejection::JobRuns(Box::new(job.clone())));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Ends the jobs that are in the way, if all of them can be ended.
 fn make_way(
     state: &mut State,
-    tablet: TabletId,
+    tablets: &[TabletId],
     origin: Origin,
     time_ms: u64,
     changes: &mut Changes,
 ) -> Result<(), Rejection> {
-    let Some(job) = state.job_of(tablet) else { return Ok(()) };
-    match (origin, job.origin) {
-        (Origin::Operator, Origin::Automatic) => {
-            let id = job.id;
-            end(state, id, None, JobEnd::Cancelled, time_ms, changes).map(drop)
-        }
-        (Origin::Operator, Origin::Operator) | (Origin::Automatic, _) => {
-            Err(Rejection::JobRuns(Box::new(job.clone())))
-        }
+    check_way(state, tablets, origin)?;
+    for id in jobs_of(state, tablets) {
+        end(state, id, None, JobEnd::Cancelled, time_ms, changes)?;
     }
+    Ok(())
+}
+
+/// Whether nothing of the job would stay under way if it ended: no copy has come whose
+/// predecessor still has to go.
+fn gives_way(state: &State, job: &Job) -> bool {
+    let has_come = |id: &TabletId| {
+        let tablet = state.tablet(*id);
+        tablet.is_some_and(|it| it.moving.is_some_and(|moving| it.in_sync.contains(&moving.to)))
+    };
+    !job.tablets().iter().any(has_come)
 }
 
 /// Ends a job before its commit point.
@@ -344,15 +388,20 @@ pub(super) fn end(
         return Err(Rejection::StaleAttempt(Box::new(job.clone())));
     }
     let (attempt, kind) = (job.attempt, job.kind.clone());
-    match kind {
-        JobKind::Split(split) => split::abort(state, split.tablet, attempt, changes),
-        JobKind::Move(copy) => replicas::give_up(state, &copy, changes)?,
+    match &kind {
+        JobKind::Split(split) => succession::abort(state, &split.parents, attempt, changes),
+        JobKind::Move(copy) => replicas::give_up(state, copy, changes)?,
+        // Its tablets are free for other jobs only when it has ended.
+        JobKind::Merge(_) => {}
     }
     let (to, error) = match end {
         JobEnd::Failed { error } => (JobState::Failed, Some(shortened(error))),
         JobEnd::Cancelled => (JobState::Cancelled, None),
     };
     let job = state.finish_job(id, to, error, time_ms, changes).ok_or(Rejection::NoJob(id))?;
+    if let JobKind::Merge(merge) = &kind {
+        merge::give_up(state, merge, attempt, time_ms, changes);
+    }
     Ok(Reply::Job(Box::new(job)))
 }
 

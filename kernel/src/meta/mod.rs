@@ -19,15 +19,18 @@ mod election;
 mod in_sync;
 mod job;
 mod leaving;
+mod merge;
+mod merge_control;
 mod registration;
 mod rejection;
 mod repair;
 mod replicas;
+mod seal_control;
 mod snapshot;
 mod spec;
 mod split;
-mod split_control;
 mod state;
+mod succession;
 mod suspicion;
 mod transfer;
 
@@ -38,13 +41,17 @@ pub use command::{
 pub use control::{Control, Effect, Input, Settings};
 pub use election::{Fence, FenceAnswer, GaveUp};
 pub use in_sync::PROGRESS_IN_SYNC;
-pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, SplitJob, Wish};
+pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, Wish};
+pub use merge::{MergeJob, MergeStep};
 pub use rejection::Rejection;
+pub use seal_control::SealOrder;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
-pub use spec::{BadTable, Policy, TableKind, TableSpec, check_table_name, cut_ranges};
-pub use split::{SplitCommit, check_split_keys};
-pub use split_control::SealOrder;
+pub use spec::{
+    AutoMerge, BadTable, Policy, TableChange, TableKind, TableSpec, check_table_name, cut_ranges,
+};
+pub use split::check_split_keys;
 pub use state::{
     ClusterId, Duty, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State, Table, Tablet,
 };
+pub use succession::{SplitCommit, Succession};
 pub use transfer::TransferRefusal;

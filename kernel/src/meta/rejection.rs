@@ -93,6 +93,16 @@ pub enum Rejection {
     StaleAttempt(Box<Job>),
     /// The copies that are ready are too few, lack the leader, or one of them is not what it was.
     NotReady(Box<Tablet>),
+    /// The copies that are ready for these tablets lie on different servers.
+    ReadyApart(Vec<TabletId>),
+    /// A tablet cannot be merged with itself.
+    SameTablet(TabletId),
+    /// The tablets are of different tables, or others lie between them.
+    NotNeighbours(Box<Tablet>, Box<Tablet>),
+    /// The tablet has no leader, or not all of its copies are in sync.
+    NotWhole(Box<Tablet>),
+    /// The copies of the tablets of a merge do not lie together.
+    NotGathered(Box<Job>),
 }
 
 impl fmt::Display for Rejection {
@@ -217,6 +227,23 @@ impl fmt::Display for Rejection {
             }
             Self::StaleAttempt(job) => write!(f, "job {} is at attempt {}", job.id, job.attempt),
             Self::NotReady(tablet) => write!(f, "the copies of tablet {} are not ready", tablet.id),
+            Self::ReadyApart(tablets) => {
+                write!(f, "the copies that are ready lie on different servers for {tablets:?}")
+            }
+            Self::SameTablet(id) => {
+                write!(f, "tablet {} cannot be merged with itself: name two neighbours", id.0)
+            }
+            Self::NotNeighbours(one, other) => write!(
+                f,
+                "tablets {} {} and {} {} are no neighbours in one table: `ebla tablet list TABLE` shows them in order",
+                one.id.0, one.range, other.id.0, other.range
+            ),
+            Self::NotWhole(tablet) => write!(
+                f,
+                "tablet {} lacks its leader or a copy in sync: wait until `ebla tablet describe {}` shows all of them",
+                tablet.id.0, tablet.id.0
+            ),
+            Self::NotGathered(job) => write!(f, "the copies of job {} do not lie together", job.id),
         }
     }
 }

@@ -14,6 +14,7 @@
 use super::campaign::Batch;
 use super::command::ReplicaChange;
 use super::control::Control;
+use super::merge::gathers;
 use super::state::{Duty, Move, Replica, State, Tablet};
 use crate::ids::{Epoch, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{COPIES_ON_THEIR_WAY_MAX, REPAIRS_RETRIED_MAX, REPLICA_CHANGE_RETRY_MS};
@@ -148,11 +149,13 @@ impl Control {
         if self.repairs.note(tablet) {
             self.retry_waiting();
         }
-        if !self.settings.replaces_copies || self.repairs.again.get(&tablet.id).is_some_and(|at| *at > now) {
+        if !self.settings.replaces_copies || self.is_repaired(now, tablet.id) {
             return;
         }
         let acted = match (tablet.moving, state.job_of(tablet.id)) {
             (Some(moving), _) => self.go_on(state, tablet, moving, batch),
+            // A merge brings its own copies together, as long as they are good.
+            (None, Some(job)) if gathers(job) => self.begin(state, tablet, batch),
             // Another job is about the tablet.
             (None, Some(_)) => false,
             (None, None) => self.drain(state, tablet, batch) || self.begin(state, tablet, batch),
@@ -229,8 +232,8 @@ impl Control {
         let place = match ill {
             // A copy whose data is lost, and one that is behind, begins anew where it was.
             Some(copy) if self.sessions.contains_key(&copy.server) && !leaves(&copy) => Some(copy.server),
-            Some(_) => self.place(state, tablet, batch),
-            None if tablet.replicas.len() < wanted => self.place(state, tablet, batch),
+            Some(copy) => self.place(state, tablet, Some(copy.id), batch),
+            None if tablet.replicas.len() < wanted => self.place(state, tablet, None, batch),
             None => return false,
         };
         let Some(server) = place.filter(|server| self.has_room(*server, batch)) else {
@@ -256,24 +259,38 @@ impl Control {
         self.repairs.behind.get(&tablet.id) == Some(&(tablet.epoch, copy))
     }
 
-    /// A connected server without a copy: in another zone than the good copies if there is one,
-    /// of these the one that holds least, of equal ones the first.
-    fn place(&self, state: &State, tablet: &Tablet, batch: &Batch) -> Option<ServerId> {
+    /// A connected server without a copy, with room for one: in a zone that has no copy that
+    /// stays if there is such a server, and then it is waited for; of several the one that holds
+    /// least, of equal ones the first.
+    fn place(
+        &self,
+        state: &State,
+        tablet: &Tablet,
+        goes: Option<ReplicaId>,
+        batch: &Batch,
+    ) -> Option<ServerId> {
         let zone = |id: ServerId| state.server(id).map(|server| server.zone.as_str());
-        let stays = |copy: &&Replica| !copy.lost && !self.repairs.gone.contains(&copy.server);
-        let zones: BTreeSet<_> =
-            tablet.replicas.iter().filter(stays).filter_map(|copy| zone(copy.server)).collect();
-        let free = self.sessions.keys().copied().filter(|id| {
-            let holds = tablet.replicas.iter().any(|copy| copy.server == *id);
-            !holds && duty_of(state, *id) == Duty::Serves && self.has_room(*id, batch)
-        });
-        free.min_by_key(|id| {
-            let is_used = zone(*id).is_none_or(|zone| zones.contains(zone));
-            (is_used, state.tablet_count_on(*id) + coming(*id, batch), *id)
-        })
+        let stays = |copy: &&Replica| {
+            let is_emptied = duty_of(state, copy.server) == Duty::Leaves;
+            Some(copy.id) != goes && !copy.lost && !is_emptied && !self.repairs.gone.contains(&copy.server)
+        };
+        let zones: BTreeSet<_> = tablet.replicas.iter().filter(stays).map(|copy| zone(copy.server)).collect();
+        let is_free = |id: &ServerId| {
+            duty_of(state, *id) == Duty::Serves && tablet.replicas.iter().all(|copy| copy.server != *id)
+        };
+        let free: Vec<ServerId> = self.sessions.keys().copied().filter(is_free).collect();
+        let has_none = |id: &ServerId| !zones.contains(&zone(*id));
+        let is_any = free.iter().any(has_none);
+        let places = free.into_iter().filter(|id| has_none(id) == is_any && self.has_room(*id, batch));
+        places.min_by_key(|id| (state.tablet_count_on(*id) + coming(*id, batch), *id))
     }
 
-    fn has_room(&self, server: ServerId, batch: &Batch) -> bool {
+    /// Whether a change of the tablet's copies was proposed and not heard of.
+    pub(super) fn is_repaired(&self, now: Tick, tablet: TabletId) -> bool {
+        self.repairs.again.get(&tablet).is_some_and(|again| *again > now)
+    }
+
+    pub(super) fn has_room(&self, server: ServerId, batch: &Batch) -> bool {
         let on_their_way = self.repairs.coming.get(&server).copied().unwrap_or(0);
         on_their_way + coming(server, batch) < COPIES_ON_THEIR_WAY_MAX
     }

@@ -17,8 +17,10 @@
 use super::apply::{Changes, create_replica};
 use super::command::ReplicaChange;
 use super::job::{self, JobKind, JobState, MoveJob, Origin};
+use super::merge;
 use super::rejection::Rejection;
 use super::state::{Duty, Move, Replica, State, Tablet};
+use super::succession::present;
 use crate::ids::{ReplicaId, ServerId, TabletId};
 
 /// A copy that is to begin.
@@ -78,7 +80,7 @@ fn wanted_by_operator(
     from: ServerId,
     to: ServerId,
 ) -> Result<NewCopy, Rejection> {
-    let tablet = state.tablet(id).ok_or_else(|| missing(state, id))?;
+    let tablet = present(state, id)?;
     for server in [from, to] {
         if state.server(server).is_none() {
             return Err(Rejection::NoServer(server));
@@ -88,23 +90,17 @@ fn wanted_by_operator(
     Ok(NewCopy { tablet: id, server: to, instead_of: Some(copy.id) })
 }
 
-fn missing(state: &State, id: TabletId) -> Rejection {
-    match state.retired(id) {
-        Some(retired) => Rejection::Retired(id, retired.successors.clone()),
-        None => Rejection::NoTablet(id),
-    }
-}
-
 /// A copy that the cluster itself wants; one that renews a learner goes on with its job.
 fn add(state: &mut State, new: NewCopy, time_ms: u64, changes: &mut Changes) -> Result<Tablet, Rejection> {
-    let tablet = state.tablet(new.tablet).ok_or_else(|| missing(state, new.tablet))?;
+    let tablet = present(state, new.tablet)?;
     let is_renewed = tablet.moving.is_some_and(|moving| {
         let here = tablet.replica(moving.to).is_some_and(|copy| copy.server == new.server);
         here && new.instead_of == Some(moving.to)
     });
+    let is_free = tablet.moving.is_none();
     match state.job_of(new.tablet) {
-        Some(job) if !is_renewed => return Err(Rejection::JobRuns(Box::new(job.clone()))),
-        Some(_) => {}
+        Some(job) if is_renewed || (is_free && merge::gathers(job)) => {}
+        Some(job) => return Err(Rejection::JobRuns(Box::new(job.clone()))),
         None => job::check_room(state)?,
     }
     check_copy(state, new)?;
@@ -112,7 +108,9 @@ fn add(state: &mut State, new: NewCopy, time_ms: u64, changes: &mut Changes) -> 
     match state.index.jobs.get(&new.tablet).copied() {
         Some(id) => {
             if let Some(job) = state.jobs.get_mut(&id) {
-                job.kind = JobKind::Move(copy);
+                if let JobKind::Move(known) = &mut job.kind {
+                    *known = copy;
+                }
                 changes.jobs.insert(id);
             }
         }
@@ -123,7 +121,7 @@ fn add(state: &mut State, new: NewCopy, time_ms: u64, changes: &mut Changes) -> 
 
 fn check_copy(state: &State, new: NewCopy) -> Result<(), Rejection> {
     let NewCopy { tablet: id, server, instead_of } = new;
-    let tablet = state.tablet(id).ok_or_else(|| missing(state, id))?;
+    let tablet = present(state, id)?;
     let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
     let known = state.server(server).ok_or(Rejection::NoServer(server))?;
     let old = match instead_of.map(|old| tablet.replica(old)) {
@@ -181,6 +179,15 @@ fn is_needed(tablet: &Tablet, replica: ReplicaId) -> bool {
     tablet.in_sync.contains(&replica) || tablet.is_led_by(replica)
 }
 
+/// The copy of a tablet that is on its way in, or whose predecessor has not gone yet.
+pub(super) fn on_its_way(state: &State, id: TabletId) -> Option<MoveJob> {
+    let tablet = state.tablet(id)?;
+    let moving = tablet.moving?;
+    let to_server = tablet.replica(moving.to)?.server;
+    let from_server = moving.from.and_then(|from| tablet.replica(from)).map(|from| from.server);
+    Some(MoveJob { tablet: id, to: moving.to, to_server, from_server })
+}
+
 /// Takes a copy on its way in back, before the commit point of its job.
 pub(super) fn give_up(state: &mut State, copy: &MoveJob, changes: &mut Changes) -> Result<(), Rejection> {
     let Some(tablet) = state.tablet(copy.tablet) else { return Ok(()) };
@@ -201,7 +208,7 @@ fn remove(
     time_ms: u64,
     changes: &mut Changes,
 ) -> Result<Tablet, Rejection> {
-    let tablet = state.tablet(id).ok_or_else(|| missing(state, id))?;
+    let tablet = present(state, id)?;
     let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
     if tablet.replica(replica).is_none() {
         return refuse(Rejection::NoReplica);
@@ -253,8 +260,12 @@ fn end_job(
     time_ms: u64,
     changes: &mut Changes,
 ) {
-    if let Some(id) = state.index.jobs.get(&tablet).copied() {
-        state.finish_job(id, to, error, time_ms, changes);
+    let Some(job) = state.job_of(tablet) else { return };
+    let id = job.id;
+    match job.kind {
+        JobKind::Move(_) => drop(state.finish_job(id, to, error, time_ms, changes)),
+        JobKind::Merge(_) => merge::note_gathering(state, id, changes),
+        JobKind::Split(_) => {}
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::limits::{
     KEY_BYTES_MAX, PRE_SPLIT_TABLETS_MAX, REPLICAS_DEFAULT, REPLICAS_MAX, RETENTION_MS_DEFAULT,
-    SPLIT_BYTES_DEFAULT, TABLE_NAME_BYTES_MAX,
+    SPLIT_BYTES_DEFAULT, SPLIT_LOAD_DEFAULT, TABLE_NAME_BYTES_MAX,
 };
 use crate::op::AckLevel;
 use crate::range::KeyRange;
@@ -31,6 +31,30 @@ pub enum Policy {
     Degraded,
 }
 
+/// Which idle neighbours the cluster merges by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
+pub enum AutoMerge {
+    /// None.
+    Off,
+    /// Those that it had split by itself. Boundaries that people made stay.
+    #[default]
+    Own,
+    /// Any.
+    All,
+}
+
+impl AutoMerge {
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Own => "own",
+            Self::All => "all",
+        }
+    }
+}
+
 /// The promises of one table.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct TableSpec {
@@ -48,6 +72,21 @@ pub struct TableSpec {
     pub retention_ms: u64,
     /// Size in bytes at which a tablet is split.
     pub split_bytes: u64,
+    /// Requests per second above which a tablet is split; 0 for never.
+    pub split_load: u64,
+    /// Which idle neighbours are merged.
+    pub auto_merge: AutoMerge,
+}
+
+/// What may be changed of a table; what is none stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
+pub struct TableChange {
+    /// Size in bytes at which a tablet is split.
+    pub split_bytes: Option<u64>,
+    /// Requests per second above which a tablet is split; 0 for never.
+    pub split_load: Option<u64>,
+    /// Which idle neighbours are merged.
+    pub auto_merge: Option<AutoMerge>,
 }
 
 impl Default for TableSpec {
@@ -60,6 +99,8 @@ impl Default for TableSpec {
             ack: AckLevel::Leader,
             retention_ms: RETENTION_MS_DEFAULT,
             split_bytes: SPLIT_BYTES_DEFAULT,
+            split_load: SPLIT_LOAD_DEFAULT,
+            auto_merge: AutoMerge::default(),
         }
     }
 }
@@ -172,6 +213,13 @@ pub fn check_table_name(name: &str) -> Result<(), BadTable> {
 }
 
 impl TableSpec {
+    /// Takes a change in.
+    pub fn change(&mut self, change: &TableChange) {
+        self.split_bytes = change.split_bytes.unwrap_or(self.split_bytes);
+        self.split_load = change.split_load.unwrap_or(self.split_load);
+        self.auto_merge = change.auto_merge.unwrap_or(self.auto_merge);
+    }
+
     /// Checks that this release can keep the promises. Asked where a table is requested;
     /// the metadata itself holds any table that is consistent.
     ///

@@ -6,7 +6,7 @@
 //! - a leader is in the in-sync set and was not lost when it was appointed;
 //! - the indexes say what the records say: they are rebuilt from them, never stored.
 
-use super::job::Job;
+use super::job::{Job, Origin};
 use super::spec::{TableKind, TableSpec};
 use crate::entry::LogEnd;
 use crate::hlc::Hlc;
@@ -166,6 +166,9 @@ pub struct Tablet {
     pub table: TableId,
     /// Its keys.
     pub range: KeyRange,
+    /// Who drew the boundary at its first key. What people drew is merged away by people only,
+    /// unless the table says otherwise.
+    pub drawn_by: Origin,
     /// Term of the leader; 0 before the first election.
     pub epoch: Epoch,
     /// Who leads the epoch.
@@ -178,6 +181,9 @@ pub struct Tablet {
     pub config_version: ConfigVersion,
     /// Its ancestry.
     pub lineage: Lineage,
+    /// When histories were last joined in its ancestry, zero for never: positions of others from
+    /// before are compared by time.
+    pub joined_ts: Hlc,
     /// Whether the epoch was raised and waits for its leader.
     pub recovering: bool,
     /// A floor for the leader's clock, set at its appointment.
@@ -190,8 +196,8 @@ pub struct Tablet {
     pub degraded: bool,
     /// The change of its copies under way.
     pub moving: Option<Move>,
-    /// The tablet that it was made of.
-    pub parent: Option<Parent>,
+    /// The tablets that it was made of, in key order.
+    pub parents: Vec<Parent>,
     /// The last attempt to retire it that was aborted, 0 for none. While the tablet is there,
     /// no attempt up to this one will ever be committed (m29).
     pub aborted: Attempt,
@@ -206,7 +212,8 @@ pub struct Parent {
     pub attempt: Attempt,
     /// The epoch in which this tablet began.
     pub epoch: Epoch,
-    /// The seal: the last entry of its log, which this tablet's log goes on from.
+    /// The seal: the last entry of its log, which this tablet's log goes on from
+    /// ([`LogEnd::joined`]).
     pub seal: LogEnd,
 }
 
@@ -419,6 +426,24 @@ impl State {
         self.tablets.get(id)
     }
 
+    /// The tablet that ends where this one begins.
+    #[must_use]
+    pub fn tablet_before(&self, tablet: &Tablet) -> Option<&Tablet> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let ranges = self.index.ranges.get(&tablet.table)?;
+        let before = (Unbounded, Excluded(&tablet.range.start()[..]));
+        let (_, id) = ranges.range::<[u8], _>(before).next_back()?;
+        self.tablets.get(id)
+    }
+
+    /// The tablet that begins where this one ends.
+    #[must_use]
+    pub fn tablet_after(&self, tablet: &Tablet) -> Option<&Tablet> {
+        let end = tablet.range.end()?;
+        let id = self.index.ranges.get(&tablet.table)?.get(end)?;
+        self.tablets.get(id)
+    }
+
     /// Whether `leader` still is the run of its server that was appointed.
     #[must_use]
     pub fn is_current(&self, leader: &Leader) -> bool {
@@ -515,7 +540,7 @@ impl State {
             index.add_tablet(tablet);
         }
         for job in self.jobs.values().filter(|job| job.is_running()) {
-            index.jobs.extend(job.tablets().map(|tablet| (tablet, job.id)));
+            index.jobs.extend(job.tablets().into_iter().map(|tablet| (tablet, job.id)));
         }
         self.index = index;
     }

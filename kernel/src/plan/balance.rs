@@ -23,24 +23,28 @@ pub(super) const UNIT: u64 = 1_000;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Weights {
     of: BTreeMap<ServerId, u64>,
+    total: u64,
 }
 
 impl Weights {
     fn none(picture: &Picture) -> Self {
-        Self { of: picture.servers.keys().map(|server| (*server, 0)).collect() }
+        Self { of: picture.servers.keys().map(|server| (*server, 0)).collect(), total: 0 }
     }
 
     /// More for a server; one that is not up counts for nothing.
     fn add(&mut self, server: ServerId, weight: u64) {
         if let Some(all) = self.of.get_mut(&server) {
             *all += weight;
+            self.total += weight;
         }
     }
 
     fn shift(&mut self, from: ServerId, to: ServerId, weight: u64) {
         self.add(to, weight);
         if let Some(all) = self.of.get_mut(&from) {
-            *all = all.saturating_sub(weight);
+            let gone = weight.min(*all);
+            *all -= gone;
+            self.total -= gone;
         }
     }
 
@@ -50,7 +54,7 @@ impl Weights {
     }
 
     pub fn mean(&self) -> u64 {
-        self.of.values().sum::<u64>() / (self.of.len() as u64).max(1)
+        self.total / (self.of.len() as u64).max(1)
     }
 
     /// Servers that are clearly off the mean.
@@ -129,14 +133,13 @@ pub(super) fn copy_weights(picture: &Picture) -> Weights {
     let scale = CopyScale::new(picture);
     let mut weights = Weights::none(picture);
     for tablet in picture.tablets.values() {
-        let servers: BTreeSet<ServerId> = match tablet.work {
-            Some(Work::Move { from, to }) => {
-                let stays = tablet.copies.iter().copied().filter(|server| Some(*server) != from);
-                stays.chain([to]).collect()
-            }
-            Some(Work::Split) | None => tablet.copies.iter().copied().collect(),
+        let (from, to) = match tablet.work {
+            Some(Work::Move { from, to }) => (from, Some(to)),
+            Some(Work::Split | Work::Merge) | None => (None, None),
         };
-        servers.into_iter().for_each(|server| weights.add(server, scale.weight(tablet)));
+        let weight = scale.weight(tablet);
+        let stays = tablet.copies.iter().filter(|server| Some(**server) != from && Some(**server) != to);
+        stays.chain(&to).for_each(|server| weights.add(*server, weight));
     }
     weights
 }
@@ -150,28 +153,32 @@ struct Candidate {
     weight: u64,
 }
 
-/// Whether something may go from one server to another, and how much more equal it makes them.
-fn gain(weights: &Weights, lasting: &BTreeMap<ServerId, Side>, one: &Candidate) -> Option<u128> {
-    let (from, to) = (weights.of(one.from)?, weights.of(one.to)?);
-    let mean = weights.mean();
-    let heavy = lasting.get(&one.from) == Some(&Side::Heavy) && from > mean && to <= mean;
-    let light = lasting.get(&one.to) == Some(&Side::Light) && to < mean && from >= mean;
-    let difference = from.checked_sub(to).filter(|difference| *difference >= 2 * UNIT)?;
-    // What is left of the difference is at most half of it, on either side.
-    let is_clear = one.weight.saturating_mul(4) <= difference.saturating_mul(3);
-    let gain = u128::from(one.weight) * u128::from(difference.saturating_sub(one.weight));
-    ((heavy || light) && is_clear).then_some(gain)
+/// Whether so much lasts that something may go from one server to another.
+fn is_uneven(lasting: &BTreeMap<ServerId, Side>, from: ServerId, to: ServerId) -> bool {
+    lasting.get(&from) == Some(&Side::Heavy) || lasting.get(&to) == Some(&Side::Light)
 }
 
-/// The best of some candidates; of equal ones the first.
-fn best(
-    weights: &Weights,
-    lasting: &BTreeMap<ServerId, Side>,
-    candidates: impl Iterator<Item = Candidate>,
-) -> Option<Candidate> {
+/// By how much one server has more than another, if so much lasts that something may go.
+fn gap(weights: &Weights, lasting: &BTreeMap<ServerId, Side>, from: ServerId, to: ServerId) -> Option<u64> {
+    let (more, less) = (weights.of(from)?, weights.of(to)?);
+    let mean = weights.mean();
+    let heavy = lasting.get(&from) == Some(&Side::Heavy) && more > mean && less <= mean;
+    let light = lasting.get(&to) == Some(&Side::Light) && less < mean && more >= mean;
+    more.checked_sub(less).filter(|gap| *gap >= 2 * UNIT && (heavy || light))
+}
+
+/// How much more equal two servers become when so much goes; none when that is not clear: what
+/// is left of the gap must be at most half of it, on either side.
+fn gain(gap: u64, weight: u64) -> Option<u128> {
+    let is_clear = weight.saturating_mul(4) <= gap.saturating_mul(3);
+    is_clear.then(|| u128::from(weight) * u128::from(gap.saturating_sub(weight)))
+}
+
+/// The best of some candidates and their gaps; of equal ones the first.
+fn best(candidates: impl Iterator<Item = (Candidate, u64)>) -> Option<Candidate> {
     let mut best: Option<(u128, Candidate)> = None;
-    for candidate in candidates {
-        if let Some(gain) = gain(weights, lasting, &candidate)
+    for (candidate, gap) in candidates {
+        if let Some(gain) = gain(gap, candidate.weight)
             && best.is_none_or(|(most, _)| gain > most)
         {
             best = Some((gain, candidate));
@@ -202,13 +209,14 @@ pub(super) fn leaders(
             let tablets = led.get(&from).into_iter().flatten().filter(|(id, _)| !taken.contains(id));
             let candidates = tablets.flat_map(|(id, tablet)| {
                 let weight = UNIT + scale.share(tablet.requests);
-                let heirs = tablet
-                    .in_sync
-                    .iter()
-                    .filter(|to| received.get(to).copied().unwrap_or(0) < HAND_OVERS_PER_SERVER_MAX);
-                heirs.map(move |to| Candidate { tablet: *id, from, to: *to, weight })
+                let heirs = tablet.in_sync.iter().copied().filter(|to| {
+                    is_uneven(lasting, from, *to)
+                        && received.get(to).copied().unwrap_or(0) < HAND_OVERS_PER_SERVER_MAX
+                });
+                let gaps = heirs.filter_map(|to| Some((to, gap(&weights, lasting, from, to)?)));
+                gaps.map(move |(to, gap)| (Candidate { tablet: *id, from, to, weight }, gap))
             });
-            let Some(one) = best(&weights, lasting, candidates) else { break };
+            let Some(one) = best(candidates) else { break };
             let reason = Reason::LeadersUneven { from: weights.of[&one.from], to: weights.of[&one.to] };
             let action = Action::HandOver { from, to: one.to };
             decisions.push(Decision { tablet: one.tablet, action, reason });
@@ -239,24 +247,32 @@ pub(super) fn copies(
         may_go.for_each(|server| held.entry(*server).or_default().push((*id, tablet)));
     }
     let (mut decisions, mut taken) = (Vec::new(), BTreeSet::new());
+    let mut targets = moves.targets(picture, &weights);
     for from in weights.falling() {
         if moves.count >= AUTOMATIC_MOVES_MAX || moves.from.contains(&from) {
             continue;
         }
-        let targets = moves.targets(picture, &weights);
+        // Most servers have no use for any target: they are not looked at further.
+        let of_use: Vec<(ServerId, u64)> =
+            targets.iter().filter_map(|to| Some((*to, gap(&weights, lasting, from, *to)?))).collect();
+        if of_use.is_empty() {
+            continue;
+        }
         let tablets = held.get(&from).into_iter().flatten().filter(|(id, _)| !taken.contains(id));
         let candidates = tablets.flat_map(|(id, tablet)| {
             let weight = scale.weight(tablet);
-            let free = targets.iter().filter(|to| fits(picture, tablet, from, **to));
-            free.map(move |to| Candidate { tablet: *id, from, to: *to, weight })
+            let clear = of_use.iter().filter(move |(_, gap)| gain(*gap, weight).is_some());
+            let free = clear.filter(|(to, _)| fits(picture, tablet, from, *to));
+            free.map(move |(to, gap)| (Candidate { tablet: *id, from, to: *to, weight }, *gap))
         });
-        let Some(one) = best(&weights, lasting, candidates) else { continue };
+        let Some(one) = best(candidates) else { continue };
         let reason = Reason::CopiesUneven { from: weights.of[&one.from], to: weights.of[&one.to] };
         let action = Action::Move { from, to: one.to };
         decisions.push(Decision { tablet: one.tablet, action, reason });
         taken.insert(one.tablet);
         moves.begin(from, one.to);
         weights.shift(from, one.to, one.weight);
+        targets = moves.targets(picture, &weights);
     }
     decisions
 }
@@ -287,7 +303,7 @@ impl Moves {
                     moves.from.extend(from);
                     moves.to.insert(to);
                 }
-                Some(Work::Split) | None => {}
+                Some(Work::Split | Work::Merge) | None => {}
             }
         }
         moves

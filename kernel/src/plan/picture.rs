@@ -1,7 +1,7 @@
 //! What a plan is made from: who is up, what each tablet weighs, what is under way.
 
 use crate::ids::{ServerId, TabletId};
-use crate::meta::{Duty, JobKind, State, Tablet};
+use crate::meta::{AutoMerge, Duty, JobKind, Origin, State, TableSpec, Tablet};
 use std::collections::BTreeMap;
 
 /// How a server that is up stands.
@@ -43,6 +43,8 @@ pub struct ServerView {
 pub enum Work {
     /// Others are to take its place.
     Split,
+    /// One is to take its place and its neighbour's.
+    Merge,
     /// A copy takes another's place.
     Move {
         /// Where the copy that goes lies; none when one was lacking.
@@ -52,17 +54,36 @@ pub enum Work {
     },
 }
 
+/// What lies between a tablet and the one before it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seam {
+    /// Nothing: it is the first of its table.
+    First,
+    /// A boundary that people drew, and that stays.
+    Drawn,
+    /// A boundary of a table in which nothing is merged.
+    Off,
+    /// A boundary that may go: this tablet is before it.
+    Loose(TabletId),
+}
+
 /// A tablet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TabletView {
     /// Size at which its table wants it split.
     pub split_bytes: u64,
+    /// Requests per second at which its table wants it split; 0 for never.
+    pub split_load: u64,
+    /// What is between it and the tablet before it.
+    pub seam: Seam,
     /// Copies that its table wants.
     pub wanted: usize,
     /// Bytes of its rows.
     pub bytes: u64,
-    /// Requests per second.
+    /// Requests per second, averaged over a quarter of an hour.
     pub requests: u64,
+    /// Requests per second, averaged over seconds.
+    pub recent: u64,
     /// The server that leads it.
     pub leader: Option<ServerId>,
     /// Servers of its copies.
@@ -100,9 +121,12 @@ impl Picture {
             let view = ServerView { zone: server.zone.clone(), takes_copies: room.takes_copies };
             Some((server.id, view))
         });
+        let mut sizes = observed.sizes.iter().peekable();
         let tablets = state.tablets().filter_map(|tablet| {
-            let size = observed.sizes.get(&tablet.id).copied().unwrap_or_default();
-            Some((tablet.id, view(state, tablet, size)?))
+            // Both are in the order of ids.
+            while sizes.next_if(|(id, _)| **id < tablet.id).is_some() {}
+            let size = sizes.next_if(|(id, _)| **id == tablet.id).map(|(_, size)| *size);
+            Some((tablet.id, view(state, tablet, size.unwrap_or_default())?))
         });
         Self { servers: servers.collect(), tablets: tablets.collect() }
     }
@@ -114,14 +138,30 @@ fn view(state: &State, tablet: &Tablet, size: Size) -> Option<TabletView> {
     let is_good = tablet.in_sync_replicas().filter(|copy| state.holds_data(copy));
     Some(TabletView {
         split_bytes: spec.split_bytes,
+        split_load: spec.split_load,
+        seam: seam(state, spec, tablet),
         wanted: usize::from(spec.replicas),
         bytes: size.bytes,
         requests: size.requests,
+        recent: size.requests,
         leader: leader.map(|leader| leader.server),
         copies: tablet.replicas.iter().map(|copy| copy.server).collect(),
         in_sync: is_good.map(|copy| copy.server).collect(),
         work: work(state, tablet),
     })
+}
+
+fn seam(state: &State, spec: &TableSpec, tablet: &Tablet) -> Seam {
+    if tablet.range.start().is_empty() {
+        return Seam::First;
+    }
+    match (spec.auto_merge, tablet.drawn_by) {
+        (AutoMerge::Off, _) => Seam::Off,
+        (AutoMerge::Own, Origin::Operator) => Seam::Drawn,
+        (AutoMerge::Own, Origin::Automatic) | (AutoMerge::All, _) => {
+            state.tablet_before(tablet).map_or(Seam::First, |before| Seam::Loose(before.id))
+        }
+    }
 }
 
 fn work(state: &State, tablet: &Tablet) -> Option<Work> {
@@ -132,6 +172,7 @@ fn work(state: &State, tablet: &Tablet) -> Option<Work> {
     });
     let job = state.job_of(tablet.id).map(|job| match &job.kind {
         JobKind::Split(_) => Work::Split,
+        JobKind::Merge(_) => Work::Merge,
         JobKind::Move(copy) => Work::Move { from: copy.from_server, to: copy.to_server },
     });
     moving.or(job)

@@ -4,6 +4,15 @@ use super::balance::UNIT;
 use crate::ids::{ServerId, TabletId};
 use std::fmt;
 
+/// What a tablet has too much of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Measure {
+    /// Bytes: the parts get the same bytes.
+    Bytes,
+    /// Requests: the parts get the same requests, as far as a sample tells.
+    Load,
+}
+
 /// What to do with a tablet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Action {
@@ -11,6 +20,13 @@ pub enum Action {
     Split {
         /// How many.
         parts: u32,
+        /// By what.
+        by: Measure,
+    },
+    /// Make one of it and the tablet after it.
+    Merge {
+        /// The tablet after it.
+        right: TabletId,
     },
     /// Let another copy lead.
     HandOver {
@@ -34,6 +50,7 @@ impl Action {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Split { .. } => "split",
+            Self::Merge { .. } => "merge",
             Self::HandOver { .. } => "hand over",
             Self::Move { .. } => "move",
         }
@@ -43,7 +60,9 @@ impl Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Split { parts } => write!(f, "split into {parts}"),
+            Self::Split { parts, by: Measure::Bytes } => write!(f, "split into {parts}"),
+            Self::Split { parts, by: Measure::Load } => write!(f, "split into {parts} by load"),
+            Self::Merge { right } => write!(f, "merge with {right}"),
             Self::HandOver { from, to } => write!(f, "hand leadership over from {from} to {to}"),
             Self::Move { from, to } => write!(f, "move the copy on {from} to {to}"),
         }
@@ -58,6 +77,20 @@ pub enum Reason {
         /// How many it has.
         bytes: u64,
         /// How many are wanted at most.
+        limit: u64,
+    },
+    /// It has more requests than its table wants.
+    TooBusy {
+        /// How many a second it has.
+        requests: u64,
+        /// How many are wanted at most.
+        limit: u64,
+    },
+    /// It and the tablet after it have been small and idle for long.
+    Idle {
+        /// Bytes of both.
+        bytes: u64,
+        /// How many one tablet may have.
         limit: u64,
     },
     /// One server leads more than another, by number and load together. In thousandths of an
@@ -85,6 +118,16 @@ impl fmt::Display for Reason {
             Self::TooLarge { bytes, limit } => {
                 write!(f, "it has {bytes} bytes and its table wants at most {limit} in a tablet")
             }
+            Self::TooBusy { requests, limit } => {
+                write!(
+                    f,
+                    "it has {requests} requests a second and its table wants at most {limit} in a tablet"
+                )
+            }
+            Self::Idle { bytes, limit } => write!(
+                f,
+                "both have long been idle and have {bytes} bytes together, of {limit} that one tablet may have"
+            ),
             Self::LeadersUneven { from, to } => write!(
                 f,
                 "the one server leads {:.1}, the other {:.1}, counted by number and requests together",

@@ -13,7 +13,7 @@ pub(super) enum Side {
 }
 
 /// Since when each server has been on its side without a break.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Steadiness {
     since: BTreeMap<ServerId, (Side, Tick)>,
 }

@@ -57,9 +57,10 @@ impl Tablet {
             self.promising = Some(epoch);
             if let Some(attached) = self.attached.filter(|attached| attached.epoch < epoch) {
                 effects.push(Effect::Except { tablet: self.id, to: attached.run, epoch });
-                if let Some((parent, led)) = self.parent.filter(|(_, led)| *led == attached.epoch) {
+                let is_inherited = self.parents.iter().any(|(_, led)| led.epoch == attached.epoch);
+                for (parent, led) in self.parents.iter().filter(|_| is_inherited) {
                     // That process may not have heard that its tablet is retired.
-                    effects.push(Effect::Except { tablet: parent, to: attached.run, epoch: led.next() });
+                    effects.push(Effect::Except { tablet: *parent, to: led.run, epoch: led.epoch.next() });
                 }
             }
             effects.push(Effect::PersistPromise { epoch });

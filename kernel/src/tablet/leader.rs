@@ -14,7 +14,7 @@ use crate::limits::{CHILD_PROBE_RETRY_MS, LEASE_HEARTBEAT_MS, PROBE_RETRY_MS_MIN
 use crate::mutated;
 use crate::op::{AckLevel, Committed};
 use crate::sequence::Recent;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a client waits for.
 #[derive(Clone, Debug)]
@@ -79,6 +79,8 @@ pub(super) struct Leader {
     pub sealing: Option<Sealing>,
     /// The commit that was asked for and of which nothing is known (m24).
     pub commit: Option<Commit>,
+    /// The copies of every commit that was asked for since the seal.
+    pub named: BTreeSet<BTreeSet<ReplicaId>>,
     /// When so many copies were ready that a commit is possible.
     pub ready_since: Option<Tick>,
     /// No commit is asked for before.
@@ -344,6 +346,7 @@ impl Tablet {
             transfer: None,
             sealing: None,
             commit: None,
+            named: BTreeSet::new(),
             ready_since: None,
             commit_after: Tick(0),
             terms: LeaseTerms::default(),

@@ -76,7 +76,7 @@ impl Tablet {
 
     /// Proposes the change that is most needed, or repeats the one under way.
     pub(super) fn review_membership(&mut self, context: Context<'_>, effects: &mut Vec<Effect>) {
-        let (own, now) = (self.replica, context.now);
+        let (own, now, is_merging) = (self.replica, context.now, self.is_merging());
         let Some(leader) = &mut self.leader else { return };
         if let Some((proposal, again)) = &mut leader.proposal {
             if *again <= now {
@@ -91,7 +91,8 @@ impl Tablet {
             }
             return;
         }
-        let Some(change) = leader.wanted_change(context, own) else { return };
+        let change = leader.wanted_change(context, own).filter(|change| !(change.add && is_merging));
+        let Some(change) = change else { return };
         let run = leader.peers.get(&change.replica).and_then(|peer| peer.run);
         let (epoch, version) = (leader.epoch, leader.progress.version());
         let proposal = Proposal { epoch, version, replica: change.replica, add: change.add, run };

@@ -103,10 +103,10 @@ pub struct Tablet {
     cutting: Option<Seq>,
     /// Highest epoch that this process has led; never again.
     led: Epoch,
-    /// The end of the parent's log that this one goes on from; zero for one that was created.
+    /// The end of the parents' logs that this one goes on from; zero for one that was created.
     base: LogEnd,
-    /// The tablet that this one was made of in this process, and the epoch of its leader.
-    parent: Option<(TabletId, Epoch)>,
+    /// The tablets that this one was made of in this process, and whom they followed.
+    parents: Vec<(TabletId, follower::Attachment)>,
     /// The seals of the log.
     seals: Seals,
     /// The attempt whose children are staged here, 0 for none.
@@ -140,7 +140,7 @@ pub struct Recovered {
     pub applied: Seq,
     /// The tokens of the log.
     pub tokens: TokenTable,
-    /// The end of the parent's log that this one goes on from; zero for one that was created.
+    /// The end of the parents' logs that this one goes on from; zero for one that was created.
     pub base: LogEnd,
     /// The seals of the log.
     pub seals: Seals,
@@ -186,7 +186,7 @@ impl Tablet {
             cutting: None,
             led: Epoch(0),
             base: recovered.base,
-            parent: None,
+            parents: Vec::new(),
             seals: recovered.seals,
             staged: recovered.staged,
             is_staging: false,
@@ -223,7 +223,7 @@ impl Tablet {
             Input::Transfer { epoch, to, until } => self.transfer(epoch, to, until, effects),
             Input::Seal { epoch, seal, until } => self.seal(context, epoch, seal, until, effects),
             Input::Staged { attempt } => self.note_staged(context, attempt, effects),
-            Input::SplitRefused { epoch, attempt } => self.split_refused(context, epoch, attempt, effects),
+            Input::SplitRefused { epoch, attempt } => self.split_refused(context, epoch, attempt),
             Input::SplitAborted { attempt } => self.split_aborted(context, attempt, effects),
             Input::Retire => self.retire(effects),
             Input::Persisted { upto } => self.persisted(context, upto, effects),

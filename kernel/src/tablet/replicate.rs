@@ -134,7 +134,7 @@ impl Leader {
     fn lease_terms(&self, own: ReplicaId) -> LeaseTerms {
         let views = if mutated!(LeaseOwnViewOnly) { 1 } else { usize::MAX };
         let named = self.named_ready().filter(|_| !mutated!(ReadySetIgnored));
-        let sets = self.progress.sets().take(views).chain(named).map(|set| {
+        let sets = self.progress.sets().take(views).chain(named.cloned()).map(|set| {
             let needed = self.progress.min_in_sync().min(set.len()).saturating_sub(1);
             let others = set.iter().filter(|replica| **replica != own);
             let runs = others.filter_map(|replica| self.peers.get(replica)?.attached).collect();

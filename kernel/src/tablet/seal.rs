@@ -17,10 +17,13 @@
 //! - m28: a copy is ready for exactly the attempt that it has staged;
 //! - m29: a seal is taken back only when metadata has shown that its attempt was aborted, and no
 //!   attempt is sealed twice;
-//! - m17: until the fate of a commit is known, the copies that it names count for the lease.
+//! - m17: the copies that a commit names count for the lease until the seal is taken back: what was
+//!   asked for once may yet be committed.
+//!
+//! A merge seals two tablets for one attempt, each with a log and a leader of its own, and the
+//! one child of both seals covers more keys than either.
 
 use super::leader::Leader;
-use super::log_view::LogView;
 use super::replicate::Peer;
 use super::safe::SafePoints;
 use super::token::TokenTable;
@@ -120,10 +123,9 @@ pub(super) struct Commit {
 }
 
 impl Leader {
-    /// The copies of a commit of unknown fate.
-    pub(super) fn named_ready(&self) -> Option<BTreeSet<ReplicaId>> {
-        let commit = self.commit.as_ref()?;
-        Some(commit.proposal.ready.iter().map(|(replica, _)| *replica).collect())
+    /// The copies of every commit that was asked for.
+    pub(super) fn named_ready(&self) -> impl Iterator<Item = &BTreeSet<ReplicaId>> {
+        self.named.iter()
     }
 
     /// When something about the seal is due.
@@ -198,7 +200,8 @@ impl Tablet {
     ) {
         let is_new = seal.attempt > self.aborted.max(self.seals.latest()).max(self.staged);
         let is_free = self.seals.sealed().is_none() && self.staged == Attempt(0) && !self.is_staging;
-        let fits = cuts(&self.range, &seal) && names_copy(&seal, self.replica);
+        let fits =
+            (cuts(&self.range, &seal) || merges(&self.range, &seal)) && names_copy(&seal, self.replica);
         let Some(leader) = self.leader.as_mut().filter(|leader| leader.epoch == epoch) else { return };
         if !leader.serving || leader.transfer.is_some() || !is_new || !is_free || !fits {
             return;
@@ -299,6 +302,7 @@ impl Tablet {
             return;
         }
         (leader.commit, leader.ready_since) = (None, None);
+        leader.named.clear();
         let end = self.log.end();
         let entry = end.follow(leader.epoch, end.ts.next(), Payload::Unseal { attempt });
         self.append_immediate(entry, effects);
@@ -337,6 +341,7 @@ impl Tablet {
         if waits || now < leader.commit_after {
             return;
         }
+        leader.named.insert(ready.iter().map(|(replica, _)| *replica).collect());
         let proposal = SplitProposal { epoch: leader.epoch, attempt, seal: end, ready };
         leader.commit = Some(Commit { proposal: proposal.clone(), again: now.plus_ms(PROPOSAL_RETRY_MS) });
         self.tell_lease_terms(effects);
@@ -344,19 +349,18 @@ impl Tablet {
     }
 
     /// Metadata has decided that the commit will never be: another may.
-    pub(super) fn split_refused(
-        &mut self,
-        context: Context<'_>,
-        epoch: Epoch,
-        attempt: Attempt,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub(super) fn split_refused(&mut self, context: Context<'_>, epoch: Epoch, attempt: Attempt) {
         let Some(leader) = self.leader.as_mut().filter(|leader| leader.epoch == epoch) else { return };
         if leader.commit.as_ref().is_some_and(|commit| commit.proposal.attempt == attempt) {
             leader.commit = None;
             leader.commit_after = context.now.plus_ms(PROPOSAL_RETRY_MS);
-            self.tell_lease_terms(effects);
         }
+    }
+
+    /// Whether the tablet is sealed together with a neighbour: then no copy joins, because the
+    /// same ones must be in sync in both.
+    pub(super) fn is_merging(&self) -> bool {
+        self.seals.sealed().is_some_and(|(seal, _)| merges(&self.range, seal))
     }
 
     /// Others have taken the tablet's place: whoever waits is sent to them.
@@ -370,48 +374,71 @@ impl Tablet {
         self.step_down(effects);
     }
 
-    /// The copy of a child that goes on from this one, in the epoch that metadata gave it. What
-    /// this process promised to the leader of this tablet binds the child too (m18).
+    /// The copy of a child that goes on from these copies and their seals, in key order, in the
+    /// epoch that metadata gave it. What this process promised to the leaders of the parents
+    /// binds the child too (m18).
+    ///
+    /// # Panics
+    /// Without a parent.
     #[must_use]
-    pub fn child(&self, child: &SealedChild, seal: LogEnd, epoch: Epoch, replica: ReplicaId) -> Self {
-        let begun = self.log.epochs().iter().filter(|(_, first)| *first <= seal.pos.seq);
-        let mut tokens = self.tokens.clone();
-        tokens.cut(seal.pos.seq.next());
-        if mutated!(ParentTokensForgotten) {
-            tokens = TokenTable::default();
-        }
+    pub fn successor(
+        parents: &[(&Self, LogEnd)],
+        child: &SealedChild,
+        epoch: Epoch,
+        replica: ReplicaId,
+    ) -> Self {
+        let ends: Vec<LogEnd> = parents.iter().map(|(_, seal)| *seal).collect();
+        let base = LogEnd::joined(&ends);
+        assert!(ends.iter().all(|end| end.ts <= base.ts), "timestamps rise over a merge");
+        let (first, _) = parents.first().expect("a child has a parent");
         let mut safe_points = SafePoints::default();
-        safe_points.note(seal.pos.seq);
-        let attached = self.attached.filter(|_| !mutated!(ChildFenceNotHeld));
+        safe_points.note(base.pos.seq);
+        let attached: Vec<_> =
+            parents.iter().filter_map(|(parent, _)| Some((parent.id, parent.attached?))).collect();
+        let bound = attached.iter().map(|(_, attached)| *attached);
+        // Both leaders are one process; the promise that has no end yet binds longest.
+        let bound = bound.max_by_key(|attached| (attached.ends.is_none(), attached.epoch));
+        let read_floor = parents.iter().map(|(parent, _)| parent.read_floor).max().unwrap_or_default();
         Self {
-            id: child.tablet,
-            replica,
-            range: child.range.clone(),
-            promised: epoch,
-            log: LogView::new(begun.copied().collect(), seal),
-            applied: seal.pos.seq,
-            safe: seal.pos.seq,
+            safe: base.pos.seq,
             safe_points,
-            read_floor: self.read_floor,
-            attached,
-            base: seal,
-            parent: attached.map(|attached| (self.id, attached.epoch)),
+            read_floor,
+            attached: bound.filter(|_| !mutated!(ChildFenceNotHeld)),
+            parents: attached,
             ..Self::new(Recovered {
                 id: child.tablet,
                 replica,
-                incarnation: self.incarnation,
+                incarnation: first.incarnation,
                 range: child.range.clone(),
                 promised: epoch,
-                epochs: Vec::new(),
-                end: seal,
-                applied: seal.pos.seq,
-                tokens,
-                base: seal,
+                epochs: epochs_at(parents, base),
+                end: base,
+                applied: base.pos.seq,
+                tokens: tokens_of(parents),
+                base,
                 seals: Seals::default(),
                 staged: Attempt(0),
             })
         }
     }
+}
+
+/// Which epoch began where in a log that goes on from others. Several parents have numbered
+/// apart: nothing below the base is a position of the child.
+fn epochs_at(parents: &[(&Tablet, LogEnd)], base: LogEnd) -> Vec<(Epoch, Seq)> {
+    match parents {
+        [(parent, seal)] => {
+            parent.log.epochs().iter().filter(|(_, first)| *first <= seal.pos.seq).copied().collect()
+        }
+        _ => vec![(base.pos.epoch, base.pos.seq)],
+    }
+}
+
+/// The tokens of the parents up to their seals.
+fn tokens_of(parents: &[(&Tablet, LogEnd)]) -> TokenTable {
+    let upto_seal = |(parent, seal): &(&Tablet, LogEnd)| parent.tokens_upto(seal.pos.seq);
+    let tokens = parents.iter().map(upto_seal).reduce(TokenTable::join).unwrap_or_default();
+    if mutated!(ParentTokensForgotten) { TokenTable::default() } else { tokens }
 }
 
 /// Whether the children cut `range` into parts without a gap.
@@ -420,6 +447,14 @@ fn cuts(range: &KeyRange, seal: &SealRecord) -> bool {
     first.range.start() == range.start()
         && last.range.end() == range.end()
         && seal.children.windows(2).all(|pair| pair[0].range.is_followed_by(&pair[1].range))
+}
+
+/// Whether one child takes the place of more than `range`.
+fn merges(range: &KeyRange, seal: &SealRecord) -> bool {
+    match &seal.children[..] {
+        [child] => child.range != *range && child.range.covers(range),
+        _ => false,
+    }
 }
 
 fn names_copy(seal: &SealRecord, replica: ReplicaId) -> bool {

@@ -155,6 +155,22 @@ impl TokenTable {
         });
     }
 
+    /// What two logs say together. A token that both know has one record with a write, if any
+    /// has one: its rows lay in one of the two.
+    #[must_use]
+    pub fn join(mut self, mut other: Self) -> Self {
+        let floor_ms = self.floor_ms.max(other.floor_ms);
+        self.forget_before(floor_ms);
+        other.forget_before(floor_ms);
+        for (token, record) in std::mem::take(&mut other.records) {
+            let known = self.records.get(&token);
+            if known.is_none_or(|known| known.is_fence() && !record.is_fence()) {
+                self.records.insert(token, record);
+            }
+        }
+        self
+    }
+
     /// The table's bytes, for a copy that begins where this log is.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -203,6 +219,28 @@ mod tests {
         assert_eq!(table.look_up(token(10, 1), 20), TokenLookup::TooOld);
         assert!(matches!(table.look_up(token(20, 2), 20), TokenLookup::Known(_)));
         assert_eq!(table.look_up(token(20, 3), 20), TokenLookup::New);
+    }
+
+    #[test]
+    fn joined_tables_know_what_either_knew_from_the_higher_floor_on() {
+        let write = TokenRecord::Write {
+            pos: Pos::ZERO,
+            ts: Hlc(7),
+            level: AckLevel::Leader,
+            results: Vec::new(),
+            reverted: None,
+        };
+        let fence = || TokenRecord::Fenced { pos: Pos::ZERO };
+        let (mut left, mut right) = (TokenTable::default(), TokenTable::complete_from(15));
+        left.note(token(10, 1), fence());
+        left.note(token(20, 2), fence());
+        right.note(token(20, 2), write.clone());
+        right.note(token(30, 3), fence());
+        for joined in [left.clone().join(right.clone()), right.join(left)] {
+            assert_eq!((joined.len(), joined.floor_ms()), (2, 15));
+            assert_eq!(joined.look_up(token(10, 1), 20), TokenLookup::TooOld);
+            assert_eq!(joined.look_up(token(20, 2), 20), TokenLookup::Known(&write));
+        }
     }
 
     #[test]

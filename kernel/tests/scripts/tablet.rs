@@ -24,8 +24,10 @@
 //! connected 2 | silent 2 | superseded 3 | transfer 2 to 3
 //! barrier q2 | outcome q3 token=7 [issued=MS] | close MS
 //! seal 1 aN at=m [within=MS]    metadata wants epoch 1 sealed for attempt N, cut at these keys
+//! seal 1 aN with=t9 [within=MS] wants it sealed together with t9, its neighbour above
 //! staged [none] | split-refused 1 aN | aborted aN | retire
 //! become 8 2                    this copy switches to its child t8 in epoch 2
+//! become 8 4 with=3:40          the same for a merge: the log of t9 ends sealed at e3:40
 //! forget MS | step-down | tick MS | show
 //! restart [incarnation=2]       a new process: what was not durable is gone
 //! ```
@@ -36,14 +38,14 @@ use bytes::Bytes;
 use ebla_kernel::entry::{Entry, LogEnd, Payload, SealRecord, SealedChild};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, RequestId, Seq,
+    Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, RequestId, Seq,
     ServerId, ServerRun, TabletId, Tick,
 };
 use ebla_kernel::lease::Promises;
 use ebla_kernel::op::{AckLevel, Action, Body, Change, Condition, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::{Evidence, RangeEvidence};
-use ebla_kernel::tablet::token::TokenTable;
+use ebla_kernel::tablet::token::{TokenRecord, TokenTable};
 use ebla_kernel::tablet::truncate::Cut;
 use ebla_kernel::tablet::{
     ApplyWhen, Appointment, Effect, Input, Membership, PeerInput, PeerMessage, PeerRun, Recovered, Seals,
@@ -340,11 +342,16 @@ impl Copy {
 
     /// Tablets from 8 on are to take the place of this one; copy n of each is replica n.
     fn seal(&mut self, rest: &str) -> Input {
-        let words = Words::of(rest, &["at", "within"]);
-        let keys: Vec<Bytes> =
-            words.named["at"].split(',').map(|key| Bytes::copy_from_slice(key.as_bytes())).collect();
-        let cut = KeyRange::cut_at(&keys).expect("rising keys");
-        let ranges = cut.iter().filter_map(|part| part.intersect(self.tablet.range()));
+        let words = Words::of(rest, &["at", "with", "within"]);
+        let ranges = match words.named.get("at") {
+            Some(at) => {
+                let keys: Vec<Bytes> =
+                    at.split(',').map(|key| Bytes::copy_from_slice(key.as_bytes())).collect();
+                let cut = KeyRange::cut_at(&keys).expect("rising keys");
+                cut.iter().filter_map(|part| part.intersect(self.tablet.range())).collect()
+            }
+            None => vec![self.tablet.range().followed_by(neighbour(3, 0).0.range()).expect("neighbours")],
+        };
         let child = |(tablet, range)| SealedChild {
             tablet: TabletId(tablet),
             range,
@@ -364,12 +371,18 @@ impl Copy {
     }
 
     fn become_child(&mut self, rest: &str) -> Vec<String> {
-        let words = Words::of(rest, &[]);
+        let words = Words::of(rest, &["with"]);
         let tablet = TabletId(number(words.plain.first()).expect("a tablet"));
         let epoch = Epoch(number(words.plain.get(1)).expect("an epoch"));
         let (seal, end) = self.tablet.sealed().expect("a sealed tablet");
         let child = seal.children.iter().find(|child| child.tablet == tablet).expect("a child");
-        let child = self.tablet.child(child, end, epoch, ReplicaId(self.id));
+        let other = words.named.get("with").map(|end| {
+            let (epoch, seq) = end.split_once(':').expect("a position");
+            neighbour(epoch.parse().expect("an epoch"), seq.parse().expect("an index"))
+        });
+        let other = other.as_ref().map(|(tablet, end)| (tablet, *end));
+        let parents: Vec<_> = std::iter::once((&self.tablet, end)).chain(other).collect();
+        let child = Tablet::successor(&parents, child, epoch, ReplicaId(self.id));
         self.log.truncate(usize::try_from(end.pos.seq.0).expect("small"));
         (self.tablet, self.promised, self.settling, self.durable) = (child, epoch, None, self.log.len());
         vec![self.show()]
@@ -563,6 +576,30 @@ impl Copy {
             tablet.token_count(),
         )
     }
+}
+
+/// The copy of t9 beside this one, which knows of one token, and its seal.
+fn neighbour(epoch: u64, seq: u64) -> (Tablet, LogEnd) {
+    let ts = Hlc::new(2 * WALL_MS, 0);
+    let end = LogEnd { pos: Pos::new(Epoch(epoch), Seq(seq)), hash: 9, ts };
+    let mut tokens = TokenTable::default();
+    let fence = TokenRecord::Fenced { pos: Pos::new(Epoch(1), Seq(1)) };
+    tokens.note(Token { issued_ms: WALL_MS, client: 1, seq: 77 }, fence);
+    let tablet = Tablet::new(Recovered {
+        id: TabletId(9),
+        replica: ReplicaId(1),
+        incarnation: Incarnation(1),
+        range: KeyRange::new(Bytes::from_static(b"z"), None).expect("a range"),
+        promised: Epoch(epoch),
+        epochs: vec![(Epoch(epoch), Seq(1))],
+        end,
+        applied: end.pos.seq,
+        tokens,
+        base: LogEnd::default(),
+        seals: Seals::default(),
+        staged: Attempt(1),
+    });
+    (tablet, end)
 }
 
 fn token(words: &Words<'_>) -> Token {

@@ -61,7 +61,8 @@ impl World {
             let tablet = state.tablet_at(table, key.as_bytes()).ok_or("no tablet")?.id;
             let at = self.leader(tablet).ok_or("nobody serves")?;
             let mut times: BTreeMap<Token, u64> = BTreeMap::new();
-            for (token, keys) in standing(&self.servers[at].whole_log(tablet)) {
+            let history = self.servers[at].history(tablet);
+            for (token, keys) in history.iter().flat_map(|log| standing(log)) {
                 if keys.iter().any(|written| written == key.as_bytes()) {
                     *times.entry(token).or_default() += 1;
                 }

@@ -20,6 +20,7 @@ pub enum Down {
     Fences(Vec<Fence>),
     Assign { full: bool, assigned: Vec<Assigned>, removed: Vec<TabletId> },
     Seal(SealOrder),
+    Transfer(TabletId, Epoch, ReplicaId),
     InSyncRefused(TabletId, Epoch, ConfigVersion),
     SplitRefused(TabletId, Epoch, Attempt),
 }
@@ -35,7 +36,7 @@ pub struct Assigned {
     pub membership: Membership,
     pub min_in_sync: u8,
     pub appointed_ts: Hlc,
-    pub parent: Option<Parent>,
+    pub parents: Vec<Parent>,
     pub aborted: Attempt,
 }
 
@@ -52,7 +53,7 @@ pub struct Metadata {
 pub enum Waits {
     Nobody,
     InSync(ServerRun, TabletId, Proposal),
-    Split(ServerRun, TabletId, Epoch, Attempt),
+    Split(ServerRun, Vec<(TabletId, Epoch)>, Attempt),
 }
 
 impl World {
@@ -120,9 +121,11 @@ impl World {
             {
                 self.refuse_in_sync(run, tablet, proposal);
             }
-            (Waits::Split(run, tablet, epoch, attempt), Reply::Rejected(why)) => {
-                self.say(|| format!("meta refuses {attempt} of {tablet}: {why}"));
-                self.send_down(run, Down::SplitRefused(tablet, epoch, attempt));
+            (Waits::Split(run, tablets, attempt), Reply::Rejected(why)) => {
+                self.say(|| format!("meta refuses {attempt} of {tablets:?}: {why}"));
+                for (tablet, epoch) in tablets {
+                    self.send_down(run, Down::SplitRefused(tablet, epoch, attempt));
+                }
             }
             _ => {}
         }
@@ -173,7 +176,9 @@ impl World {
                 (server, Down::Assign { full, assigned, removed })
             }
             Effect::SendSeal { server, order } => (server, Down::Seal(order)),
-            Effect::SendTransfer { .. } => return,
+            Effect::SendTransfer { server, tablet, epoch, replica } => {
+                (server, Down::Transfer(tablet, epoch, replica))
+            }
             Effect::EndSession { server } => {
                 let server = &mut self.servers[usize::try_from(server.0).expect("small") - 1];
                 server.is_connected = false;
@@ -204,7 +209,7 @@ impl World {
             },
             min_in_sync: state.table(tablet.table)?.spec.min_in_sync,
             appointed_ts: tablet.appointed_ts,
-            parent: tablet.parent,
+            parents: tablet.parents.clone(),
             aborted: tablet.aborted,
         })
     }
@@ -235,7 +240,12 @@ impl World {
         let (epoch, attempt) = (proposal.epoch, proposal.attempt);
         let commit = SplitCommit { tablet: id, attempt, epoch, seal: proposal.seal, ready: ready.collect() };
         let proposer = (run.server, run.incarnation);
-        let command = Command::CommitSplit { proposer, commit, time_ms: self.now.0 };
-        self.propose(command, Waits::Split(run, id, epoch, attempt));
+        let commits = self.meta.control.take_commit(&self.meta.state, proposer, commit);
+        if commits.is_empty() {
+            return;
+        }
+        let tablets = commits.iter().map(|commit| (commit.tablet, commit.epoch)).collect();
+        let command = Command::CommitSplit { proposer, commits, time_ms: self.now.0 };
+        self.propose(command, Waits::Split(run, tablets, attempt));
     }
 }

@@ -19,9 +19,35 @@ pub struct Record {
     pub replica: ReplicaId,
     pub range: KeyRange,
     pub promised: Epoch,
-    /// Everything that is durable, the parent's part included.
-    pub log: Vec<Entry>,
+    /// The logs of all tablets that this one goes on from, up to their seals.
+    pub past: BTreeMap<TabletId, Vec<Entry>>,
+    /// Which epoch began where up to the base.
+    pub epochs: Vec<(Epoch, Seq)>,
     pub base: LogEnd,
+    /// Everything above the base that is durable.
+    pub log: Vec<Entry>,
+}
+
+impl Record {
+    pub fn new(replica: ReplicaId, range: KeyRange, promised: Epoch) -> Self {
+        let (past, epochs, base, log) = Default::default();
+        Self { replica, range, promised, past, epochs, base, log }
+    }
+
+    pub fn end(&self) -> LogEnd {
+        self.log.last().map_or(self.base, Entry::end)
+    }
+
+    fn tokens(&self) -> TokenTable {
+        let of = |log: &Vec<Entry>| {
+            let mut tokens = TokenTable::default();
+            log.iter().for_each(|entry| tokens.note_entry(entry));
+            tokens
+        };
+        let mut tokens = self.past.values().map(of).fold(TokenTable::default(), TokenTable::join);
+        self.log.iter().for_each(|entry| tokens.note_entry(entry));
+        tokens
+    }
 }
 
 /// A server.
@@ -129,12 +155,9 @@ impl Server {
     /// Gives a copy its core, as the disk says.
     pub fn open(&mut self, id: TabletId) {
         let record = &self.records[&id];
-        let (mut tokens, mut seals, mut epochs) = (TokenTable::default(), Seals::default(), Vec::new());
+        let (mut seals, mut epochs) = (Seals::default(), record.epochs.clone());
         for entry in &record.log {
-            tokens.note_entry(entry);
-            if entry.seq() > record.base.pos.seq {
-                seals.note(entry);
-            }
+            seals.note(entry);
             if let Payload::EpochStart { .. } = entry.payload {
                 epochs.push((entry.pos.epoch, entry.seq()));
             }
@@ -146,9 +169,9 @@ impl Server {
             range: record.range.clone(),
             promised: record.promised,
             epochs,
-            end: record.log.last().map(Entry::end).unwrap_or_default(),
+            end: record.end(),
             applied: record.base.pos.seq,
-            tokens,
+            tokens: record.tokens(),
             base: record.base,
             seals,
             staged: self.staged.get(&id).map_or(Attempt(0), |(seal, _)| seal.attempt),
@@ -187,7 +210,13 @@ impl Server {
         self.cores.values().filter(held).map(lease).collect()
     }
 
-    /// The log of a copy as its process knows it.
+    /// The logs that make the history of a copy, its own last.
+    pub fn history(&self, id: TabletId) -> Vec<Vec<Entry>> {
+        let past = self.records[&id].past.values().cloned();
+        past.chain(std::iter::once(self.whole_log(id))).collect()
+    }
+
+    /// The log of a copy above its base, as its process knows it.
     pub fn whole_log(&self, id: TabletId) -> Vec<Entry> {
         let queued = self.cores.get(&id).into_iter().flat_map(|core| core.queued.iter().cloned());
         self.records[&id].log.iter().cloned().chain(queued).collect()

@@ -8,7 +8,7 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, ReplicaId, RequestId, Seq, ServerId, ServerRun, TabletId, Tick};
 use ebla_kernel::limits::SEAL_CONTACT_MS;
 use ebla_kernel::meta::{
-    self, ClusterId, Command, GaveUp, JobEnd, JobState, NewTablet, Origin, SealOrder, TableSpec, Wish,
+    self, ClusterId, Command, GaveUp, JobKind, JobState, NewTablet, SealOrder, TableSpec,
 };
 use ebla_kernel::op::{AckLevel, Action, Committed, Op, Token};
 use ebla_kernel::range::KeyRange;
@@ -147,8 +147,12 @@ impl World {
         let _ = self.apply(Command::InitCluster { cluster_id: ClusterId(7), masters });
         (0..SERVERS).for_each(|at| self.register(at));
         let spec = TableSpec { replicas: 3, min_in_sync: 2, ..TableSpec::default() };
-        let servers = (1..=SERVERS as u64).map(ServerId).collect();
-        let tablets = vec![NewTablet { range: KeyRange::all(), servers }];
+        let servers: Vec<ServerId> = (1..=SERVERS as u64).map(ServerId).collect();
+        // Half of the worlds begin with something to merge.
+        let cuts = if self.chance.per_mille(500) { &KEYS[..0] } else { &KEYS[2..4] };
+        let cuts: Vec<Bytes> = cuts.iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
+        let ranges = KeyRange::cut_at(&cuts).expect("rising keys").into_iter();
+        let tablets = ranges.map(|range| NewTablet { range, servers: servers.clone() }).collect();
         let _ = self.apply(Command::CreateTable { name: "t".to_owned(), spec, tablets });
     }
 
@@ -182,7 +186,8 @@ impl World {
         }
         match self.chance.below(100) {
             n if (n as u64) < self.crashes && self.servers[at].is_up => self.crash(at),
-            10..50 if self.chance.per_mille(self.splits * 10) => self.wish_split(),
+            10..30 if self.chance.per_mille(self.splits * 10) => self.wish_split(),
+            30..50 if self.chance.per_mille(self.splits * 10) => self.wish_merge(),
             50..53 => self.cancel(),
             n @ 53..63 if n as u64 - 53 < self.deposes => self.depose(),
             63..67 => self.break_way(at),
@@ -245,40 +250,6 @@ impl World {
         }
     }
 
-    fn wish_split(&mut self) {
-        let key = KEYS[1 + self.chance.below(KEYS.len() - 1)];
-        let table = self.meta.state.tables().next().expect("it was created").id;
-        let Some(tablet) = self.meta.state.tablet_at(table, key.as_bytes()).map(|tablet| tablet.id) else {
-            return;
-        };
-        let wish = Wish::Split { tablet, at: vec![Bytes::from_static(key.as_bytes())] };
-        let time_ms = self.now.0;
-        self.propose(
-            Command::StartJob { wish, origin: Origin::Operator, time_ms },
-            super::meta::Waits::Nobody,
-        );
-    }
-
-    fn cancel(&mut self) {
-        let running = self.meta.state.jobs().find(|job| job.is_running()).map(|job| job.id);
-        let last = self.meta.state.jobs().last().map(|job| job.id);
-        if let Some(job) = running.or(last) {
-            let time_ms = self.now.0;
-            let end = JobEnd::Cancelled;
-            self.propose(Command::EndJob { job, attempt: None, end, time_ms }, super::meta::Waits::Nobody);
-        }
-    }
-
-    fn depose(&mut self) {
-        let count = self.meta.state.tablet_count();
-        let victim = self.chance.below(count);
-        let victim = self.meta.state.tablets().nth(victim).map(|tablet| (tablet.id, tablet.epoch));
-        if let Some(victim) = victim {
-            let tablets = vec![victim];
-            self.propose(Command::Recover { tablets }, super::meta::Waits::Nobody);
-        }
-    }
-
     fn tick(&mut self) {
         let ms = 1 + self.chance.draw() % 40;
         self.now = self.now.plus_ms(ms);
@@ -325,10 +296,9 @@ impl World {
         let synced: Vec<Entry> = core.queued.drain(..count).collect();
         let upto = synced.last().expect("at least one").seq();
         core.to_apply = Some(upto);
-        let log = &mut server.record(id).log;
-        let first = synced[0].seq();
-        assert_eq!(log.last().map_or(Seq(1), |last| last.seq().next()), first, "a log has no gap");
-        log.extend(synced);
+        let record = server.record(id);
+        assert_eq!(record.end().pos.seq.next(), synced[0].seq(), "a log has no gap");
+        record.log.extend(synced);
         self.step(at, id, Input::Persisted { upto });
     }
 
@@ -453,16 +423,17 @@ impl World {
             })
         };
         let Some(source) = self.servers.iter().find(leads) else { return };
-        let (safe, base) = (source.cores[&id].tablet.safe(), source.records[&id].base);
-        let log: Vec<Entry> =
-            source.records[&id].log.iter().filter(|entry| entry.seq() <= safe).cloned().collect();
+        let safe = source.cores[&id].tablet.safe();
+        let mut copy = source.records[&id].clone();
+        copy.log.retain(|entry| entry.seq() <= safe);
         let known = self.meta.state.tablet(id).and_then(|tablet| {
             let replica = self.servers[at].records[&id].replica;
             tablet.replica(replica).map(|copy| !tablet.in_sync.contains(&copy.id))
         });
-        if known == Some(true) && !log.is_empty() {
+        if known == Some(true) {
             let record = self.servers[at].record(id);
-            (record.log, record.base) = (log, base);
+            let (replica, promised) = (record.replica, record.promised);
+            *record = Record { replica, promised, ..copy };
             self.servers[at].open(id);
             self.say(|| format!("server {} {id} is built anew", at + 1));
         }
@@ -488,6 +459,10 @@ impl World {
                 let (id, epoch, until) = (order.tablet, order.epoch, self.now.plus_ms(SEAL_CONTACT_MS));
                 self.step(at, id, Input::Seal { epoch, seal: seal(&order), until });
             }
+            Down::Transfer(id, epoch, to) => {
+                let until = self.now.plus_ms(1_000);
+                self.step(at, id, Input::Transfer { epoch, to, until });
+            }
             Down::InSyncRefused(id, epoch, version) => {
                 self.step(at, id, Input::ProposalRefused { epoch, version });
             }
@@ -499,8 +474,8 @@ impl World {
     }
 
     fn assign(&mut self, at: usize, full: bool, assigned: Vec<Assigned>, removed: &[TabletId]) {
-        for parent in assigned.iter().filter_map(|assigned| assigned.parent) {
-            self.switch(at, parent);
+        for child in &assigned {
+            self.switch(at, &child.parents);
         }
         let wanted: BTreeMap<TabletId, ReplicaId> = assigned.iter().map(|a| (a.tablet, a.replica)).collect();
         let server = &mut self.servers[at];
@@ -521,8 +496,7 @@ impl World {
         let server = &mut self.servers[at];
         let is_new = !server.records.contains_key(&tablet);
         if is_new {
-            let (promised, log, base) = (epoch, Vec::new(), LogEnd::default());
-            let _ = server.records.insert(tablet, Record { replica, range, promised, log, base });
+            let _ = server.records.insert(tablet, Record::new(replica, range, epoch));
             server.open(tablet);
         }
         self.places.insert(replica, at);
@@ -544,29 +518,47 @@ impl World {
         self.step(at, tablet, Input::SplitAborted { attempt: assigned.aborted });
     }
 
-    /// Children take the place of a sealed tablet, for exactly the attempt that is staged.
-    fn switch(&mut self, at: usize, parent: meta::Parent) {
+    /// Children take the place of sealed tablets, for exactly the attempt that is staged.
+    fn switch(&mut self, at: usize, parents: &[meta::Parent]) {
         let server = &mut self.servers[at];
-        let Some((staged, end)) = server.staged.get(&parent.tablet).cloned() else { return };
-        let is_meant = (staged.attempt, end) == (parent.attempt, parent.seal);
-        if !server.cores.contains_key(&parent.tablet) || !is_meant {
+        let is_staged = |parent: &meta::Parent| {
+            let is_meant =
+                |(seal, end): &(SealRecord, LogEnd)| (seal.attempt, *end) == (parent.attempt, parent.seal);
+            server.staged.get(&parent.tablet).is_some_and(is_meant)
+                && server.cores.contains_key(&parent.tablet)
+        };
+        if parents.is_empty() || !parents.iter().all(is_staged) {
             return;
         }
-        self.step(at, parent.tablet, Input::Retire);
-        let server = &mut self.servers[at];
-        let core = server.cores.remove(&parent.tablet).expect("it was there");
-        let record = server.records.remove(&parent.tablet).expect("a core has a record");
-        server.staged.remove(&parent.tablet);
-        let log: Vec<Entry> = record.log.into_iter().filter(|entry| entry.seq() <= end.pos.seq).collect();
+        let mut retired = Vec::new();
+        for parent in parents {
+            self.step(at, parent.tablet, Input::Retire);
+            let server = &mut self.servers[at];
+            let core = server.cores.remove(&parent.tablet).expect("it was there");
+            let mut record = server.records.remove(&parent.tablet).expect("a core has a record");
+            let (staged, end) = server.staged.remove(&parent.tablet).expect("it was there");
+            record.log.retain(|entry| entry.seq() <= end.pos.seq);
+            retired.push((parent.tablet, core.tablet, record, staged, end));
+        }
+        let cores: Vec<_> = retired.iter().map(|(_, core, _, _, end)| (core, *end)).collect();
+        let (_, _, first, staged, _) = &retired[0];
         for child in &staged.children {
-            let Some(replica) = child.replicas.get(&record.replica).copied() else { continue };
-            let (range, promised, log) = (child.range.clone(), parent.epoch, log.clone());
-            server.records.insert(child.tablet, Record { replica, range, promised, log, base: end });
-            let tablet = core.tablet.child(child, end, parent.epoch, replica);
+            let Some(replica) = child.replicas.get(&first.replica).copied() else { continue };
+            let epoch = parents[0].epoch;
+            let tablet = ebla_kernel::tablet::Tablet::successor(&cores, child, epoch, replica);
+            let mut record = Record::new(replica, child.range.clone(), epoch);
+            (record.base, record.epochs) = (tablet.durable_end(), tablet.epochs().to_vec());
+            for (id, _, parent, ..) in &retired {
+                record.past.extend(parent.past.clone());
+                record.past.insert(*id, parent.log.clone());
+            }
+            let server = &mut self.servers[at];
+            server.records.insert(child.tablet, record);
             server.cores.insert(child.tablet, Core::new(tablet));
             self.places.insert(replica, at);
         }
-        self.say(|| format!("server {} switches to the children of {}", at + 1, parent.tablet));
+        let ids: Vec<TabletId> = parents.iter().map(|parent| parent.tablet).collect();
+        self.say(|| format!("server {} switches to what takes the place of {ids:?}", at + 1));
     }
 
     fn step_all(&mut self, at: usize, input: impl Fn() -> Input) {
@@ -615,9 +607,9 @@ impl World {
             }
             Effect::Send { to, epoch, message } => self.post(at, id, to, epoch, message),
             Effect::Locate { seq } => {
-                let log = &self.servers[at].records[&id].log;
-                let end = log.iter().find(|entry| entry.seq() == seq).map(Entry::end);
-                self.step(at, id, Input::Located { end: end.unwrap_or_default() });
+                let record = &self.servers[at].records[&id];
+                let end = record.log.iter().find(|entry| entry.seq() == seq).map(Entry::end);
+                self.step(at, id, Input::Located { end: end.unwrap_or(record.base) });
             }
             Effect::Truncate { keep } => core.cutting = Some(keep),
             Effect::Diverged { at: pos } => {
@@ -700,8 +692,11 @@ impl World {
         (0..SERVERS).for_each(|at| self.ways_open(at));
     }
 
-    pub fn commits(&self) -> usize {
-        self.meta.state.jobs().filter(|job| job.state == JobState::Done).count()
+    /// Splits and merges that were committed.
+    pub fn commits(&self) -> (usize, usize) {
+        let done = || self.meta.state.jobs().filter(|job| job.state == JobState::Done);
+        let merges = done().filter(|job| matches!(job.kind, JobKind::Merge(_))).count();
+        (done().count() - merges, merges)
     }
 
     pub fn aborts(&self) -> usize {
@@ -749,11 +744,12 @@ impl World {
 }
 
 fn seal(order: &SealOrder) -> SealRecord {
+    let succession = &order.succession;
     let child = |(at, (tablet, range)): (usize, &(TabletId, KeyRange))| SealedChild {
         tablet: *tablet,
         range: range.clone(),
-        replicas: order.split.replicas.iter().map(|(parent, children)| (*parent, children[at])).collect(),
+        replicas: succession.replicas.iter().map(|(parent, children)| (*parent, children[at])).collect(),
     };
-    let children = order.split.children.iter().enumerate().map(child).collect();
+    let children = succession.children.iter().enumerate().map(child).collect();
     SealRecord { attempt: order.attempt, children }
 }

@@ -3,6 +3,7 @@
 use super::balancer;
 use super::control::unexpected;
 use super::job;
+use super::merge;
 use super::moves;
 use super::route::no_table;
 use super::split::split_tablet;
@@ -20,18 +21,19 @@ use ebla_kernel::meta::{
     Command, Duty, NewTablet, Rejection, Reply, Server, State, Table, TableSpec, check_table_name, cut_ranges,
 };
 use ebla_proto::error::{ApiError, Reason};
-use ebla_proto::meta::{table_spec, table_to_wire};
+use ebla_proto::meta::{table_change, table_spec, table_to_wire};
 use ebla_proto::v1::admin_service_server::AdminService;
 use ebla_proto::v1::{
-    CancelJobRequest, CancelJobResponse, CreateTableRequest, CreateTableResponse, DescribeJobRequest,
-    DescribeJobResponse, DescribeTableRequest, DescribeTableResponse, DescribeTabletRequest,
-    DescribeTabletResponse, DropTableRequest, DropTableResponse, ExplainTabletRequest, ExplainTabletResponse,
-    ForgetServerRequest, ForgetServerResponse, GetBalancerRequest, GetBalancerResponse, GetStatusRequest,
-    GetStatusResponse, ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse,
-    ListTablesRequest, ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MoveTabletRequest,
-    MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse, ServerState, SetServerDutyRequest,
-    SetServerDutyResponse, SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest,
-    TransferLeaderResponse,
+    CancelJobRequest, CancelJobResponse, ChangeTableRequest, ChangeTableResponse, CreateTableRequest,
+    CreateTableResponse, DescribeJobRequest, DescribeJobResponse, DescribeTableRequest,
+    DescribeTableResponse, DescribeTabletRequest, DescribeTabletResponse, DropTableRequest,
+    DropTableResponse, ExplainTabletRequest, ExplainTabletResponse, ForgetServerRequest,
+    ForgetServerResponse, GetBalancerRequest, GetBalancerResponse, GetStatusRequest, GetStatusResponse,
+    ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse, ListTablesRequest,
+    ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MergeTabletsRequest, MergeTabletsResponse,
+    MoveTabletRequest, MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse, ServerState,
+    SetServerDutyRequest, SetServerDutyResponse, SplitTabletRequest, SplitTabletResponse,
+    TransferLeaderRequest, TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -163,6 +165,19 @@ impl Admin {
         Ok(())
     }
 
+    async fn change_table(&self, request: ChangeTableRequest) -> Result<ChangeTableResponse, ApiError> {
+        let change = table_change(&request)?;
+        self.shared.confirm_leading().await?;
+        let table = self.shared.raft.view().state().table_named(&request.name).map(|table| table.id);
+        let table = table.ok_or_else(|| no_table(&request.name))?;
+        let command = Command::ChangeTable { table, change };
+        match self.shared.raft.propose(command).await.map_err(|why| self.shared.no_answer(why))? {
+            Reply::Changed(table) => Ok(ChangeTableResponse { table: Some(table_to_wire(&table)) }),
+            Reply::Rejected(_) => Err(no_table(&request.name)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn drop_table(&self, name: &str) -> Result<DropTableResponse, ApiError> {
         self.shared.confirm_leading().await?;
         let table = self.shared.raft.view().state().table_named(name).map(|table| table.id);
@@ -273,6 +288,13 @@ impl AdminService for Admin {
         within(ADMIN_TIMEOUT, self.describe_table(&request.into_inner().name)).await
     }
 
+    async fn change_table(
+        &self,
+        request: Request<ChangeTableRequest>,
+    ) -> Result<Response<ChangeTableResponse>, Status> {
+        within(ADMIN_TIMEOUT, self.change_table(request.into_inner())).await
+    }
+
     async fn drop_table(
         &self,
         request: Request<DropTableRequest>,
@@ -308,6 +330,13 @@ impl AdminService for Admin {
     ) -> Result<Response<SplitTabletResponse>, Status> {
         let limit = SPLIT_TIMEOUT + ADMIN_TIMEOUT;
         within(limit, split_tablet(&self.shared, request.into_inner())).await
+    }
+
+    async fn merge_tablets(
+        &self,
+        request: Request<MergeTabletsRequest>,
+    ) -> Result<Response<MergeTabletsResponse>, Status> {
+        within(ADMIN_TIMEOUT, merge::merge_tablets(&self.shared, request.into_inner())).await
     }
 
     async fn move_tablet(
@@ -354,9 +383,9 @@ impl AdminService for Admin {
 
     async fn get_balancer(
         &self,
-        _: Request<GetBalancerRequest>,
+        request: Request<GetBalancerRequest>,
     ) -> Result<Response<GetBalancerResponse>, Status> {
-        within(ADMIN_TIMEOUT, balancer::status(&self.shared)).await
+        within(ADMIN_TIMEOUT, balancer::status(&self.shared, request.into_inner())).await
     }
 
     async fn pause_balancer(

@@ -7,15 +7,18 @@ use ebla_kernel::ids::TabletId;
 use ebla_kernel::meta::{Command, Reply};
 use ebla_proto::error::ApiError;
 use ebla_proto::v1::{
-    ExplainTabletRequest, ExplainTabletResponse, GetBalancerResponse, PauseBalancerRequest,
-    PauseBalancerResponse,
+    ExplainTabletRequest, ExplainTabletResponse, GetBalancerRequest, GetBalancerResponse,
+    PauseBalancerRequest, PauseBalancerResponse,
 };
 
 /// How it stands.
-pub(super) async fn status(shared: &Shared) -> Result<GetBalancerResponse, ApiError> {
+pub(super) async fn status(
+    shared: &Shared,
+    request: GetBalancerRequest,
+) -> Result<GetBalancerResponse, ApiError> {
     shared.confirm_leading().await?;
-    let paused = shared.raft.view().state().balancer_paused();
-    Ok(shared.balancer.status(paused))
+    let planned = if request.dry_run { shared.balancer.dry_run() } else { Vec::new() };
+    Ok(GetBalancerResponse { planned, ..shared.balancer.status() })
 }
 
 /// Pauses it, or lets it go on.

@@ -35,7 +35,7 @@ pub(super) async fn describe(
 fn shown(shared: &Shared, job: &Job) -> v1::Job {
     let copied = match &job.kind {
         JobKind::Move(copy) if job.is_running() => shared.liveness.received(copy.to_server, copy.to),
-        JobKind::Move(_) | JobKind::Split(_) => None,
+        JobKind::Move(_) | JobKind::Split(_) | JobKind::Merge(_) => None,
     };
     let copied = copied.map(|received| Copied { bytes: received.bytes, bytes_total: received.bytes_total });
     job_to_wire(job, copied, clock::wall_ms())

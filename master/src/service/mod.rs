@@ -5,6 +5,7 @@ pub(crate) mod admin;
 mod balancer;
 pub(crate) mod control;
 mod job;
+mod merge;
 pub(crate) mod meta_raft;
 mod moves;
 pub(crate) mod route;

@@ -26,7 +26,7 @@ pub(super) async fn move_tablet(
         let hint = format!("server {} is not connected: see `ebla server list`", to.0);
         return Err(ApiError::new(Reason::Unavailable, hint));
     }
-    Ok(MoveTabletResponse { job_id: start(shared, wish).await?.0 })
+    Ok(MoveTabletResponse { job_id: start(shared, wish).await?.id.0 })
 }
 
 /// Says what a server is wanted for.

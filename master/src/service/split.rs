@@ -4,12 +4,12 @@ use super::Shared;
 use super::admin::no_tablet;
 use super::control::unexpected;
 use crate::clock;
-use crate::limits::{SPLIT_POLL, SPLIT_TIMEOUT};
+use crate::limits::{COMMITTED_JOB_TIMEOUT, SPLIT_POLL, SPLIT_TIMEOUT};
 use ebla_kernel::ids::{JobId, TabletId};
 use ebla_kernel::meta::{Command, Job, JobState, Origin, Rejection, Reply, Wish};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1::{SplitTabletRequest, SplitTabletResponse};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Splits a tablet and waits until its children serve.
 pub(super) async fn split_tablet(
@@ -22,7 +22,7 @@ pub(super) async fn split_tablet(
         return Err(no_tablet(&shared.raft.view().state(), tablet));
     }
     let wish = Wish::Split { tablet, at: request.split_keys };
-    let job = start(shared, wish).await?;
+    let job = start(shared, wish).await?.id;
     let begun = Instant::now();
     loop {
         if let Some(response) = outcome(shared, job)? {
@@ -41,13 +41,30 @@ pub(super) async fn split_tablet(
     }
 }
 
-/// Starts a job for an operator.
-pub(super) async fn start(shared: &Shared, wish: Wish) -> Result<JobId, ApiError> {
-    let command = Command::StartJob { wish, origin: Origin::Operator, time_ms: clock::wall_ms() };
-    match shared.raft.propose(command).await.map_err(|why| shared.no_answer(why))? {
-        Reply::Job(job) => Ok(job.id),
-        Reply::Rejected(rejection) => Err(rejection.into()),
-        other => Err(unexpected(&other)),
+/// Starts a job for an operator. One that the cluster began by itself is cancelled for it, or
+/// waited for when it is past its commit point.
+pub(super) async fn start(shared: &Shared, wish: Wish) -> Result<Job, ApiError> {
+    let begun = Instant::now();
+    loop {
+        let command =
+            Command::StartJob { wish: wish.clone(), origin: Origin::Operator, time_ms: clock::wall_ms() };
+        match shared.raft.propose(command).await.map_err(|why| shared.no_answer(why))? {
+            Reply::Job(job) => return Ok(*job),
+            Reply::Rejected(Rejection::JobCommitted(job)) if begun.elapsed() < COMMITTED_JOB_TIMEOUT => {
+                wait_until_ended(shared, job.id, COMMITTED_JOB_TIMEOUT.saturating_sub(begun.elapsed())).await;
+            }
+            Reply::Rejected(rejection) => return Err(rejection.into()),
+            other => return Err(unexpected(&other)),
+        }
+    }
+}
+
+/// Waits until a job is under way no longer, or for so long.
+async fn wait_until_ended(shared: &Shared, id: JobId, longest: Duration) {
+    let begun = Instant::now();
+    let runs = || shared.raft.view().state().job(id).is_some_and(Job::is_running);
+    while runs() && begun.elapsed() < longest && shared.role().leading {
+        tokio::time::sleep(SPLIT_POLL).await;
     }
 }
 
@@ -59,7 +76,7 @@ fn outcome(shared: &Shared, id: JobId) -> Result<Option<SplitTabletResponse>, Ap
         JobState::Running => Ok(None),
         JobState::Failed | JobState::Cancelled => Err(ended(job)),
         JobState::Done => {
-            let children: Vec<TabletId> = job.children().collect();
+            let children: Vec<TabletId> = job.children();
             // One that was split or dropped meanwhile has served.
             let present: Vec<_> = children.iter().filter_map(|child| state.tablet(*child)).collect();
             let serving = shared.liveness.count_reported(present.iter().copied());

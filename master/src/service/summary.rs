@@ -2,7 +2,7 @@
 
 use super::Shared;
 use ebla_kernel::ids::ServerId;
-use ebla_kernel::meta::{Server, State, Table, Tablet};
+use ebla_kernel::meta::{JobKind, Origin, Server, State, Table, Tablet};
 use ebla_proto::meta::{server_to_wire, table_to_wire, tablet_to_wire};
 use ebla_proto::v1::{self, ServerState, TableState, TabletState};
 use std::collections::BTreeMap;
@@ -40,15 +40,17 @@ pub(super) fn tablet(shared: &Shared, state: &State, tablet: &Tablet) -> v1::Tab
         bytes: size.bytes,
         state: tablet_state(state, tablet) as i32,
         job_id: state.job_of(tablet.id).map_or(0, |job| job.id.0),
+        automatic_boundary: tablet.drawn_by == Origin::Automatic,
     }
 }
 
 fn tablet_state(state: &State, tablet: &Tablet) -> TabletState {
     let is_led = tablet.leader.is_some_and(|leader| state.is_current(&leader));
-    match (is_led, state.split_of(tablet.id)) {
+    match (is_led, state.job_of(tablet.id).map(|job| &job.kind)) {
         (false, _) => TabletState::Recovering,
-        (true, Some(_)) => TabletState::Splitting,
-        (true, None) => TabletState::Serving,
+        (true, Some(JobKind::Split(_))) => TabletState::Splitting,
+        (true, Some(JobKind::Merge(_))) => TabletState::Merging,
+        (true, Some(JobKind::Move(_)) | None) => TabletState::Serving,
     }
 }
 

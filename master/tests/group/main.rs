@@ -1,6 +1,7 @@
 //! Masters as a group in one process, over loopback, with tablet servers that only pretend.
 
 mod copies;
+mod jobs;
 mod support;
 
 use ebla_master::{Error, Master};

@@ -41,13 +41,20 @@ pub struct Group {
     pub peers: BTreeMap<u64, String>,
     pub masters: BTreeMap<u64, Master>,
     pub snapshot_entries: u64,
+    pub balance_interval: Duration,
 }
 
 impl Group {
     /// Directories and addresses for `count` masters, none of them started.
     pub fn new(count: usize) -> Self {
         let peers = (1..).zip(free_addresses(count)).collect();
-        Self { dir: tempfile::tempdir().unwrap(), peers, masters: BTreeMap::new(), snapshot_entries: 5_000 }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            peers,
+            masters: BTreeMap::new(),
+            snapshot_entries: 5_000,
+            balance_interval: Duration::from_secs(5),
+        }
     }
 
     pub async fn started(count: usize) -> Self {
@@ -59,6 +66,7 @@ impl Group {
     pub fn config(&self, id: u64) -> Config {
         let mut config = Config::new(id, self.peers.clone(), self.dir.path().join(id.to_string()));
         config.snapshot_entries = self.snapshot_entries;
+        config.balance_interval = Some(self.balance_interval);
         config
     }
 

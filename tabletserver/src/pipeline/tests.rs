@@ -105,8 +105,9 @@ impl Bench {
             flushed: LogEnd::default(),
             truncating: None,
             base: LogEnd::default(),
-            parent: None,
+            parents: Vec::new(),
             lineage: Lineage(1),
+            joined_ts: Hlc::MIN,
             config_version: ConfigVersion(1),
             rows_estimate: 0,
             bytes_estimate: 0,
@@ -186,6 +187,7 @@ fn handle(end: LogEnd) -> Arc<TabletHandle> {
         end,
         epochs: Vec::new(),
         lineage: Lineage(1),
+        joined_ts: Hlc::MIN,
         base: LogEnd::default(),
     }))
 }

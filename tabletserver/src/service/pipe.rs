@@ -109,7 +109,7 @@ impl Pipe {
             Some(Call::Get(get)) => self.get(id, get).await,
             Some(Call::Write(write)) => match self.node.prepare_write(write) {
                 Ok(write) => self.write(id, write).await,
-                Err(Unplaced { error, write: None }) => Some(answer(id, Err(error))),
+                Err(unplaced) if unplaced.write.is_none() => Some(answer(id, Err(unplaced.error))),
                 Err(unplaced) => self.write_later(id, unplaced).await,
             },
             None => {
@@ -127,7 +127,7 @@ impl Pipe {
     }
 
     /// Writes once somebody serves the row here again.
-    async fn write_later(self: &Arc<Self>, id: u64, unplaced: Unplaced) -> Option<PipeAnswer> {
+    async fn write_later(self: &Arc<Self>, id: u64, unplaced: Box<Unplaced>) -> Option<PipeAnswer> {
         let node = Arc::clone(&self.node);
         let write = async move {
             let write = node.place_later(unplaced).await?;

@@ -218,7 +218,8 @@ impl Scan {
             let page = scanner.next_page(&self.page_limits()).map_err(store_error)?;
             let bytes =
                 page.rows.iter().map(|row| row.key.len() + row.body.as_ref().map_or(0, Body::bytes)).sum();
-            self.node.heat.note_page(tablet, Counts::read(bytes));
+            let first = page.rows.first().map_or(spec.range.start(), |row| &row.key);
+            self.node.heat.note_page(tablet, first, Counts::read(bytes));
             // What was read counts only if it was all still there and the tablet still serves.
             self.node.check_floor(&self.table, self.at)?;
             self.node.check_serving(&self.table, tablet, spec.range.start())?;

@@ -4,9 +4,10 @@ use crate::node::{Node, store_error};
 use crate::store::split_points::split_points;
 use ebla_kernel::ids::TabletId;
 use ebla_kernel::limits::SPLIT_CHILDREN_MAX;
+use ebla_kernel::plan::{LoadCut, cut_load};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1::split_service_server::SplitService;
-use ebla_proto::v1::{SuggestSplitRequest, SuggestSplitResponse};
+use ebla_proto::v1::{SplitFinding, SuggestSplitRequest, SuggestSplitResponse};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -22,7 +23,7 @@ impl SplitService for Split {
         &self,
         request: Request<SuggestSplitRequest>,
     ) -> Result<Response<SuggestSplitResponse>, Status> {
-        let SuggestSplitRequest { tablet_id, parts } = request.into_inner();
+        let SuggestSplitRequest { tablet_id, parts, by_load } = request.into_inner();
         let parts = usize::try_from(parts).unwrap_or(usize::MAX);
         if !(2..=SPLIT_CHILDREN_MAX).contains(&parts) {
             let hint = format!("one split makes 2 to {SPLIT_CHILDREN_MAX} tablets: give as many parts");
@@ -33,6 +34,10 @@ impl SplitService for Split {
             let hint = format!("tablet {tablet_id} is not served here any more: fetch the route again");
             return Err(ApiError::new(Reason::NotLeader, hint).with("tablet", tablet_id).into());
         };
+        if by_load {
+            let sample = tablet.load.sampler().map(|sampler| sampler.sample()).unwrap_or_default();
+            return Ok(Response::new(load_cut_to_wire(cut_load(sample, &tablet.range, parts))));
+        }
         let store = Arc::clone(&self.node.reader.store);
         let find = move || split_points(&*store, tablet.table, &tablet.range, parts);
         let found = tokio::task::spawn_blocking(find).await;
@@ -40,6 +45,24 @@ impl SplitService for Split {
             ApiError::new(Reason::Internal, format!("the search for split points failed: {error}"))
         })?;
         let split_keys = found.map_err(store_error)?;
-        Ok(Response::new(SuggestSplitResponse { split_keys }))
+        let finding = if split_keys.is_empty() { SplitFinding::TooFewRows } else { SplitFinding::Cut };
+        Ok(Response::new(SuggestSplitResponse { split_keys, ..found_nothing(finding) }))
+    }
+}
+
+fn found_nothing(finding: SplitFinding) -> SuggestSplitResponse {
+    SuggestSplitResponse { finding: finding.into(), ..SuggestSplitResponse::default() }
+}
+
+fn load_cut_to_wire(cut: LoadCut) -> SuggestSplitResponse {
+    match cut {
+        LoadCut::At(split_keys) => SuggestSplitResponse { split_keys, ..found_nothing(SplitFinding::Cut) },
+        LoadCut::HotKey { key, percent } => SuggestSplitResponse {
+            hot_key: key,
+            hot_key_percent: percent,
+            ..found_nothing(SplitFinding::HotKey)
+        },
+        LoadCut::Wandering => found_nothing(SplitFinding::Wandering),
+        LoadCut::TooFew => found_nothing(SplitFinding::TooFewSamples),
     }
 }
