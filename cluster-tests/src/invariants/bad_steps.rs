@@ -1,7 +1,7 @@
 //! The judges of single steps judged: observations made by hand, each series of which the
 //! invariant in question must reject.
 
-use super::{CoreView, Observation, Watch};
+use super::{CoreView, Observation, Reshaped, Watch};
 use ebla_kernel::entry::{Entry, LogEnd, Payload, RevertTarget, WriteRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, TabletId};
@@ -156,12 +156,41 @@ fn acknowledgements_to_a_leader_that_was_fenced() {
 fn an_acknowledgement_is_a_promise() {
     let acked = Observation::AckSent { tablet: TABLET, server: 0, epoch: Epoch(2), pos: pos(1, 1) };
     let mut steps = Steps::new();
-    steps.0.observe(&acked);
     steps.durable(0, 1, &log()[0]);
+    steps.0.observe(&acked);
+    steps.durable(0, 1, &log()[1]);
     steps.rejected("m34");
     let mut steps = Steps::new();
+    steps.durable(0, 1, &log()[0]);
     steps.0.observe(&acked);
     steps.stepped(CoreView { promised: Epoch(1), incarnation: Incarnation(2), ..view() });
+    steps.rejected("I3");
+}
+
+#[test]
+fn an_acknowledgement_of_what_is_not_there() {
+    let acked = Observation::AckSent { tablet: TABLET, server: 0, epoch: Epoch(1), pos: pos(1, 1) };
+    let mut steps = Steps::new();
+    steps.durable(1, 1, &log()[0]);
+    steps.0.observe(&acked);
+    steps.rejected("m35");
+}
+
+#[test]
+fn children_that_begin_above_the_rows_of_their_parent() {
+    let mut steps = Steps::new();
+    log().iter().for_each(|entry| steps.durable(0, 1, entry));
+    steps.stepped(CoreView {
+        applied: Seq(1),
+        on_disk: pos(1, 4),
+        durable: pos(1, 4),
+        q: None,
+        serving: None,
+        ..view()
+    });
+    let (seal, children) = (log()[3].end(), [TabletId(2)]);
+    let switched = Reshaped::Switched { parent: TABLET, server: 0, seal, children: &children };
+    steps.0.observe(&Observation::Reshaped(switched));
     steps.rejected("I3");
 }
 

@@ -114,11 +114,10 @@ impl Server {
     /// from their rows.
     fn create(&mut self, env: &mut Env, assignment: &Assignment) {
         let id = assignment.tablet;
+        // Never used twice on this server: nothing of an earlier try is taken for one of this.
+        self.builds += 1;
+        let attempt = self.builds;
         let before = self.disk.registry.replicas.get(&id);
-        let attempt = match before.map(|before| before.state) {
-            Some(CopyState::Building(attempt)) => attempt + 1,
-            Some(CopyState::Active | CopyState::Tombstoned) | None => 1,
-        };
         let tried = before.filter(|before| before.id == assignment.replica);
         let promised = tried.map_or(assignment.epoch, |tried| tried.promised.max(assignment.epoch));
         let is_empty = assignment.is_in_sync && assignment.parent.is_none();

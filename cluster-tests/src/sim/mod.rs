@@ -18,6 +18,7 @@ pub mod clock;
 pub mod copying;
 pub mod directed;
 pub mod disk;
+mod effects;
 pub mod env;
 pub mod fault;
 pub mod meta;
