@@ -112,10 +112,10 @@ mod tests {
     fn a_window_with_few_requests_lasts_longer() {
         let (start, mut windows) = (Instant::now(), Windows::default());
         fill(&mut windows, start, 0..10);
-        fill(&mut windows, start + 3 * LOAD_WINDOW, 10..40);
+        fill(&mut windows, start + 3 * LOAD_WINDOW, 10..32);
         assert_eq!(windows.whole, LoadSample::default());
-        fill(&mut windows, start + 3 * LOAD_WINDOW, 40..41);
-        assert_eq!(windows.whole.younger.len(), 40);
+        fill(&mut windows, start + 3 * LOAD_WINDOW, 32..33);
+        assert_eq!(windows.whole.younger.len(), LOAD_SAMPLE_KEYS_MIN);
     }
 
     #[test]
