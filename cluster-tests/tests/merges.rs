@@ -3,22 +3,19 @@
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use ebla_client::{AckLevel, Batch, Client, Outcome, Scan, WriteOptions, v1};
+use ebla_client::{AckLevel, Batch, Client, Scan, WriteOptions, v1};
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::{Cluster, eventually};
+use ebla_cluster_tests::writers::{Writers, Written, check, longest, mixed_level};
 use futures::TryStreamExt as _;
-use futures::future::join_all;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+/// How long a client tries: longer than any failover takes.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Tasks that write, each its own rows.
 const WRITERS: u64 = 8;
-
-/// Rows of each writer.
-const ROWS: u64 = 100;
 
 /// Longest time that merges may hold writes. What the design aims at on a machine of its own is
 /// 200 ms; here tests share two cores with whatever else runs.
@@ -30,92 +27,6 @@ const MERGE_MAX: Duration = Duration::from_secs(60);
 /// How long a healed cluster may take until every tablet is led and every copy is back.
 const HEAL_MAX: Duration = Duration::from_secs(60);
 
-/// What a writer knows: for each of its rows the last value, and what it added in all.
-#[derive(Default)]
-struct Model {
-    rows: BTreeMap<String, String>,
-    added: i64,
-}
-
-/// A write that succeeded: when it began and how long it took.
-type Took = (Instant, Duration);
-
-async fn connect(cluster: &Cluster) -> Result<Client> {
-    let nodes = cluster.servers.iter().chain(&cluster.masters);
-    let endpoints: Vec<String> = nodes.map(|node| node.address.clone()).collect();
-    Ok(Client::builder().endpoints(endpoints).timeout(Duration::from_secs(10)).connect().await?)
-}
-
-/// Sets rows and adds to counters until told to stop. Any error ends it.
-async fn write(client: Client, writer: u64, stop: Arc<AtomicBool>) -> Result<(Model, Vec<Took>)> {
-    let level = if writer.is_multiple_of(2) { AckLevel::Leader } else { AckLevel::Copies(2) };
-    let options = WriteOptions { ack: Some(level) };
-    let mut random = StdRng::seed_from_u64(writer);
-    let (mut model, mut took) = (Model::default(), Vec::new());
-    let mut turn = 0_u64;
-    while !stop.load(Ordering::Relaxed) {
-        turn += 1;
-        let row = random.random_range(0..ROWS);
-        let (name, value) = (format!("{row:03}-{writer:02}"), format!("{turn}"));
-        let batch = match turn % 2 {
-            0 => Batch::new().set(name.clone(), value.clone()),
-            _ => Batch::new().add(format!("{name}-counter"), 1),
-        };
-        let began = Instant::now();
-        match client.write("t", batch, options).await.with_context(|| format!("{name} at turn {turn}"))? {
-            Outcome::Committed(_) if turn.is_multiple_of(2) => drop(model.rows.insert(name, value)),
-            Outcome::Committed(_) => model.added += 1,
-            Outcome::Reverted => {}
-            Outcome::Unknown(ticket) => anyhow::bail!("the outcome of {ticket} is unknown"),
-        }
-        took.push((began, began.elapsed()));
-    }
-    Ok((model, took))
-}
-
-/// Scans the whole table again and again: rows rise, none comes twice.
-async fn scan(client: Client, stop: Arc<AtomicBool>) -> Result<u64> {
-    let mut scans = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let mut rows = client.scan("t", Scan::all())?;
-        let mut last = Bytes::new();
-        while let Some(row) = rows.try_next().await.context("a scan")? {
-            ensure!(row.key > last, "{:?} comes after {last:?}", row.key);
-            last = row.key;
-        }
-        scans += 1;
-    }
-    Ok(scans)
-}
-
-/// What the table holds in the end is what the writers know.
-async fn check(client: &Client, models: &[Model]) -> Result<()> {
-    let (mut found, mut added) = (BTreeMap::new(), 0);
-    let mut rows = client.scan("t", Scan::all())?;
-    while let Some(row) = rows.try_next().await? {
-        let name = String::from_utf8(row.key.to_vec())?;
-        let value = row.value.into_bytes();
-        if name.ends_with("-counter") {
-            added += i64::from_be_bytes(value[..].try_into()?);
-        } else {
-            found.insert(name, String::from_utf8(value.to_vec())?);
-        }
-    }
-    let mut wanted = BTreeMap::new();
-    models.iter().for_each(|model| wanted.extend(model.rows.clone()));
-    ensure!(added == models.iter().map(|model| model.added).sum::<i64>(), "counters say {added}");
-    let differs = wanted.iter().find(|(name, value)| found.get(*name) != Some(value));
-    ensure!(differs.is_none(), "{differs:?} is {:?}", differs.and_then(|(name, _)| found.get(name)));
-    ensure!(found.len() == wanted.len(), "{} rows instead of {}", found.len(), wanted.len());
-    Ok(())
-}
-
-/// The tablets of the table in key order.
-fn tablets(cli: &Cli) -> Vec<u64> {
-    let tablets = cli.list(&["tablet", "list", "t"]).unwrap_or_default();
-    tablets.iter().filter_map(|tablet| tablet["id"].as_u64()).collect()
-}
-
 /// Merges two tablets and waits until that is done; gives the new one.
 async fn merge(client: &Client, one: u64, other: u64) -> Result<u64> {
     let merge = client.admin().merge_tablets(one, other).await?;
@@ -125,21 +36,13 @@ async fn merge(client: &Client, one: u64, other: u64) -> Result<u64> {
 }
 
 /// Waits until every tablet is led, at rest, and has `copies` copies, all in sync.
-fn wait_until_whole(cli: &Cli, copies: usize) -> Result<()> {
-    let whole = || {
-        cli.list(&["tablet", "list"]).is_some_and(|tablets| {
-            tablets.iter().all(|tablet| {
-                let count = |field: &str| tablet[field].as_array().map_or(0, Vec::len);
-                let is_whole = count("in_sync") == copies && count("replicas") == copies;
-                tablet["leader"].as_u64() > Some(0) && is_whole && tablet["state"] == "serving"
-            })
-        })
-    };
-    eventually("every tablet is led and has its copies in sync", HEAL_MAX, whole).map(drop)
+async fn settle(cluster: &Cluster, copies: usize) -> Result<()> {
+    tokio::task::block_in_place(|| cluster.wait_until_whole(copies, &[])).map(drop)
 }
 
-async fn settle(cli: &Cli, copies: usize) -> Result<()> {
-    tokio::task::block_in_place(|| wait_until_whole(cli, copies))
+/// The tablets in key order.
+async fn tablets(cluster: &Cluster) -> Vec<u64> {
+    tokio::task::block_in_place(|| cluster.tablet_ids())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -151,15 +54,12 @@ async fn merges_under_load_are_hardly_noticed() -> Result<()> {
         create.extend(["--split-at", key]);
     }
     let _ = cli.run(&create).expect(exit::OK);
-    settle(&cli, 3).await?;
-    let client = connect(&cluster).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> =
-        (0..WRITERS).map(|writer| tokio::spawn(write(client.clone(), writer, Arc::clone(&stop)))).collect();
-    let scans = tokio::spawn(scan(client.clone(), Arc::clone(&stop)));
+    settle(&cluster, 3).await?;
+    let client = cluster.connect(TIMEOUT).await?;
+    let writers = Writers::start(&client, (0..WRITERS).map(mixed_level)).and_scan(&client);
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut sealed = Vec::new();
-    let mut left = tokio::task::block_in_place(|| tablets(&cli));
+    let mut left = tablets(&cluster).await;
     while left.len() > 1 {
         // Whichever is named first.
         let (one, other) = if left.len().is_multiple_of(2) { (left[0], left[1]) } else { (left[1], left[0]) };
@@ -167,7 +67,7 @@ async fn merges_under_load_are_hardly_noticed() -> Result<()> {
         let child = merge(&client, one, other).await.context("a merge")?;
         sealed.push((began, Instant::now()));
         left.splice(0..2, [child]);
-        ensure!(tokio::task::block_in_place(|| tablets(&cli)) == left, "{left:?}");
+        ensure!(tablets(&cluster).await == left, "{left:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // And apart again, and together.
@@ -177,20 +77,10 @@ async fn merges_under_load_are_hardly_noticed() -> Result<()> {
         left = vec![merge(&client, split.child_tablet_ids[0], split.child_tablet_ids[1]).await?];
         sealed.push((began, Instant::now()));
     }
-    stop.store(true, Ordering::Relaxed);
-    let (mut models, mut took) = (Vec::new(), Vec::new());
-    for ended in join_all(writers).await {
-        let (model, writes) = ended??;
-        models.push(model);
-        took.extend(writes);
-    }
-    println!("{} writes, {} scans, {} merges", took.len(), scans.await??, sealed.len());
+    let Written { models, took, scans } = writers.end().await?;
+    println!("{} writes, {scans} scans, {} merges", took.len(), sealed.len());
     check(&client, &models).await?;
-    let during = |(from, to): &(Instant, Instant)| {
-        let meets = |(began, took): &&Took| began <= to && *began + *took >= *from;
-        took.iter().filter(meets).map(|(_, took)| *took).max().unwrap_or_default()
-    };
-    let longest: Vec<Duration> = sealed.iter().map(during).collect();
+    let longest = longest(&took, &sealed);
     println!("longest write during each merge, leaderships handed over included: {longest:?}");
     assert!(longest.iter().all(|pause| *pause <= PAUSE_MAX), "merges are noticed: {longest:?}");
     Ok(())
@@ -202,25 +92,19 @@ async fn copies_on_different_servers_are_brought_together() -> Result<()> {
     let cli = cluster.cli();
     let _ = cli.run(&["balancer", "pause"]).expect(exit::OK);
     let _ = cli.run(&["table", "create", "t", "--replicas", "2", "--split-at", "050"]).expect(exit::OK);
-    settle(&cli, 2).await?;
+    settle(&cluster, 2).await?;
     // One tablet on the servers 1 and 2, the other on 3 and 4.
     for (at, wanted) in [(0, ["1", "2"]), (1, ["3", "4"])] {
         place(&cli, at, wanted)?;
     }
-    let client = connect(&cluster).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> =
-        (0..WRITERS).map(|writer| tokio::spawn(write(client.clone(), writer, Arc::clone(&stop)))).collect();
+    let client = cluster.connect(TIMEOUT).await?;
+    let writers = Writers::start(&client, (0..WRITERS).map(mixed_level));
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let ids = tokio::task::block_in_place(|| tablets(&cli));
+    let ids = tablets(&cluster).await;
     let child = merge(&client, ids[0], ids[1]).await?;
-    stop.store(true, Ordering::Relaxed);
-    let mut models = Vec::new();
-    for ended in join_all(writers).await {
-        models.push(ended??.0);
-    }
+    let models = writers.end().await?.models;
     check(&client, &models).await?;
-    settle(&cli, 2).await?;
+    settle(&cluster, 2).await?;
     let tablet = cli.json(&["tablet", "describe", &child.to_string()]);
     ensure!(tablet["start"] == "" && tablet["end"] == "", "{tablet}");
     // What left its server is gone there: the job is over, and so are its moves.
@@ -248,18 +132,15 @@ async fn whoever_dies_around_a_merge_nothing_is_lost_or_doubled() -> Result<()> 
     let mut cluster = Cluster::start(3, 3)?;
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3", "--ack", "copies=2"]).expect(exit::OK);
-    let client = connect(&cluster).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    // Odd numbers wait for two copies: what they were told survives a failover.
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|writer| tokio::spawn(write(client.clone(), 2 * writer + 1, Arc::clone(&stop))))
-        .collect();
+    let client = cluster.connect(TIMEOUT).await?;
+    // What those are told who wait for two copies survives a failover.
+    let writers = Writers::start(&client, (0..WRITERS).map(|writer| (writer, AckLevel::Copies(2))));
     tokio::time::sleep(Duration::from_millis(500)).await;
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let mut random = StdRng::seed_from_u64(seed);
     let mut done = 0;
     for _ in 0..5 {
-        let ids = tokio::task::block_in_place(|| tablets(&cli));
+        let ids = tablets(&cluster).await;
         let ids = match ids[..] {
             [only] => {
                 let split = client.admin().split_tablet(only, vec![Bytes::from_static(b"050")]).await;
@@ -280,19 +161,15 @@ async fn whoever_dies_around_a_merge_nothing_is_lost_or_doubled() -> Result<()> 
         cluster.nodes().nth(node).context("there are six")?.start()?;
         done += usize::from(merged.await?.is_ok());
         cluster.wait_until_serving()?;
-        settle(&cli, 3).await?;
+        settle(&cluster, 3).await?;
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut models = Vec::new();
-    for ended in join_all(writers).await {
-        models.push(ended??.0);
-    }
+    let models = writers.end().await?.models;
     println!("{done} merges ended");
     check(&client, &models).await?;
     cluster.kill_all()?;
     cluster.start_all()?;
-    settle(&cli, 3).await?;
-    check(&connect(&cluster).await?, &models).await
+    settle(&cluster, 3).await?;
+    check(&cluster.connect(TIMEOUT).await?, &models).await
 }
 
 /// Rows `0000` to `1199`, of which one range deletion over the border at `0600` takes most, and a
@@ -323,9 +200,9 @@ async fn a_power_cut_right_after_a_merge_loses_nothing() -> Result<()> {
         let mut cluster = Cluster::start_with(1, 3, &["--flush-interval", "off"])?;
         let cli = cluster.cli();
         let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
-        let client = connect(&cluster).await?;
+        let client = cluster.connect(TIMEOUT).await?;
         fill(&client).await?;
-        let first = tokio::task::block_in_place(|| tablets(&cli))[0];
+        let first = tablets(&cluster).await[0];
         // Split over the range deletion, written on either side, merged at once: the rows of the
         // grandparent come back by way of both parents.
         let split = client.admin().split_tablet(first, vec![Bytes::from_static(b"0600")]).await?;
@@ -340,18 +217,18 @@ async fn a_power_cut_right_after_a_merge_loses_nothing() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(pause_ms)).await;
         cluster.kill_all()?;
         cluster.start_all()?;
-        settle(&cli, 3).await?;
-        let client = connect(&cluster).await?;
+        settle(&cluster, 3).await?;
+        let client = cluster.connect(TIMEOUT).await?;
         ensure!(count(&client).await? == 154, "{} rows after a power cut", count(&client).await?);
         // Apart again where the border was, and a power cut before any flush.
         let again = client.admin().split_tablet(merged, vec![Bytes::from_static(b"0600")]).await?;
         cluster.kill_all()?;
         cluster.start_all()?;
-        settle(&cli, 3).await?;
-        let client = connect(&cluster).await?;
+        settle(&cluster, 3).await?;
+        let client = cluster.connect(TIMEOUT).await?;
         ensure!(count(&client).await? == 154, "{} rows after another", count(&client).await?);
         let last = merge(&client, again.child_tablet_ids[0], again.child_tablet_ids[1]).await?;
-        ensure!(tokio::task::block_in_place(|| tablets(&cli)) == [last], "one tablet");
+        ensure!(tablets(&cluster).await == [last], "one tablet");
         let added = client.add("t", "n", 5).await?.committed()?;
         ensure!(added.counters == [Some(12)], "{added:?}");
     }
@@ -363,14 +240,14 @@ async fn sessions_from_before_a_merge_go_on() -> Result<()> {
     let cluster = Cluster::start(1, 3)?;
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3", "--split-at", "m"]).expect(exit::OK);
-    settle(&cli, 3).await?;
-    let client = connect(&cluster).await?;
+    settle(&cluster, 3).await?;
+    let client = cluster.connect(TIMEOUT).await?;
     let mut seen = Vec::new();
     for (key, value) in [("a", "1"), ("x", "2"), ("x", "3")] {
         let written = client.set("t", key, value).await?.committed()?;
         seen.push((key, value, written.session.context("a session")?));
     }
-    let ids = tokio::task::block_in_place(|| tablets(&cli));
+    let ids = tablets(&cluster).await;
     let _ = merge(&client, ids[0], ids[1]).await?;
     for (key, value, session) in [&seen[0], &seen[2]] {
         let read = cli.json(&["get", "t", key, "--session", &session.to_string()]);
@@ -380,6 +257,12 @@ async fn sessions_from_before_a_merge_go_on() -> Result<()> {
     let read = cli.json(&["get", "t", "x", "--session", &after.to_string()]);
     ensure!(read["value"] == "4", "{read}");
     Ok(())
+}
+
+/// The tablets of a table in key order.
+fn ids_of(cli: &Cli, table: &str) -> Vec<u64> {
+    let tablets = cli.list(&["tablet", "list", table]).expect("tablets");
+    tablets.iter().filter_map(|tablet| tablet["id"].as_u64()).collect()
 }
 
 #[test]
@@ -393,7 +276,7 @@ fn what_makes_no_sense_is_refused_with_the_reason() -> Result<()> {
     for (row, value) in [("a", "1"), ("h", "2"), ("x", "3")] {
         let _ = cli.run(&["set", "t", row, value]).expect(exit::OK);
     }
-    let ids: Vec<String> = tablets(&cli).iter().map(u64::to_string).collect();
+    let ids: Vec<String> = ids_of(&cli, "t").iter().map(u64::to_string).collect();
     let other = cli.list(&["tablet", "list", "u"]).context("tablets")?[0]["id"].to_string();
     let refused = |one: &str, two: &str, code: i32, words: &[&str]| {
         let _ = cli.run(&["tablet", "merge", one, two]).expect(code).saying(words);
@@ -404,7 +287,7 @@ fn what_makes_no_sense_is_refused_with_the_reason() -> Result<()> {
     refused(&ids[0], "999", exit::NOT_FOUND, &["999"]);
     let begun = cli.json(&["tablet", "merge", &ids[1], &ids[0]]);
     let (job, child) = (begun["job"].to_string(), begun["tablet"].to_string());
-    ensure!(tablets(&cli).len() == 2 && tablets(&cli)[0].to_string() == child, "{begun}");
+    ensure!(ids_of(&cli, "t").len() == 2 && ids_of(&cli, "t")[0].to_string() == child, "{begun}");
     let shown = cli.json(&["job", "show", &job]);
     ensure!(shown["kind"] == "merge" && shown["state"] == "done" && shown["progress"] == 1.0, "{shown}");
     for command in [&["tablet", "merge", &ids[0], &ids[2]][..], &["tablet", "describe", &ids[1]]] {
@@ -422,7 +305,7 @@ fn a_merge_that_cannot_go_on_can_be_cancelled() -> Result<()> {
     let cli = cluster.cli();
     let _ = cli.run(&["balancer", "pause"]).expect(exit::OK);
     let _ = cli.run(&["table", "create", "t", "--replicas", "1", "--split-at", "m"]).expect(exit::OK);
-    let ids: Vec<String> = tablets(&cli).iter().map(u64::to_string).collect();
+    let ids: Vec<String> = ids_of(&cli, "t").iter().map(u64::to_string).collect();
     let place = |id: &str| cli.json(&["tablet", "describe", id])["leader"].to_string();
     let (stays, comes) = (place(&ids[0]), place(&ids[1]));
     if stays == comes {
@@ -453,7 +336,7 @@ fn a_merge_that_cannot_go_on_can_be_cancelled() -> Result<()> {
     let _ = cli.run(&["job", "cancel", &job]).expect(exit::OK);
     ensure!(cli.json(&["job", "show", &job])["state"] == "cancelled", "it is over");
     cluster.servers[node].start()?;
-    wait_until_whole(&cli, 1)?;
+    let _ = cluster.wait_until_whole(1, &[])?;
     for row in ["a", "x", "y"] {
         let _ = cli.run(&["get", "t", row]).expect(exit::OK);
     }

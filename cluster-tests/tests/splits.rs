@@ -3,22 +3,17 @@
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use ebla_client::{AckLevel, Batch, Client, Outcome, Scan, WriteOptions};
+use ebla_client::{AckLevel, Batch, Client, Scan, WriteOptions};
 use ebla_cluster_tests::cli::exit;
 use ebla_cluster_tests::cluster::Cluster;
+use ebla_cluster_tests::writers::{Writers, Written, check, longest, mixed_level};
 use futures::TryStreamExt as _;
-use futures::future::join_all;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Tasks that write, each its own rows.
 const WRITERS: u64 = 16;
-
-/// Rows of each writer.
-const ROWS: u64 = 100;
 
 /// Longest time that half of the splits may hold writes, and 99 of 100. What the design aims
 /// at on a machine of its own is 10 and 50 ms; here tests share two cores with whatever else runs.
@@ -28,111 +23,13 @@ const PAUSE_P99: Duration = Duration::from_millis(500);
 /// The deadline of every call.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What writers know: for each of their rows the last value, and what they added in all.
-#[derive(Default)]
-struct Model {
-    rows: BTreeMap<String, String>,
-    added: i64,
-}
-
-/// A write that succeeded: when it began and how long it took.
-type Took = (Instant, Duration);
-
-fn key(writer: u64, row: u64) -> String {
-    // The rows of a writer lie all over the table.
-    format!("{row:03}-{writer:02}")
-}
-
-/// Sets rows and adds to counters until told to stop. Any error ends it.
-async fn write(
-    client: Client,
-    writer: u64,
-    level: AckLevel,
-    stop: Arc<AtomicBool>,
-) -> Result<(Model, Vec<Took>)> {
-    let options = WriteOptions { ack: Some(level) };
-    let mut random = StdRng::seed_from_u64(writer);
-    let (mut model, mut took) = (Model::default(), Vec::new());
-    let mut turn = 0_u64;
-    while !stop.load(Ordering::Relaxed) {
-        turn += 1;
-        let row = random.random_range(0..ROWS);
-        let (name, value) = (key(writer, row), format!("{turn}"));
-        let batch = match turn % 2 {
-            0 => Batch::new().set(name.clone(), value.clone()),
-            _ => Batch::new().add(format!("{row:03}-{writer:02}-counter"), 1),
-        };
-        let began = Instant::now();
-        match client.write("t", batch, options).await.with_context(|| format!("{name} at turn {turn}"))? {
-            Outcome::Committed(_) if turn.is_multiple_of(2) => drop(model.rows.insert(name, value)),
-            Outcome::Committed(_) => model.added += 1,
-            Outcome::Reverted => {}
-            Outcome::Unknown(ticket) => anyhow::bail!("the outcome of {ticket} is unknown"),
-        }
-        took.push((began, began.elapsed()));
-    }
-    Ok((model, took))
-}
-
-/// Scans the whole table again and again: rows rise, none comes twice.
-async fn scan(client: Client, stop: Arc<AtomicBool>) -> Result<u64> {
-    let mut scans = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let mut rows = client.scan("t", Scan::all())?;
-        let mut last = Bytes::new();
-        while let Some(row) = rows.try_next().await.context("a scan")? {
-            ensure!(row.key > last, "{:?} comes after {last:?}", row.key);
-            last = row.key;
-        }
-        scans += 1;
-    }
-    Ok(scans)
-}
-
-/// What the table holds in the end is what the writers know.
-async fn check(client: &Client, models: &[Model]) -> Result<()> {
-    let (mut found, mut added) = (BTreeMap::new(), 0);
-    let mut rows = client.scan("t", Scan::all())?;
-    while let Some(row) = rows.try_next().await? {
-        let name = String::from_utf8(row.key.to_vec())?;
-        let value = row.value.into_bytes();
-        if name.ends_with("-counter") {
-            added += i64::from_be_bytes(value[..].try_into()?);
-        } else {
-            found.insert(name, String::from_utf8(value.to_vec())?);
-        }
-    }
-    let mut wanted = BTreeMap::new();
-    models.iter().for_each(|model| wanted.extend(model.rows.clone()));
-    ensure!(added == models.iter().map(|model| model.added).sum::<i64>(), "counters say {added}");
-    let differs = wanted.iter().find(|(name, value)| found.get(*name) != Some(value));
-    ensure!(differs.is_none(), "{differs:?} is {:?}", differs.and_then(|(name, _)| found.get(name)));
-    ensure!(found.len() == wanted.len(), "{} rows instead of {}", found.len(), wanted.len());
-    Ok(())
-}
-
-/// Longest write that was under way during each of `pauses`.
-fn longest(took: &[Took], pauses: &[(Instant, Instant)]) -> Vec<Duration> {
-    let during = |(from, to): &(Instant, Instant)| {
-        let meets = |(began, took): &&Took| began <= to && *began + *took >= *from;
-        took.iter().filter(meets).map(|(_, took)| *took).max().unwrap_or_default()
-    };
-    let mut longest: Vec<Duration> = pauses.iter().map(during).collect();
-    longest.sort();
-    longest
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn splits_under_load_are_hardly_noticed() -> Result<()> {
     let cluster = Cluster::start(1, 3)?;
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
     let client = cluster.connect(TIMEOUT).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let level = |writer: u64| if writer.is_multiple_of(2) { AckLevel::Leader } else { AckLevel::Copies(2) };
-    let writer = |writer| tokio::spawn(write(client.clone(), writer, level(writer), Arc::clone(&stop)));
-    let writers: Vec<_> = (0..WRITERS).map(writer).collect();
-    let scans = tokio::spawn(scan(client.clone(), Arc::clone(&stop)));
+    let writers = Writers::start(&client, (0..WRITERS).map(mixed_level)).and_scan(&client);
     tokio::time::sleep(Duration::from_millis(500)).await;
     let mut pauses = Vec::new();
     while pauses.len() < 15 {
@@ -145,14 +42,8 @@ async fn splits_under_load_are_hardly_noticed() -> Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-    stop.store(true, Ordering::Relaxed);
-    let (mut models, mut took) = (Vec::new(), Vec::new());
-    for ended in join_all(writers).await {
-        let (model, writes) = ended??;
-        models.push(model);
-        took.extend(writes);
-    }
-    println!("{} writes, {} scans, {} splits", took.len(), scans.await??, pauses.len());
+    let Written { models, took, scans } = writers.end().await?;
+    println!("{} writes, {scans} scans, {} splits", took.len(), pauses.len());
     check(&client, &models).await?;
     let longest = longest(&took, &pauses);
     let (p50, p99) = (longest[longest.len() / 2], longest[longest.len() - 1]);
@@ -167,10 +58,7 @@ async fn whoever_dies_around_a_split_nothing_is_lost_or_doubled() -> Result<()> 
     let cli = cluster.cli();
     let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
     let client = cluster.connect(TIMEOUT).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let copies = AckLevel::Copies(2);
-    let writer = |writer| tokio::spawn(write(client.clone(), writer, copies, Arc::clone(&stop)));
-    let writers: Vec<_> = (0..WRITERS).map(writer).collect();
+    let writers = Writers::start(&client, (0..WRITERS).map(|writer| (writer, AckLevel::Copies(2))));
     tokio::time::sleep(Duration::from_millis(500)).await;
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let mut random = StdRng::seed_from_u64(seed);
@@ -195,11 +83,7 @@ async fn whoever_dies_around_a_split_nothing_is_lost_or_doubled() -> Result<()> 
         cluster.wait_until_serving()?;
         tokio::task::block_in_place(|| cluster.wait_until_whole(3, &[]))?;
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut models = Vec::new();
-    for ended in join_all(writers).await {
-        models.push(ended??.0);
-    }
+    let models = writers.end().await?.models;
     println!("splits ended as {:?}", outcomes.lock().expect("no holder panics"));
     check(&client, &models).await?;
     cluster.kill_all()?;
