@@ -97,6 +97,8 @@ impl Error {
             | Reason::LimitReached
             | Reason::DiskFull
             | Reason::TimestampOutOfRange
+            | Reason::WatchTooOld
+            | Reason::WatchTooSlow
             | Reason::TokenTooOld
             | Reason::TokenFenced
             | Reason::Reverted

@@ -137,6 +137,8 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::LimitReached
         | Reason::DiskFull
         | Reason::TimestampOutOfRange
+        | Reason::WatchTooOld
+        | Reason::WatchTooSlow
         | Reason::TokenTooOld
         | Reason::TokenFenced
         | Reason::Reverted

@@ -40,6 +40,7 @@ mod service;
 pub mod store;
 mod succession;
 mod tablets;
+mod watch;
 
 pub use config::Config;
 pub use error::Error;

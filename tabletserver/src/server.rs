@@ -25,10 +25,11 @@ use crate::read::Reader;
 use crate::replica_set::ReplicaSet;
 use crate::replication::{Identity, Links, Replication, keep_connected};
 use crate::routes::RouteCache;
-use crate::service::{HeatReport, Kv, Lost, Route, Split};
+use crate::service::{HeatReport, Kv, Lost, Route, Split, Watch};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
+use crate::watch::Watches;
 use arc_swap::ArcSwap;
 use crossbeam::channel::{self, Receiver};
 use ebla_kernel::ids::{Incarnation, ServerId, ServerRun, TabletId};
@@ -40,6 +41,7 @@ use ebla_proto::v1::lost_service_server::LostServiceServer;
 use ebla_proto::v1::replication_service_server::ReplicationServiceServer;
 use ebla_proto::v1::route_service_server::RouteServiceServer;
 use ebla_proto::v1::split_service_server::SplitServiceServer;
+use ebla_proto::v1::watch_service_server::WatchServiceServer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -131,6 +133,7 @@ impl TabletServer {
         let services = Services {
             source: Source::new(Arc::clone(&node), Arc::clone(&opened.oplog), rate),
             node: Arc::clone(&node),
+            watches: Arc::new(Watches::new(Arc::clone(&node), Arc::clone(&opened.oplog))),
             ledger: Arc::clone(&opened.ledger),
             replication: Replication { links: links.clone() },
         };
@@ -440,6 +443,7 @@ fn spawn_thread(
 /// What is served.
 struct Services {
     node: Arc<Node>,
+    watches: Arc<Watches>,
     ledger: Arc<Ledger>,
     replication: Replication,
     source: Source,
@@ -448,10 +452,11 @@ struct Services {
 impl Services {
     /// The gRPC server.
     async fn serve(self, incoming: MainConnections, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
-        let Self { node, ledger, replication, source } = self;
+        let Self { node, watches, ledger, replication, source } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<KvServiceServer<Kv>>().await;
         health.set_serving::<RouteServiceServer<Route>>().await;
+        health.set_serving::<WatchServiceServer<Watch>>().await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(ebla_proto::DESCRIPTORS)
@@ -459,6 +464,9 @@ impl Services {
         };
         let bad_descriptors = |error| Error::Fatal { what: format!("reflection ({error})") };
         let kv = KvServiceServer::new(Kv { node: Arc::clone(&node) })
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let watch = WatchServiceServer::new(Watch { watches })
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let heat = HeatServiceServer::new(HeatReport { node: Arc::clone(&node) });
@@ -474,6 +482,7 @@ impl Services {
             .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
             .add_service(kv)
             .add_service(route)
+            .add_service(watch)
             .add_service(lost)
             .add_service(heat)
             .add_service(split)
