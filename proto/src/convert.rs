@@ -87,7 +87,8 @@ pub fn op_to_wire(op: Op) -> v1::WriteOp {
     };
     let condition = op.condition.map(|condition| match condition {
         Condition::Absent => WireCondition::Absent(true),
-        Condition::TsIs(ts) => WireCondition::IfTs(ts.0),
+        // No client makes the latter.
+        Condition::TsIs(ts) | Condition::NewestIs(ts) => WireCondition::IfTs(ts.0),
         Condition::ValueIs(value) => WireCondition::IfValue(value),
     });
     v1::WriteOp { op: Some(action), condition }

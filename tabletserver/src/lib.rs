@@ -39,6 +39,7 @@ mod server;
 mod service;
 pub mod store;
 mod succession;
+mod sweeper;
 mod tablets;
 mod watch;
 

@@ -419,3 +419,17 @@ pub const WATCH_BEGIN_PATIENCE: Duration = Duration::from_secs(3);
 /// Pages of rows and old versions that are read for watches at once: those that begin must not
 /// slow down everybody else.
 pub const WATCH_PAGES_AT_ONCE: usize = 4;
+
+/// How often expired rows of watched tablets are looked for: their watchers are told so much
+/// later at most, when there are not very many.
+pub const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Versions that one such look reads in one tablet: some tens of milliseconds; it goes on there
+/// the next time.
+pub const SWEEP_WORK_MAX: usize = 200_000;
+
+/// Expired rows that one look deletes in one tablet.
+pub const SWEEP_ROWS_MAX: usize = 10_000;
+
+/// Expired rows that are deleted by one write.
+pub const SWEEP_BATCH_ROWS: usize = 100;

@@ -78,7 +78,8 @@ impl Default for TokenMaker {
 }
 
 impl TokenMaker {
-    fn make(&self) -> Token {
+    /// A new name.
+    pub(crate) fn make(&self) -> Token {
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         Token { issued_ms: Clock::wall_ms(), client: self.client, seq }
     }

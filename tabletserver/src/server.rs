@@ -29,6 +29,7 @@ use crate::service::{HeatReport, Kv, Lost, Route, Split, Watch};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
+use crate::sweeper::Sweeper;
 use crate::watch::Watches;
 use arc_swap::ArcSwap;
 use crossbeam::channel::{self, Receiver};
@@ -140,6 +141,11 @@ impl TabletServer {
         server.spawn(ended.clone(), services.serve(incoming, ended.clone()));
         server.spawn(ended, async move {
             keep_connected(links).await;
+            Ok(())
+        });
+        let sweeper = Sweeper::new(Arc::clone(&node));
+        server.spawn(server.ending.subscribe(), async move {
+            sweeper.run().await;
             Ok(())
         });
         let masters = Arc::new(Masters::new(config.masters.clone()));

@@ -76,7 +76,6 @@ pub struct TabletHandle {
 }
 
 /// Rows and bytes of a tablet: counted now and then, adjusted by each write between counts.
-#[derive(Default)]
 pub struct Size {
     /// Live rows.
     pub rows: AtomicU64,
@@ -86,6 +85,20 @@ pub struct Size {
     pub is_stale: AtomicBool,
     /// Holds versions that garbage collection may remove.
     pub has_garbage: AtomicBool,
+    /// May hold rows whose time ends; whoever looked through all of them knows.
+    pub may_expire: AtomicBool,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self {
+            rows: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            is_stale: AtomicBool::new(false),
+            has_garbage: AtomicBool::new(false),
+            may_expire: AtomicBool::new(true),
+        }
+    }
 }
 
 impl Size {

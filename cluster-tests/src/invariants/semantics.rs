@@ -139,6 +139,6 @@ fn holds(condition: &Condition, live: Option<&(Hlc, Body)>) -> bool {
             value.to_be_bytes()[..] == expected[..]
         }
         (Condition::ValueIs(_), Some((_, Body::Tombstone(_)))) => false,
-        (Condition::TsIs(_) | Condition::ValueIs(_), None) => false,
+        (Condition::TsIs(_) | Condition::NewestIs(_) | Condition::ValueIs(_), None) => false,
     }
 }

@@ -11,6 +11,7 @@
 
 pub mod cache;
 pub mod changes;
+pub mod expired;
 mod format;
 pub mod gc;
 pub mod memory;

@@ -107,7 +107,11 @@ pub(super) async fn plan(watches: &Arc<Watches>, request: &v1::WatchRequest) -> 
     let planning = Planning { watches, table: &table, tablet: &tablet, began: Instant::now() };
     let pieces = match &request.begin {
         None => vec![Piece { range: range.clone(), place: planning.now().await? }],
-        Some(Begin::SinceTs(ts)) => vec![Piece { range: range.clone(), place: Place::Time(Hlc(*ts)) }],
+        Some(Begin::SinceTs(ts)) => {
+            // As a read at that time would be refused, so is a watch, whatever the log has.
+            planning.pin(Hlc(*ts))?;
+            vec![Piece { range: range.clone(), place: Place::Time(Hlc(*ts)) }]
+        }
         Some(Begin::SnapshotTs(ts)) => vec![Piece { range: range.clone(), place: Place::Rows(Hlc(*ts)) }],
         Some(Begin::Token(_)) => pieces_of(token.as_ref(), &table, &range)?,
     };
