@@ -428,6 +428,7 @@ fn command_text(command: &Command) -> String {
     match command {
         Command::InitCluster { cluster_id, .. } => format!("init {}", cluster_id.0),
         Command::Recover { tablets } => format!("recover {tablets:?}"),
+        Command::Empty { tablets, .. } => format!("empty {tablets:?}"),
         Command::Appoint { appointments } => {
             let one = |a: &Appointment| {
                 let degraded = if a.degraded { " degraded" } else { "" };

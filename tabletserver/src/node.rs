@@ -14,6 +14,7 @@ use crate::read::{Reader, needs_evidence};
 use crate::replication::Peers;
 use crate::routes::{RouteCache, TableInfo};
 use crate::store::StoreError;
+use crate::store::both::MemoryTables;
 use crate::store::gc::{Floors, ReadPin, ReadPins};
 use crate::tablets::{Directory, TabletHandle};
 use arc_swap::ArcSwap;
@@ -22,6 +23,7 @@ use ebla_kernel::ids::{TabletId, Tick};
 use ebla_kernel::limits::{
     RANGE_TOMBSTONES_PER_TABLET_MAX, REQUEST_TIMEOUT_MS_DEFAULT, TOKEN_CLOCK_SLACK_MS,
 };
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::{self, AckLevel, Action, Body, Op, Token, Version};
 use ebla_kernel::sequence::{Evidence, Reject};
 use ebla_kernel::tablet::{Answer, Refusal};
@@ -43,6 +45,8 @@ pub struct Node {
     pub routes: RouteCache,
     /// The rows.
     pub reader: Reader,
+    /// The tables whose rows are in memory.
+    pub memory: Arc<MemoryTables>,
     /// What reads may still see.
     pub floors: Arc<Floors>,
     /// What reads look at now.
@@ -344,7 +348,10 @@ impl Node {
     /// Whether disk and tablet take these operations.
     fn check_room(&self, ops: &[Op], tablet: &TabletHandle) -> Result<(), ApiError> {
         let adds_rows = ops.iter().any(|op| matches!(op.action, Action::Set { .. } | Action::Add { .. }));
-        self.disk.check(adds_rows)?;
+        match tablet.kind {
+            TableKind::Durable => self.disk.check(adds_rows)?,
+            TableKind::Memory => {}
+        }
         let deletes_range = ops.iter().any(|op| matches!(op.action, Action::DeleteRange { .. }));
         if deletes_range && tablet.tombstones.load().len() >= RANGE_TOMBSTONES_PER_TABLET_MAX {
             let hint = format!(

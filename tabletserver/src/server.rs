@@ -289,6 +289,7 @@ fn start_pipeline(
             cache: Arc::new(RowCache::new(config.row_cache_bytes)),
             clock: Arc::clone(&clock),
         },
+        memory: Arc::clone(&opened.memory),
         leases: Arc::new(Leases::new(clock.elapsed(), opened.lease_ms_max)),
         clock: Arc::clone(&clock),
         directory: ArcSwap::default(),

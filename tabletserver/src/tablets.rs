@@ -15,6 +15,7 @@ use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Lineage, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::lease::LeaseTerms;
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::Version;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
@@ -31,6 +32,8 @@ pub struct TabletHandle {
     pub id: TabletId,
     /// Its table.
     pub table: TableId,
+    /// Where its rows and its log are.
+    pub kind: TableKind,
     /// Its keys.
     pub range: KeyRange,
     /// Its copy here.
@@ -122,6 +125,8 @@ pub struct HandleSpec {
     pub id: TabletId,
     /// Its table.
     pub table: TableId,
+    /// Where its rows and its log are.
+    pub kind: TableKind,
     /// Its keys.
     pub range: KeyRange,
     /// Its copy here.
@@ -151,6 +156,7 @@ impl TabletHandle {
         Self {
             id: spec.id,
             table: spec.table,
+            kind: spec.kind,
             range: spec.range,
             replica: spec.replica,
             generation: spec.generation,

@@ -88,5 +88,5 @@ fn append<'a>(part: &'a TabletEntries, uncertain: &HashSet<TabletId>) -> Append<
     let starts_epoch = matches!(part.items[0].logged.entry.payload, Payload::EpochStart { .. });
     let cuts = starts_epoch || uncertain.contains(&part.handle.id);
     let tail = if cuts { Tail::Cut } else { Tail::Continue };
-    Append { tablet: part.handle.id, tail, entries: part.items.iter().map(|item| &*item.logged).collect() }
+    Append { tablet: part.handle.id, tail, entries: part.items.iter().map(|item| &item.logged).collect() }
 }

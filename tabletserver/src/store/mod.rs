@@ -9,6 +9,7 @@
 //! A store does not know tablets, logs, leases or range tombstones' meaning: it keeps range
 //! tombstones as versions, and whoever reads a row compares it with them.
 
+pub mod both;
 pub mod cache;
 mod format;
 pub mod gc;
