@@ -201,7 +201,7 @@ impl Node {
         for op in ops {
             let (key, bytes) = match &op.action {
                 Action::Set { key, value, .. } => (key, key.len() + value.len()),
-                Action::Delete { key } => (key, key.len()),
+                Action::Delete { key, .. } => (key, key.len()),
                 Action::Add { key, .. } => (key, key.len() + size_of::<i64>()),
                 Action::DeleteRange { from, .. } => (from, from.len()),
             };
@@ -609,7 +609,7 @@ fn undecided(outcome: v1::WriteOutcome, token: Token) -> v1::WriteResponse {
 /// A key by which the tablet of a batch is found; the kernel checks the others.
 pub(crate) fn first_key(ops: &[Op]) -> &[u8] {
     match ops.first().map(|op| &op.action) {
-        Some(Action::Set { key, .. } | Action::Delete { key } | Action::Add { key, .. }) => key,
+        Some(Action::Set { key, .. } | Action::Delete { key, .. } | Action::Add { key, .. }) => key,
         Some(Action::DeleteRange { from, .. }) => from,
         None => &[],
     }
@@ -662,7 +662,7 @@ pub fn get_response(version: Option<Version>, at: Hlc) -> v1::GetResponse {
 #[must_use]
 pub fn body_to_wire(body: Body) -> (bytes::Bytes, bool) {
     match body {
-        Body::Tombstone => (bytes::Bytes::new(), false),
+        Body::Tombstone(_) => (bytes::Bytes::new(), false),
         Body::Value(value) => (value, false),
         Body::Counter(count) => (bytes::Bytes::copy_from_slice(&count.to_be_bytes()), true),
     }

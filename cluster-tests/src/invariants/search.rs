@@ -84,7 +84,7 @@ fn is_whole(truth: &Truth<'_>) -> bool {
 
 fn live(body: &Body) -> Option<Body> {
     match body {
-        Body::Tombstone => None,
+        Body::Tombstone(_) => None,
         Body::Value(_) | Body::Counter(_) => Some(body.clone()),
     }
 }
@@ -158,7 +158,7 @@ fn interval(operation: &Operation, key: &Bytes) -> Option<Interval> {
 
 fn touches(op: &Op, key: &Bytes) -> bool {
     match &op.action {
-        Action::Set { key: row, .. } | Action::Delete { key: row } | Action::Add { key: row, .. } => {
+        Action::Set { key: row, .. } | Action::Delete { key: row, .. } | Action::Add { key: row, .. } => {
             row == key
         }
         Action::DeleteRange { from, to } => from <= key && to.as_ref().is_none_or(|to| key < to),
@@ -183,7 +183,7 @@ fn run(deed: &Deed, row: &Option<Body>) -> Option<Option<Body>> {
                     let sum = match row {
                         None => *delta,
                         Some(Body::Counter(value)) => value.checked_add(*delta)?,
-                        Some(Body::Value(_) | Body::Tombstone) => return None,
+                        Some(Body::Value(_) | Body::Tombstone(_)) => return None,
                     };
                     let fits = result.as_ref().is_none_or(|result| *result == OpResult::Counter(sum));
                     fits.then_some(Some(Body::Counter(sum)))
@@ -199,7 +199,7 @@ fn holds(condition: &Condition, row: &Option<Body>) -> bool {
         (Condition::Absent, row) => row.is_none(),
         (Condition::ValueIs(expected), Some(Body::Value(value))) => value == expected,
         (Condition::ValueIs(expected), Some(Body::Counter(value))) => value.to_be_bytes()[..] == expected[..],
-        (Condition::ValueIs(_), None | Some(Body::Tombstone)) => false,
+        (Condition::ValueIs(_), None | Some(Body::Tombstone(_))) => false,
         (Condition::TsIs(ts), None) => *ts == Hlc::MAX,
         (Condition::TsIs(_), Some(_)) => false,
     }

@@ -258,7 +258,7 @@ impl Apply {
             let entries = || entries.iter().map(|logged| &(*logged).borrow().entry);
             add_range_tombstones(handle, entries());
             each_put(entries(), |key, version| {
-                let is_row = !matches!(version.body, Body::Tombstone);
+                let is_row = !matches!(version.body, Body::Tombstone(_));
                 handle.size.put(is_row, key.len() + version.body.bytes());
                 if handle.kind == TableKind::Durable {
                     self.cache.after_apply(handle.generation, key, version);

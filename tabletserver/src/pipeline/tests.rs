@@ -169,7 +169,7 @@ impl Bench {
             let version = self.handle.uncovered(key.as_bytes(), version, Hlc::MAX)?;
             match version.body {
                 Body::Value(value) => Some(format!("{key}={}", String::from_utf8_lossy(&value))),
-                Body::Tombstone | Body::Counter(_) => None,
+                Body::Tombstone(_) | Body::Counter(_) => None,
             }
         };
         ["a", "b", "c"].iter().filter_map(seen).collect()

@@ -12,7 +12,7 @@ use super::{Applied, Store, VersionName};
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
-use ebla_kernel::op::{Body, Change};
+use ebla_kernel::op::{Body, Cause, Change};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::{RangeTombstone, RangeTombstones};
 use proptest::prelude::*;
@@ -74,7 +74,8 @@ fn range() -> impl Strategy<Value = KeyRange> {
 
 fn change() -> impl Strategy<Value = Change> {
     let body = prop_oneof![
-        1 => Just(Body::Tombstone),
+        1 => Just(Body::Tombstone(Cause::Deleted)),
+        1 => Just(Body::Tombstone(Cause::Evicted)),
         2 => (0u8..9).prop_map(|byte| Body::Value(vec![byte; 3].into())),
         1 => any::<i64>().prop_map(Body::Counter),
     ];
