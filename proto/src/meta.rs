@@ -131,7 +131,10 @@ fn table_kind(wire: i32) -> Result<TableKind, ApiError> {
 }
 
 /// What a full table does.
-fn eviction(wire: i32) -> Result<Eviction, ApiError> {
+///
+/// # Errors
+/// `BAD_REQUEST` for an unknown word.
+pub fn eviction(wire: i32) -> Result<Eviction, ApiError> {
     match v1::Eviction::try_from(wire) {
         Ok(v1::Eviction::Unspecified | v1::Eviction::None) => Ok(Eviction::None),
         Ok(v1::Eviction::Lru) => Ok(Eviction::LeastRecent),

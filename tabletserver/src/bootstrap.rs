@@ -18,7 +18,7 @@ use crate::oplog::{Oplog, OplogConfig};
 use crate::pipeline::{CutStores, finish_cuts};
 use crate::registry::{EpochSpan, Registry, ReplicaRecord, ReplicaState, StagedRecord};
 use crate::replicas::Replicas;
-use crate::store::both::{BothStores, MemoryTables};
+use crate::store::both::BothStores;
 use crate::store::gc::Floors;
 use crate::store::memory::MemoryStore;
 use crate::store::rocks::{RocksConfig, RocksStore};
@@ -51,8 +51,8 @@ pub struct Opened {
     pub hlc_bound: Hlc,
     /// The rows.
     pub store: Arc<BothStores>,
-    /// The tables whose rows are in memory; none at first, for all of them are lost.
-    pub memory: Arc<MemoryTables>,
+    /// The rows in memory; none at first, for all of them are lost.
+    pub memory: Arc<MemoryStore>,
     /// What garbage collection may take.
     pub floors: Arc<Floors>,
     /// The log.
@@ -100,8 +100,8 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
         ..RocksConfig::default()
     };
     let disk = RocksStore::open(&config.data_dir.join("data"), &rocks, Arc::clone(&floors))?;
-    let memory = Arc::new(MemoryTables::default());
-    let store = Arc::new(BothStores::new(disk, MemoryStore::new(), Arc::clone(&memory)));
+    let memory = Arc::new(MemoryStore::new());
+    let store = Arc::new(BothStores::new(disk, Arc::clone(&memory)));
     let oplog = Arc::new(Oplog::open(&config.data_dir.join("oplog"), &OplogConfig::default())?);
     let ledger = Arc::new(Ledger::open(&config.data_dir.join("lost"))?);
     let registry = Arc::new(registry);

@@ -293,7 +293,7 @@ impl ReplicaSet {
     /// Gives those in memory their place in the log, and their rows theirs.
     fn keep_in_memory(&self, records: &[ReplicaRecord]) {
         for record in records.iter().filter(|record| record.kind == TableKind::Memory) {
-            self.node.memory.add(record.table);
+            self.node.memory.tables().add(record.table);
             self.oplog.keep_in_memory(record.tablet);
         }
     }

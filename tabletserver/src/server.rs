@@ -13,6 +13,7 @@ use crate::janitor::Janitor;
 use crate::ledger::Ledger;
 use crate::limits;
 use crate::master_link::{self, Link, Masters, Registration, forward_outward, open_session};
+use crate::memory_keeper::MemoryKeeper;
 use crate::meters::Meters;
 use crate::node::{Node, TokenMaker};
 use crate::pipeline::{
@@ -389,11 +390,16 @@ fn start_upkeep(
         oplog_bytes_max: config.oplog_bytes_max,
         stop: Arc::clone(stop),
     };
+    let memory = MemoryKeeper { node: Arc::clone(node), stop: Arc::clone(stop) };
     let janitor = Janitor { node: Arc::clone(node), gc_interval: config.gc_interval, stop: Arc::clone(stop) };
     vec![
         spawn_thread("flusher", failed, move || flusher.run()),
         spawn_thread("janitor", failed, move || {
             janitor.run();
+            Ok(())
+        }),
+        spawn_thread("memory", failed, move || {
+            memory.run();
             Ok(())
         }),
     ]

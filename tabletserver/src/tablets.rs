@@ -360,6 +360,11 @@ impl TableTablets {
         handle.range.contains(key).then_some(handle)
     }
 
+    /// Every replica, in key order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<TabletHandle>> {
+        self.by_start.values()
+    }
+
     /// The replica that holds the greatest key below `key`; without `key`, the last one.
     #[must_use]
     pub fn find_below(&self, key: Option<&[u8]>) -> Option<&Arc<TabletHandle>> {

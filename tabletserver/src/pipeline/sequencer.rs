@@ -52,8 +52,10 @@ pub struct SequencerParts {
     pub requests: Receiver<Request>,
     /// Everything else that comes in.
     pub control: Receiver<Control>,
-    /// Where groups go.
+    /// Where groups of tablets on disk go.
     pub log: Sender<Group>,
+    /// Where groups of tablets in memory go: they never wait for a disk.
+    pub memory_log: Sender<Group>,
     /// Where orders to the apply thread go.
     pub orders: Sender<Order>,
     /// Where questions to the log go.

@@ -4,65 +4,39 @@
 //! assignment and never changed. A table that nobody has called a memory table is on disk.
 
 use super::memory::MemoryStore;
+use super::memory_tables::MemoryTables;
 use super::rocks::RocksStore;
 use super::{Applied, Cursor, Incoming, Store, StoreError, StoreHealth, VersionName};
-use arc_swap::ArcSwap;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
 use ebla_kernel::op::Version;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstone;
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-
-/// The tables that keep their rows in memory, as far as they have copies here. Ids are never
-/// given twice, so a table that was dropped costs its four bytes until the process ends.
-#[derive(Default)]
-pub struct MemoryTables {
-    ids: ArcSwap<BTreeSet<TableId>>,
-}
-
-impl MemoryTables {
-    /// Notes that a table keeps its rows in memory; before its first row.
-    pub fn add(&self, table: TableId) {
-        if !self.has(table) {
-            self.ids.rcu(|known| {
-                let mut more = BTreeSet::clone(known);
-                more.insert(table);
-                more
-            });
-        }
-    }
-
-    /// Whether a table keeps its rows in memory.
-    #[must_use]
-    pub fn has(&self, table: TableId) -> bool {
-        self.ids.load().contains(&table)
-    }
-}
 
 /// The rows of a server.
 pub struct BothStores {
     disk: RocksStore,
-    memory: MemoryStore,
+    memory: Arc<MemoryStore>,
     tables: Arc<MemoryTables>,
 }
 
 impl BothStores {
-    /// Tables of `tables` are in `memory`, all others on `disk`.
+    /// The tables of `memory` are there, all others on `disk`.
     #[must_use]
-    pub fn new(disk: RocksStore, memory: MemoryStore, tables: Arc<MemoryTables>) -> Self {
+    pub fn new(disk: RocksStore, memory: Arc<MemoryStore>) -> Self {
+        let tables = Arc::clone(memory.tables());
         Self { disk, memory, tables }
     }
 
     fn of(&self, table: TableId) -> &dyn Store {
-        if self.tables.has(table) { &self.memory } else { &self.disk }
+        if self.tables.has(table) { &*self.memory } else { &self.disk }
     }
 }
 
 impl VersionName {
-    fn table(&self) -> TableId {
+    pub(super) fn table(&self) -> TableId {
         match self {
             Self::Row { table, .. } | Self::RangeTombstone { table, .. } => *table,
         }
@@ -75,9 +49,12 @@ impl Store for BothStores {
     }
 
     fn apply(&self, changes: &[Applied<'_>]) -> Result<(), StoreError> {
-        let known = self.tables.ids.load();
+        let is_in_memory = |change: &&Applied<'_>| self.tables.has(change.table);
+        if !changes.iter().any(|change| is_in_memory(&change)) {
+            return self.disk.apply(changes);
+        }
         let (memory, disk): (Vec<Applied<'_>>, Vec<Applied<'_>>) =
-            changes.iter().partition(|change| known.contains(&change.table));
+            changes.iter().partition(|change| is_in_memory(&change));
         if !memory.is_empty() {
             self.memory.apply(&memory)?;
         }

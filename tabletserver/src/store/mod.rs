@@ -14,6 +14,7 @@ pub mod cache;
 mod format;
 pub mod gc;
 pub mod memory;
+pub mod memory_tables;
 pub mod rocks;
 pub mod scan;
 pub mod split_points;
