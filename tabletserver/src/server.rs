@@ -17,7 +17,7 @@ use crate::memory_keeper::MemoryKeeper;
 use crate::meters::Meters;
 use crate::node::{Node, TokenMaker};
 use crate::pipeline::{
-    Apply, Control, Cutter, Log, Outward, Request, Sequencer, SequencerHandle, SequencerParts,
+    Apply, Control, Cutter, Log, LogDisk, Outward, Request, Sequencer, SequencerHandle, SequencerParts,
 };
 use crate::promises::answering::Answering;
 use crate::promises::asking::Asking;
@@ -324,6 +324,7 @@ fn start_stages(
 ) -> Vec<JoinHandle<()>> {
     // No queue before the log: a group grows in the sequencer until the log takes it.
     let (groups, to_log) = channel::bounded(0);
+    let (memory_groups, to_memory_log) = channel::bounded(0);
     let (durable, to_apply) = channel::bounded(1);
     let (orders, ordered) = channel::unbounded();
     let (cuts, to_cut) = channel::unbounded();
@@ -333,6 +334,7 @@ fn start_stages(
         requests,
         control: told,
         log: groups,
+        memory_log: memory_groups,
         orders: orders.clone(),
         cuts: cuts.clone(),
         outward,
@@ -340,14 +342,17 @@ fn start_stages(
         leases: Arc::clone(&node.leases),
         peers: Arc::clone(&node.peers),
     });
-    let log = Log {
-        groups: to_log,
-        durable,
+    let log = |groups, disk| Log {
+        groups,
+        durable: durable.clone(),
         control: control.clone(),
         oplog: Arc::clone(oplog),
-        disk: Arc::clone(&node.disk),
-        syncs: Arc::clone(syncs),
+        disk,
     };
+    let disk = LogDisk { gauge: Arc::clone(&node.disk), syncs: Arc::clone(syncs) };
+    let (memory_log, log) = (log(to_memory_log, None), log(to_log, Some(disk)));
+    // Only the logs hold its sending end: apply ends with them.
+    drop(durable);
     let apply = Apply {
         durable: to_apply,
         orders: ordered,
@@ -368,6 +373,7 @@ fn start_stages(
             Ok(())
         }),
         spawn_thread("log", failed, move || log.run().map_err(Error::from)),
+        spawn_thread("memory log", failed, move || memory_log.run().map_err(Error::from)),
         spawn_thread("apply", failed, move || apply.run()),
         spawn_thread("cut", failed, move || cutter.run()),
     ]
