@@ -70,7 +70,10 @@ impl MemoryKeeper {
             let infos: BTreeMap<TableId, &Arc<TableInfo>> =
                 routes.tables().map(|info| (info.id, info)).collect();
             hands.retain(|id, _| infos.contains_key(id));
-            for (id, table) in tables.all() {
+            let tables = tables.all();
+            let used: u64 = tables.iter().map(|(_, table)| table.used()).sum();
+            metrics::gauge!("ebla_memory_used_bytes").set(used as f64);
+            for (id, table) in tables {
                 let Some(info) = infos.get(&id) else { continue };
                 table.set_limit(info.memory_bytes_max, info.eviction);
                 self.collect(info, &table);
