@@ -169,7 +169,10 @@ impl Node {
             v1::Consistency::Unspecified | v1::Consistency::Linearizable => {}
         }
         if request.at_ts == 0 {
-            return self.get_newest_later(request).await;
+            return match self.get_newest(request) {
+                Err(_) if self.is_handed_over_for(request) => self.get_newest_later(request).await,
+                read => read,
+            };
         }
         let (table, tablet) = self.find_for_read(request)?;
         let at = Hlc(request.at_ts);

@@ -66,7 +66,7 @@ fn cut_tombstones(handle: &TabletHandle, store: &dyn Store, seal: &SealRecord) -
     if !parts.is_empty() {
         handle.tombstones.rcu(|known| {
             let mut known = RangeTombstones::clone(known);
-            insert_all(&mut known, &parts);
+            known.extend(parts.iter().cloned());
             known
         });
     }
@@ -94,12 +94,6 @@ fn store_parts(
     Ok(parts)
 }
 
-fn insert_all(known: &mut RangeTombstones, parts: &[RangeTombstone]) {
-    for part in parts {
-        known.insert(part.range.start().clone(), part.range.end().cloned(), part.ts);
-    }
-}
-
 /// Cuts the range tombstones of a sealed tablet that were found at a start, again.
 ///
 /// # Errors
@@ -111,7 +105,7 @@ pub fn cut_again(
     known: &mut RangeTombstones,
 ) -> Result<(), StoreError> {
     let parts = store_parts(record.table, known, store, &staged.seal)?;
-    insert_all(known, &parts);
+    known.extend(parts);
     Ok(())
 }
 
@@ -141,11 +135,10 @@ pub fn tombstones_of(parents: &[Arc<TabletHandle>], range: &KeyRange) -> RangeTo
 }
 
 fn add_tombstones(own: &mut RangeTombstones, parent: &RangeTombstones, range: &KeyRange) {
-    for tombstone in parent.overlapping(range) {
-        if let Some(part) = tombstone.range.intersect(range) {
-            own.insert(part.start().clone(), part.end().cloned(), tombstone.ts);
-        }
-    }
+    let part = |tombstone: RangeTombstone| {
+        tombstone.range.intersect(range).map(|range| RangeTombstone { range, ts: tombstone.ts })
+    };
+    own.extend(parent.overlapping(range).filter_map(part));
 }
 
 /// What a replica has from the tablets that it was made of.

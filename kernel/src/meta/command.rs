@@ -172,7 +172,7 @@ pub enum ReplicaChange {
         /// Which.
         replica: ReplicaId,
     },
-    /// A copy that took nobody's place has arrived.
+    /// A copy has arrived that takes nobody's place, or whose predecessor is needed after all.
     Settle {
         /// The tablet.
         tablet: TabletId,

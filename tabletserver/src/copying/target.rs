@@ -21,7 +21,7 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, Seq, ServerId, ServerRun};
 use ebla_kernel::meta::TableKind;
 use ebla_kernel::range::KeyRange;
-use ebla_kernel::range_tombstones::{RangeTombstone, RangeTombstones};
+use ebla_kernel::range_tombstones::RangeTombstone;
 use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun, Seals};
 use ebla_proto::convert::non_empty;
@@ -167,10 +167,7 @@ impl Target {
                 return Ok(None);
             }
         };
-        let mut tombstones = RangeTombstones::new();
-        for RangeTombstone { range, ts } in base.tombstones {
-            tombstones.insert(range.start().clone(), range.end().cloned(), ts);
-        }
+        let tombstones = base.tombstones.into_iter().collect();
         let (end, epochs) = (base.entry.end(), base.epochs);
         // A sealed tablet is not sent: no seal is in force at its base.
         let (seals, staged) = (Seals::default(), None);
