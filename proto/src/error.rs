@@ -95,6 +95,8 @@ reasons! {
     Overloaded = "OVERLOADED", ResourceExhausted;
     /// A bound of the data model is reached.
     LimitReached = "LIMIT_REACHED", ResourceExhausted;
+    /// The table in memory is at its limit; nothing was written, deletes go on.
+    MemoryLimit = "MEMORY_LIMIT", ResourceExhausted;
     /// The disk is too full for new rows; deletes go on.
     DiskFull = "DISK_FULL", ResourceExhausted;
     /// The timestamp is outside of what is kept.

@@ -239,9 +239,9 @@ pub fn apply_sealed(
     if record.flushed.pos.seq >= staged.end.pos.seq {
         return Ok(());
     }
-    let ReplicaRecord { tablet, range, flushed, parents, .. } = record.clone();
+    let ReplicaRecord { tablet, kind, range, flushed, parents, .. } = record.clone();
     let ranges = vec![range.clone()];
-    let retired = RetiredRecord { tablet, range, seal: staged.end, flushed, parents };
+    let retired = RetiredRecord { tablet, kind, range, seal: staged.end, flushed, parents };
     Inherited::default().replay(record.table, &Ancestor { retired, ranges }, oplog, store)
 }
 
@@ -323,8 +323,10 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use ebla_kernel::entry::{Payload, RevertTarget, SealedChild, WriteRecord};
     use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, ReplicaId};
+    use ebla_kernel::meta::TableKind;
     use ebla_kernel::op::{AckLevel, Body, OpResult, Token};
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     const PARENT: TabletId = TabletId(1);
     const TABLE: TableId = TableId(2);
@@ -383,7 +385,7 @@ mod tests {
         push(Payload::Revert { targets: vec![target] });
         push(Payload::Seal(seal()));
         push(Payload::EpochStart { replica: ReplicaId(1), incarnation: ebla_kernel::ids::Incarnation(1) });
-        let logged: Vec<Logged> = entries.iter().cloned().map(Logged::from).collect();
+        let logged: Vec<Arc<Logged>> = entries.iter().cloned().map(Logged::from).map(Arc::new).collect();
         let append = Append { tablet: PARENT, tail: Tail::Continue, entries: logged.iter().collect() };
         oplog.append_group(&[append], Fsync::Now).unwrap();
         Log { _dir: dir, oplog, entries }
@@ -393,6 +395,7 @@ mod tests {
         ReplicaRecord {
             tablet: TabletId(3),
             table: TABLE,
+            kind: TableKind::Durable,
             replica: ReplicaId(3),
             range,
             state: ReplicaState::Active,
@@ -411,8 +414,8 @@ mod tests {
     }
 
     fn ancestor(seal: LogEnd, flushed: LogEnd, range: KeyRange) -> Ancestor {
-        let retired =
-            RetiredRecord { tablet: PARENT, range: KeyRange::all(), seal, flushed, parents: Vec::new() };
+        let (kind, parents) = (TableKind::Durable, Vec::new());
+        let retired = RetiredRecord { tablet: PARENT, kind, range: KeyRange::all(), seal, flushed, parents };
         Ancestor { retired, ranges: vec![range] }
     }
 

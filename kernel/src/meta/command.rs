@@ -18,7 +18,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 5;
+pub const COMMAND_FORMAT: u8 = 6;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -133,6 +133,13 @@ pub enum Command {
         proposer: (ServerId, Incarnation),
         /// What it asks for, of every parent in key order.
         commits: Vec<SplitCommit>,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
+    },
+    /// Lets tablets of memory tables that have lost every copy begin anew, each on its own.
+    Empty {
+        /// Tablets and their epochs as the proposer knows them.
+        tablets: Vec<(TabletId, Epoch)>,
         /// When, milliseconds since 1970.
         time_ms: u64,
     },
