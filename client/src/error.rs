@@ -92,9 +92,11 @@ impl Error {
             | Reason::TooFewServers
             | Reason::WriteLost
             | Reason::ConditionFailed
+            | Reason::BatchSpansTablets
             | Reason::NotACounter
             | Reason::CounterOverflow
             | Reason::LimitReached
+            | Reason::MemoryLimit
             | Reason::DiskFull
             | Reason::TimestampOutOfRange
             | Reason::WatchTooOld

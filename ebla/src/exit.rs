@@ -132,9 +132,11 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::JobEnded
         | Reason::JobFailed
         | Reason::ConditionFailed
+        | Reason::BatchSpansTablets
         | Reason::NotACounter
         | Reason::CounterOverflow
         | Reason::LimitReached
+        | Reason::MemoryLimit
         | Reason::DiskFull
         | Reason::TimestampOutOfRange
         | Reason::WatchTooOld

@@ -129,6 +129,7 @@ async fn write(node: &Node, tablet: &Arc<TabletHandle>, rows: &[(Bytes, Hlc)]) -
         level: AckLevel::Leader,
         token: node.tokens.make(),
         deadline: node.deadline(0),
+        room: None,
     };
     node.write(write).await?;
     metrics::counter!("ebla_expired_rows_total").increment(rows.len() as u64);

@@ -19,6 +19,7 @@ use crossbeam::channel::{Receiver, Select, Sender};
 use ebla_kernel::entry::{Entry, LogEnd, RevertedRow};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Seq, TabletId};
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::{Body, Change, Version};
 use ebla_kernel::range_tombstones::RangeTombstones;
 use std::borrow::Borrow;
@@ -248,7 +249,7 @@ impl Apply {
         if changes.is_empty() {
             return Ok(());
         }
-        for (handle, entries) in puts {
+        for (handle, entries) in puts.iter().filter(|(handle, _)| handle.kind == TableKind::Durable) {
             let keys = entries.iter().flat_map(|logged| keys_of(&(*logged).borrow().entry));
             self.cache.before_apply(handle.generation, keys);
         }
@@ -262,7 +263,9 @@ impl Apply {
                 if version.expires_ms.is_some() {
                     handle.size.may_expire.store(true, std::sync::atomic::Ordering::Relaxed);
                 }
-                self.cache.after_apply(handle.generation, key, version);
+                if handle.kind == TableKind::Durable {
+                    self.cache.after_apply(handle.generation, key, version);
+                }
             });
         }
         Ok(())

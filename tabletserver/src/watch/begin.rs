@@ -106,11 +106,14 @@ pub(super) async fn plan(watches: &Arc<Watches>, request: &v1::WatchRequest) -> 
     let range = asked.intersect(&tablet.range).ok_or_else(|| node.elsewhere(&table, asked.start()))?;
     let planning = Planning { watches, table: &table, tablet: &tablet, began: Instant::now() };
     let pieces = match &request.begin {
-        None => vec![Piece { range: range.clone(), place: planning.now().await? }],
+        None => vec![Piece { range: range.clone(), place: Place::Time(planning.now()?) }],
         Some(Begin::SinceTs(ts)) => {
             // As a read at that time would be refused, so is a watch, whatever the log has.
             planning.pin(Hlc(*ts))?;
             vec![Piece { range: range.clone(), place: Place::Time(Hlc(*ts)) }]
+        }
+        Some(Begin::SnapshotTs(0)) => {
+            vec![Piece { range: range.clone(), place: Place::Rows(planning.now()?) }]
         }
         Some(Begin::SnapshotTs(ts)) => vec![Piece { range: range.clone(), place: Place::Rows(Hlc(*ts)) }],
         Some(Begin::Token(_)) => pieces_of(token.as_ref(), &table, &range)?,
@@ -209,10 +212,10 @@ struct Planned {
 }
 
 impl Planning<'_> {
-    /// The last entry that is definite.
-    async fn now(&self) -> Result<Place, ApiError> {
-        let end = self.closed(Hlc::MIN).await?;
-        Ok(Place::Entry { lineage: self.tablet.lineage, pos: end.pos, ts: end.ts })
+    /// A timestamp above everything that was answered before.
+    fn now(&self) -> Result<Hlc, ApiError> {
+        let now = self.watches.node.clock.issue();
+        now.map_err(|error| ApiError::new(Reason::Internal, error.to_string()))
     }
 
     async fn all(&self, pieces: Vec<Piece>) -> Result<Planned, ApiError> {

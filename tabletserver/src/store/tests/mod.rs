@@ -93,11 +93,7 @@ fn batches() -> impl Strategy<Value = Vec<Vec<Change>>> {
 
 /// Range tombstones as the map that a tablet makes of them.
 fn loaded_map(loaded: &[RangeTombstone]) -> RangeTombstones {
-    let mut map = RangeTombstones::new();
-    for RangeTombstone { range, ts } in loaded {
-        map.insert(range.start().clone(), range.end().cloned(), *ts);
-    }
-    map
+    loaded.iter().cloned().collect()
 }
 
 fn apply_all(store: &dyn Store, ts: Hlc, changes: &[Change]) {
