@@ -273,7 +273,9 @@ async fn a_slow_consumer_is_cut_off_with_its_token_and_others_do_not_notice() ->
     };
     let error = loop {
         match slow.next().await.context("the watch ended in silence")? {
-            Ok(event) => drop(take(event)),
+            Ok(event) => {
+                take(event);
+            }
             Err(error) => break error,
         }
     };
@@ -283,7 +285,9 @@ async fn a_slow_consumer_is_cut_off_with_its_token_and_others_do_not_notice() ->
     let mut rest = client.watch("t", Watch::all().since(Since::Token(token)))?;
     let mut rest_seen = Seen::default();
     rest_seen.until(&mut rest, last.ts).await?;
-    rest_seen.events.into_iter().for_each(|event| drop(take(event)));
+    for event in rest_seen.events {
+        take(event);
+    }
     ensure!(written.iter().all(|key| shown.contains(key)), "{} of {} rows", shown.len(), written.len());
     Ok(())
 }
@@ -406,5 +410,34 @@ fn the_command_prints_what_programs_can_read() -> Result<()> {
     let _ = cli.run(&["delete-range", "t", "", "", "--yes"]).expect(exit::OK);
     watching.wait_until(|lines| printed(lines).len() == 1)?;
     assert_eq!(printed(&watching.end()?), ["delete k2"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_in_memory_that_came_back_empty_is_a_break() -> Result<()> {
+    let mut cluster = Cluster::start(1, 1)?;
+    create(&cluster.cli(), &["--replicas", "1", "--kind", "memory"]);
+    let client = cluster.connect(TIMEOUT).await?;
+    let mut events = client.watch("t", Watch::all())?;
+    let mut seen = Seen::default();
+    seen.until(&mut events, Hlc(1)).await?;
+    let lost = client.set("t", "lost", "v").await?.committed()?;
+    seen.until(&mut events, lost.ts).await?;
+    let token = seen.token().context("there were events")?;
+    cluster.servers[0].kill_and_restart()?;
+    tokio::task::block_in_place(|| cluster.wait_until_whole(1, &[]))?;
+    let kept = client.set("t", "kept", "v").await?.committed()?;
+    // The watch that was open, and one that comes with its token.
+    let mut again = client.watch("t", Watch::all().since(Since::Token(token)))?;
+    for events in [&mut events, &mut again] {
+        let mut seen = Seen::default();
+        seen.until(events, kept.ts).await?;
+        let is_break = |event: &WatchEvent| matches!(event.change, WatchChange::Break { .. });
+        let at =
+            seen.events.iter().position(is_break).with_context(|| format!("no break: {:?}", seen.events))?;
+        let after = Seen { events: seen.events.split_off(at), resolved: Hlc::MIN };
+        let rows: BTreeSet<Bytes> = after.sets().into_keys().map(|(key, _)| key).collect();
+        ensure!(rows == BTreeSet::from([Bytes::from_static(b"kept")]), "{rows:?}");
+    }
     Ok(())
 }

@@ -202,8 +202,6 @@ pub enum Mutation {
     FeedShowsReverted,
     /// A watch goes on from whatever entry stands at its position.
     ResumeUnchecked,
-    /// A watch says that everything up to the last applied entry was seen, pending ones or not.
-    ResolvedEarly,
     /// A watch goes on in the log of a child whatever of the parent's it has not seen.
     ChildFeedSkips,
 }
@@ -315,7 +313,6 @@ impl Mutation {
         Self::FeedAboveQ,
         Self::FeedShowsReverted,
         Self::ResumeUnchecked,
-        Self::ResolvedEarly,
         Self::ChildFeedSkips,
     ];
 
@@ -446,7 +443,6 @@ impl Mutation {
             Self::FeedAboveQ => "a watch shows only what is at or below Q",
             Self::FeedShowsReverted => "a watch never shows what was taken back",
             Self::ResumeUnchecked => "a watch goes on only in its own history",
-            Self::ResolvedEarly => "nothing at or below a resolved timestamp follows",
             Self::ChildFeedSkips => "a watch sees what the parent's log had",
         }
     }
@@ -551,7 +547,6 @@ impl Mutation {
             Self::ClearTouchesNeighbour => &["2.1 move-out", "cockroach-31752"],
             Self::FeedAboveQ | Self::FeedShowsReverted => &["I7"],
             Self::ResumeUnchecked => &["KIP-320"],
-            Self::ResolvedEarly => &["etcd-15220"],
             Self::ChildFeedSkips => &["pegasus-2284"],
         }
     }

@@ -101,8 +101,7 @@ impl History<'_> {
     }
 
     fn start_since(&self, ts: Hlc) -> Start {
-        let begins = self.first.map_or(self.base.pos.seq.next(), |first| first.seq);
-        let is_whole = begins == self.base.pos.seq.next() && self.base.ts <= ts;
+        let is_whole = self.begins() == self.base.pos.seq.next() && self.base.ts <= ts;
         let reaches = self.first.is_some_and(|first| first.ts <= ts);
         if is_whole || reaches || mutated!(ChildFeedSkips) {
             Start::LogSince(ts)
@@ -113,11 +112,12 @@ impl History<'_> {
 
     /// Whether the log here has every entry after `seq`.
     fn has_log_after(&self, seq: Seq) -> bool {
-        if mutated!(ChildFeedSkips) {
-            return true;
-        }
-        let begins = self.first.map_or(self.base.pos.seq.next(), |first| first.seq);
-        begins <= seq.next()
+        self.begins() <= seq.next() || mutated!(ChildFeedSkips)
+    }
+
+    /// Index of the first entry that the log has, or will have when everything was purged.
+    fn begins(&self) -> Seq {
+        self.first.map_or(self.base.pos.seq.max(self.safe).next(), |first| first.seq)
     }
 
     fn epoch_at(&self, seq: Seq) -> Option<Epoch> {
@@ -175,6 +175,14 @@ mod tests {
         assert_eq!(purged.start(&entry(7, 1, 4, 40)), Start::Versions(Hlc(40)));
         assert_eq!(purged.start(&Place::Time(Hlc(60))), Start::LogSince(Hlc(60)));
         assert_eq!(purged.start(&Place::Time(Hlc(59))), Start::Versions(Hlc(59)));
+    }
+
+    #[test]
+    fn a_log_that_was_purged_as_a_whole_has_nothing() {
+        let purged = History { first: None, ..history() };
+        assert_eq!(purged.start(&entry(7, 3, 9, 90)), Start::Log(Seq(9)));
+        assert_eq!(purged.start(&entry(7, 3, 8, 80)), Start::Versions(Hlc(80)));
+        assert_eq!(purged.start(&Place::Time(Hlc(200))), Start::Versions(Hlc(200)));
     }
 
     #[test]
