@@ -259,6 +259,18 @@ mod tests {
     }
 
     #[test]
+    fn worked_bytes_of_the_documentation() {
+        let pos = Pos::new(Epoch(2), Seq(3));
+        let place = Place::Entry { lineage: Lineage(1), pos, ts: Hlc::new(1, 0) };
+        let token = Token::new(TableId(1), KeyRange::all(), place);
+        let text = include_str!("../../../docs/formats.md");
+        let (_, block) = text.split_once("```bytes watch-token\n").unwrap();
+        let (block, _) = block.split_once("```").unwrap();
+        let bytes = block.lines().flat_map(|line| line.split(';').next().unwrap().split_whitespace());
+        assert_eq!(token.to_string(), format!("w{}", bytes.collect::<String>()));
+    }
+
+    #[test]
     fn pieces_lie_over_what_was_known() {
         let mut token = Token::new(TableId(1), range("", ""), at(1));
         token.put(Piece { range: range("m", ""), place: at(5) });
