@@ -15,7 +15,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// The tables, the one on disk first.
-const TABLES: [(&str, v1::TableKind); 2] = [("durable", v1::TableKind::Durable), ("memory", v1::TableKind::Memory)];
+const TABLES: [(&str, v1::TableKind); 2] =
+    [("durable", v1::TableKind::Durable), ("memory", v1::TableKind::Memory)];
 
 /// Tablets of each table: two on each of the three servers.
 const TABLETS: u64 = 6;

@@ -32,7 +32,8 @@ impl Server {
         }
         let Assignments { full, assignments, removed, .. } = message;
         // What was said of an earlier disk, or process, is over (m15, m16).
-        let is_ours = |assignment: &Assignment| assignment.generation == generation || mutated!(LostCopyAnswers);
+        let is_ours =
+            |assignment: &Assignment| assignment.generation == generation || mutated!(LostCopyAnswers);
         let assignments: Vec<Assignment> = assignments.into_iter().filter(is_ours).collect();
         if !is_late {
             for parent in assignments.iter().filter_map(|assignment| assignment.parent) {
