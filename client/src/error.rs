@@ -92,6 +92,7 @@ impl Error {
             | Reason::TooFewServers
             | Reason::WriteLost
             | Reason::ConditionFailed
+            | Reason::BatchSpansTablets
             | Reason::NotACounter
             | Reason::CounterOverflow
             | Reason::LimitReached

@@ -132,6 +132,7 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::JobEnded
         | Reason::JobFailed
         | Reason::ConditionFailed
+        | Reason::BatchSpansTablets
         | Reason::NotACounter
         | Reason::CounterOverflow
         | Reason::LimitReached

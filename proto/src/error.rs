@@ -83,6 +83,8 @@ reasons! {
     NotLeader = "NOT_LEADER", FailedPrecondition;
     /// The tablet is not here or is no more; fetch the route again.
     StaleRoute = "STALE_ROUTE", FailedPrecondition;
+    /// A batch is atomic within one tablet, and its rows lie in several; nothing was written.
+    BatchSpansTablets = "BATCH_SPANS_TABLETS", FailedPrecondition;
     /// Too few in-sync copies for the level; nothing was written.
     NotEnoughReplicas = "NOT_ENOUGH_REPLICAS", Unavailable;
     /// Nobody who could answer can be reached now.

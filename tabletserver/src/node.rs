@@ -540,10 +540,10 @@ impl Node {
             Refusal::OutOfRange => {
                 let hint = format!(
                     "a batch is atomic within one tablet, and not all of its rows lie in tablet {} {}: \
-                     split the batch by tablet, or fetch the route again",
+                     cut the batch by tablet; nothing was written",
                     tablet.id.0, tablet.range
                 );
-                ApiError::new(Reason::StaleRoute, hint).with("tablet", tablet.id.0)
+                ApiError::new(Reason::BatchSpansTablets, hint).with("tablet", tablet.id.0)
             }
             Refusal::NoLease => no_lease(tablet),
             Refusal::Transferring => {
