@@ -27,10 +27,15 @@ fn describe(cli: &Cli, at: usize) -> Json {
     cli.json(&["tablet", "describe", &id])
 }
 
+/// The fewest copies in sync of any tablet that is led and at rest; a lost copy is none.
 fn copies_in_sync(cli: &Cli) -> usize {
     let count = |tablet: &Json| {
-        let has_leader = tablet["leader"].as_u64().is_some();
-        tablet["in_sync"].as_array().filter(|_| has_leader).map_or(0, Vec::len)
+        let is_at_rest = tablet["leader"].as_u64().is_some() && tablet["job"].is_null();
+        if is_at_rest && servers_in(tablet, "lost").is_empty() {
+            servers_in(tablet, "in_sync").len()
+        } else {
+            0
+        }
     };
     tablets(cli).iter().map(count).min().unwrap_or(0)
 }
@@ -91,7 +96,8 @@ fn rows_outlive_one_server_and_two_and_not_all() -> Result<()> {
     let one = |cluster: &mut Cluster, at: usize| -> Result<()> {
         cluster.servers[at].process().kill()?;
         cluster.servers[at].start()?;
-        Ok(())
+        // Until it is registered anew its copies are not known to be lost.
+        cluster.wait_until_serving()
     };
     // One: it comes back without its rows and gets them from the others, under a new name.
     let before = describe(&cli, 0)["lineage"].clone();
@@ -109,6 +115,7 @@ fn rows_outlive_one_server_and_two_and_not_all() -> Result<()> {
     })?;
     cluster.servers[0].start()?;
     cluster.servers[1].start()?;
+    cluster.wait_until_serving()?;
     eventually("three copies are in sync", REPAIR_MAX, || copies_in_sync(&cli) == 3)?;
     assert_eq!(describe(&cli, 0)["lineage"], before, "a copy was there all the while");
     assert_eq!(describe(&cli, 0)["emptied"], Json::Null);
