@@ -104,7 +104,12 @@ fn rows_outlive_one_server_and_two_and_not_all() -> Result<()> {
     for at in 0..3 {
         eventually("three copies are in sync", REPAIR_MAX, || copies_in_sync(&cli) == 3)?;
         one(&mut cluster, at)?;
-        eventually("the rows are there", BACK_MAX, || count(&cli) == Some(1_002))?;
+        let found = eventually("the rows are there", BACK_MAX, || count(&cli) == Some(1_002));
+        found.with_context(|| {
+            let read = cli.run(&["range", "m", "-o", "jsonl", "--timeout", "2s"]);
+            let error = read.text().lines().last().unwrap_or_default().to_owned();
+            format!("server {at}: {:?} rows, {error}, {:?}", count(&cli), tablets(&cli))
+        })?;
     }
     eventually("three copies are in sync", REPAIR_MAX, || copies_in_sync(&cli) == 3)?;
     // Two at once: the third alone has what all had.
