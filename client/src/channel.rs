@@ -17,6 +17,8 @@ pub(crate) enum Lane {
     Calls,
     /// Streams of rows.
     Scans,
+    /// Streams of changes, which a slow consumer may leave unread.
+    Watches,
 }
 
 /// The connections of one client. Bounded by the addresses of the cluster.

@@ -40,7 +40,9 @@ mod server;
 mod service;
 pub mod store;
 mod succession;
+mod sweeper;
 mod tablets;
+mod watch;
 
 pub use config::Config;
 pub use error::Error;

@@ -7,9 +7,11 @@ mod pipe;
 mod route;
 mod scan;
 mod split;
+mod watch;
 
 pub use heat::Heat as HeatReport;
 pub use kv::Kv;
 pub use lost::Lost;
 pub use route::Route;
 pub use split::Split;
+pub use watch::Watch;
