@@ -1,8 +1,10 @@
 //! `WatchService`: wire in, wire out; everything between is [`crate::watch`].
 
-use crate::watch::{Responses, Watches, watch};
-use ebla_proto::v1::WatchRequest;
+use crate::watch::{Watches, watch};
 use ebla_proto::v1::watch_service_server::WatchService;
+use ebla_proto::v1::{WatchRequest, WatchResponse};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -14,9 +16,10 @@ pub struct Watch {
 
 #[tonic::async_trait]
 impl WatchService for Watch {
-    type WatchStream = Responses;
+    type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Ok(Response::new(watch(&self.watches, request.get_ref()).await?))
+        let responses = watch(&self.watches, request.get_ref()).await?;
+        Ok(Response::new(responses.map(|response| response.map_err(Status::from)).boxed()))
     }
 }

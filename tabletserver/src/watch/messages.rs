@@ -10,13 +10,12 @@ use ebla_proto::v1::{WatchCover, WatchEvent, WatchEventType, WatchResponse};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::sync::{mpsc, oneshot};
-use tonic::Status;
 
 /// The sending half of a watch's stream.
 pub(super) struct Messages {
     out: mpsc::Sender<WatchResponse>,
     /// Why the stream ends; told behind everything that was sent.
-    end: Option<oneshot::Sender<Status>>,
+    end: Option<oneshot::Sender<ApiError>>,
     message: WatchResponse,
     bytes: usize,
 }
@@ -33,7 +32,7 @@ pub(super) enum Unsent {
 /// The messages of a watch, then why it ended.
 pub struct Responses {
     messages: mpsc::Receiver<WatchResponse>,
-    end: Option<oneshot::Receiver<Status>>,
+    end: Option<oneshot::Receiver<ApiError>>,
 }
 
 pub(super) fn channel() -> (Messages, Responses) {
@@ -44,16 +43,16 @@ pub(super) fn channel() -> (Messages, Responses) {
 }
 
 impl futures::Stream for Responses {
-    type Item = Result<WatchResponse, Status>;
+    type Item = Result<WatchResponse, ApiError>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if let Some(message) = ready!(self.messages.poll_recv(context)) {
             return Poll::Ready(Some(Ok(message)));
         }
         let Some(end) = &mut self.end else { return Poll::Ready(None) };
-        let status = ready!(Pin::new(end).poll(context));
+        let error = ready!(Pin::new(end).poll(context));
         self.end = None;
-        Poll::Ready(status.ok().map(Err))
+        Poll::Ready(error.ok().map(Err))
     }
 }
 
@@ -94,7 +93,7 @@ impl Messages {
     pub(super) fn fail(mut self, error: ApiError, token: &Token) {
         if let Some(end) = self.end.take() {
             // A consumer that is gone needs no reason.
-            let _ = end.send(error.with("token", token).into());
+            let _ = end.send(error.with("token", token));
         }
     }
 }

@@ -21,4 +21,4 @@ mod session;
 
 pub use begin::Watches;
 pub use progress::Progress;
-pub use session::{Responses, watch};
+pub use session::watch;

@@ -3,7 +3,7 @@
 use super::Watches;
 use super::begin::{Plan, Slot, log_error, plan, reason_of, upper_bound};
 use super::feed::{Batch, Feed, FeedError};
-use super::messages::{self, Messages, Unsent, to_wire, too_slow};
+use super::messages::{self, Messages, Responses, Unsent, to_wire, too_slow};
 use super::past::{Page, Pages, Past};
 use crate::clock::Clock;
 use crate::limits;
@@ -20,8 +20,6 @@ use ebla_proto::v1::{WatchCover, WatchEvent, WatchEventType, WatchRequest};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-pub use super::messages::Responses;
 
 /// Begins a watch; its messages come out of the stream.
 ///
