@@ -21,6 +21,7 @@ pub mod op;
 pub mod plan;
 pub mod range;
 pub mod range_tombstones;
+pub mod room;
 pub mod sequence;
 pub mod tablet;
 

@@ -194,6 +194,14 @@ pub enum Mutation {
     ForgottenBeforeFlush,
     /// Clearing a copy takes rows beyond its range.
     ClearTouchesNeighbour,
+    /// Clearing a room's bit takes it whatever stamp it has.
+    ClearUnconditional,
+    /// The bit of a run that is over counts.
+    OldRunsBitCounts,
+    /// Bits are not said again when another leads the row.
+    DoubtIgnored,
+    /// A subscriber is told that it is in before the bit is set.
+    SubscribedBeforeSet,
 }
 
 impl Mutation {
@@ -307,6 +315,11 @@ impl Mutation {
     pub fn redundant(self) -> Option<&'static str> {
         Self::REDUNDANT.iter().find(|(mutation, _)| *mutation == self).map(|(_, reason)| *reason)
     }
+
+    /// Those that show themselves only where there are rooms; a world of its own finds them
+    /// (`kernel/tests/room_world.rs`).
+    pub const OF_ROOMS: [Self; 4] =
+        [Self::ClearUnconditional, Self::OldRunsBitCounts, Self::DoubtIgnored, Self::SubscribedBeforeSet];
 
     /// Those that show themselves only where tablets are split or merged; the golden scripts hold
     /// the rules of those that chance does not bring about.
@@ -424,6 +437,10 @@ impl Mutation {
             Self::IngestBeforeFlush => "2.1 bootstrap",
             Self::ForgottenBeforeFlush => "2.1 move-out",
             Self::ClearTouchesNeighbour => "2.1 move-out",
+            Self::ClearUnconditional
+            | Self::OldRunsBitCounts
+            | Self::DoubtIgnored
+            | Self::SubscribedBeforeSet => "1.17 rooms",
         }
     }
     /// What it stands for: rules of the protocol, sections of the protocol on the order of
@@ -524,6 +541,10 @@ impl Mutation {
             Self::IngestBeforeFlush => &["2.1 bootstrap"],
             Self::ForgottenBeforeFlush => &["2.1 move-out"],
             Self::ClearTouchesNeighbour => &["2.1 move-out", "cockroach-31752"],
+            Self::ClearUnconditional
+            | Self::OldRunsBitCounts
+            | Self::DoubtIgnored
+            | Self::SubscribedBeforeSet => &["1.17"],
         }
     }
 }

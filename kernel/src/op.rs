@@ -6,9 +6,12 @@
 use crate::hlc::Hlc;
 use crate::ids::Seq;
 use crate::limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::room::ServerRuns;
+use crate::room::row::BitChange;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 use std::fmt;
+use std::sync::Arc;
 
 /// What one version of a row says.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -146,6 +149,15 @@ pub enum Action {
         /// First key that stays.
         to: Option<Bytes>,
     },
+    /// Changes the bit of a server in the row of a room. Only servers ask for it.
+    Room {
+        /// The room.
+        key: Bytes,
+        /// What becomes of the bit.
+        change: BitChange,
+        /// Bits of runs that are over by these go, too.
+        runs: Arc<ServerRuns>,
+    },
 }
 
 impl Action {
@@ -153,7 +165,9 @@ impl Action {
     #[must_use]
     pub fn key(&self) -> Option<&Bytes> {
         match self {
-            Self::Set { key, .. } | Self::Delete { key } | Self::Add { key, .. } => Some(key),
+            Self::Set { key, .. } | Self::Delete { key } | Self::Add { key, .. } | Self::Room { key, .. } => {
+                Some(key)
+            }
             Self::DeleteRange { .. } => None,
         }
     }
@@ -172,7 +186,7 @@ impl Op {
     /// Whether the present version of the row must be known to run this.
     #[must_use]
     pub fn needs_read(&self) -> bool {
-        self.condition.is_some() || matches!(self.action, Action::Add { .. })
+        self.condition.is_some() || matches!(self.action, Action::Add { .. } | Action::Room { .. })
     }
 }
 
@@ -290,7 +304,7 @@ fn check_op(op: &Op) -> Result<usize, BadRequest> {
             }
             key.len() + value.len()
         }
-        Action::Delete { key } | Action::Add { key, .. } => key.len(),
+        Action::Delete { key } | Action::Add { key, .. } | Action::Room { key, .. } => key.len(),
         Action::DeleteRange { from, to } => check_delete_range(op, from, to.as_ref())?,
     };
     Ok(bytes)
