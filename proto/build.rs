@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "lost",
         "split",
         "heat",
+        "room",
+        "room_peer",
     ];
     let files = names.map(|name| format!("ebla/v1/{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;

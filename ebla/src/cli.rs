@@ -207,13 +207,22 @@ pub enum Table {
     /// Create a table and wait until it serves
     Create(CreateTable),
     /// List all tables
-    List(Wait),
+    List(ListTables),
     /// Describe one table
     Describe(TableName),
     /// Change when a table is split and merged
     Set(SetTable),
     /// Drop a table with all its rows
     Drop(DropTable),
+}
+
+#[derive(Args, Debug)]
+pub struct ListTables {
+    /// Also those that the cluster keeps for itself
+    #[arg(long)]
+    pub system: bool,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]

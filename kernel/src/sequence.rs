@@ -334,17 +334,12 @@ impl Batch<'_> {
         Ok(OpResult::Counter(sum))
     }
 
-    /// A row that is none is written anew by the servers that have subscribers.
     fn change_room(&mut self, key: &Bytes, change: BitChange, runs: &ServerRuns) -> Result<OpResult, Reject> {
         let live = self.live(key)?;
-        let mut room = match &live {
-            Some(Version { body: Body::Value(value), .. }) => RoomRow::decode(value).unwrap_or_default(),
-            Some(_) | None => RoomRow::default(),
-        };
+        let mut room = RoomRow::of(live.as_ref().map(|version| &version.body));
         let is_broken = live.is_some() && room.is_empty();
         if room.change(change, runs) || is_broken {
-            let body = if room.is_empty() { Body::Tombstone } else { Body::Value(room.encode()) };
-            self.rows.insert(key.clone(), (body, None));
+            self.rows.insert(key.clone(), (room.into_body(), None));
         }
         Ok(OpResult::Done)
     }

@@ -166,7 +166,7 @@ pub fn table_change(wire: &v1::ChangeTableRequest) -> Result<TableChange, ApiErr
         return Err(ApiError::new(Reason::BadRequest, hint));
     }
     let (split_bytes, split_load) = (wire.split_bytes, wire.split_load);
-    Ok(TableChange { split_bytes, split_load, auto_merge: auto_merge(wire.auto_merge)? })
+    Ok(TableChange { split_bytes, split_load, auto_merge: auto_merge(wire.auto_merge)?, replicas: None })
 }
 
 fn copies(wire: u32) -> Result<Option<u8>, ApiError> {

@@ -197,7 +197,7 @@ impl Node {
         for op in ops {
             let (key, bytes) = match &op.action {
                 Action::Set { key, value, .. } => (key, key.len() + value.len()),
-                Action::Delete { key } => (key, key.len()),
+                Action::Delete { key } | Action::Room { key, .. } => (key, key.len()),
                 Action::Add { key, .. } => (key, key.len() + size_of::<i64>()),
                 Action::DeleteRange { from, .. } => (from, from.len()),
             };
@@ -602,7 +602,12 @@ fn undecided(outcome: v1::WriteOutcome, token: Token) -> v1::WriteResponse {
 /// A key by which the tablet of a batch is found; the kernel checks the others.
 pub(crate) fn first_key(ops: &[Op]) -> &[u8] {
     match ops.first().map(|op| &op.action) {
-        Some(Action::Set { key, .. } | Action::Delete { key } | Action::Add { key, .. }) => key,
+        Some(
+            Action::Set { key, .. }
+            | Action::Delete { key }
+            | Action::Add { key, .. }
+            | Action::Room { key, .. },
+        ) => key,
         Some(Action::DeleteRange { from, .. }) => from,
         None => &[],
     }

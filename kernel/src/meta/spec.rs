@@ -6,12 +6,25 @@ use crate::limits::{
 };
 use crate::op::AckLevel;
 use crate::range::KeyRange;
+use crate::room::ROOMS_TABLE;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 use std::fmt;
 
 /// Names that begin like this belong to the system.
 const RESERVED_PREFIX: &str = "ebla.";
+
+/// The tables that the masters make by themselves.
+pub const SYSTEM_TABLES: [&str; 1] = [ROOMS_TABLE];
+
+/// How the table of rooms keeps its rows.
+const ROOMS_KIND: TableKind = TableKind::Durable;
+
+/// Whether a table of this name belongs to the system: users neither write nor change it.
+#[must_use]
+pub fn is_system_name(name: &str) -> bool {
+    name.starts_with(RESERVED_PREFIX)
+}
 
 /// How a table keeps its rows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -87,6 +100,8 @@ pub struct TableChange {
     pub split_load: Option<u64>,
     /// Which idle neighbours are merged.
     pub auto_merge: Option<AutoMerge>,
+    /// Replication factor R; it only rises, and D stays what it was.
+    pub replicas: Option<u8>,
 }
 
 impl Default for TableSpec {
@@ -218,6 +233,22 @@ impl TableSpec {
         self.split_bytes = change.split_bytes.unwrap_or(self.split_bytes);
         self.split_load = change.split_load.unwrap_or(self.split_load);
         self.auto_merge = change.auto_merge.unwrap_or(self.auto_merge);
+        let replicas = change.replicas.filter(|replicas| (self.replicas..=REPLICAS_MAX).contains(replicas));
+        self.replicas = replicas.unwrap_or(self.replicas);
+    }
+
+    /// What the table of rooms promises when it is made with so many servers up. It rather goes on
+    /// with fewer copies than waits: servers say their bits again.
+    #[must_use]
+    pub fn of_rooms(servers_up: usize) -> Self {
+        let replicas = Self::default_replicas(servers_up);
+        Self {
+            kind: ROOMS_KIND,
+            replicas,
+            min_in_sync: Self::default_min_in_sync(replicas),
+            policy: Policy::Degraded,
+            ..Self::default()
+        }
     }
 
     /// Checks that this release can keep the promises. Asked where a table is requested;
@@ -359,6 +390,19 @@ mod tests {
             (replicas, TableSpec::default_min_in_sync(replicas))
         };
         assert_eq!([0, 1, 2, 3, 4, 900].map(chosen), [(1, 1), (1, 1), (2, 1), (3, 2), (3, 2), (3, 2)]);
+    }
+
+    #[test]
+    fn copies_of_rooms_follow_from_the_servers() {
+        for up in [0, 1, 2, 3, 900] {
+            let mut spec = TableSpec::of_rooms(up);
+            assert_eq!(spec.check(), Ok(()), "{up} servers");
+            assert_eq!(usize::from(spec.replicas), up.clamp(1, 3));
+            spec.change(&TableChange { replicas: Some(3), ..TableChange::default() });
+            assert_eq!((spec.replicas, spec.check()), (3, Ok(())));
+            spec.change(&TableChange { replicas: Some(1), ..TableChange::default() });
+            assert_eq!(spec.replicas, 3, "copies are never taken away so");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{ServerRuns, Stamp, SubSeq};
 use crate::ids::{Incarnation, Ordinal};
 use crate::limits::SERVERS_MAX;
 use crate::mutated;
+use crate::op::Body;
 use bytes::Bytes;
 use roaring::RoaringBitmap;
 use std::collections::BTreeMap;
@@ -82,6 +83,22 @@ impl RoomRow {
             bytes.extend_from_slice(&stamp.sub_seq.0.to_be_bytes());
         }
         bytes.into()
+    }
+
+    /// The room that a row says; one that says nothing of the kind is empty, and the servers with
+    /// subscribers write it anew.
+    #[must_use]
+    pub fn of(body: Option<&Body>) -> Self {
+        match body {
+            Some(Body::Value(value)) => Self::decode(value).unwrap_or_default(),
+            Some(Body::Tombstone | Body::Counter(_)) | None => Self::default(),
+        }
+    }
+
+    /// What the row is to say: a room without bits has none.
+    #[must_use]
+    pub fn into_body(self) -> Body {
+        if self.is_empty() { Body::Tombstone } else { Body::Value(self.encode()) }
     }
 
     /// Whether no bit is set: such a room has no row.

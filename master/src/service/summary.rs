@@ -2,7 +2,7 @@
 
 use super::Shared;
 use ebla_kernel::ids::ServerId;
-use ebla_kernel::meta::{JobKind, Origin, Server, State, Table, Tablet};
+use ebla_kernel::meta::{JobKind, Origin, Server, State, Table, Tablet, is_system_name};
 use ebla_proto::meta::{server_to_wire, table_to_wire, tablet_to_wire};
 use ebla_proto::v1::{self, ServerState, TableState, TabletState};
 use std::collections::BTreeMap;
@@ -80,17 +80,21 @@ pub(super) fn server(shared: &Shared, state: &State, server: &Server) -> v1::Ser
 }
 
 pub(super) fn status(shared: &Shared, state: &State) -> v1::GetStatusResponse {
-    let tablets = state.tablet_count();
-    let serving = shared.liveness.count_serving(state, state.tablets());
+    let is_users = |tablet: &&Tablet| {
+        state.table(tablet.table).is_some_and(|table| !is_system_name(&table.name))
+    };
+    let tablets = state.tablets().filter(is_users).count();
+    let serving = shared.liveness.count_serving(state, state.tablets().filter(is_users));
+    let not_serving = state.tablet_count() - shared.liveness.count_serving(state, state.tablets());
     let servers = servers(shared, state);
     v1::GetStatusResponse {
         cluster_id: state.cluster_id().map(|id| id.to_string()).unwrap_or_default(),
         masters: shared.masters(),
-        tables: state.tables().count() as u64,
+        tables: state.tables().filter(|table| !is_system_name(&table.name)).count() as u64,
         tablets: tablets as u64,
         tablets_serving: serving as u64,
         version: state.version(),
-        warnings: warnings(shared, state, &servers, tablets - serving),
+        warnings: warnings(shared, state, &servers, not_serving),
         servers,
     }
 }
