@@ -17,6 +17,8 @@ pub(crate) enum Lane {
     Calls,
     /// Streams of rows.
     Scans,
+    /// Everything about rooms.
+    Rooms,
 }
 
 /// The connections of one client. Bounded by the addresses of the cluster.

@@ -95,6 +95,7 @@ impl Error {
             | Reason::NotACounter
             | Reason::CounterOverflow
             | Reason::LimitReached
+            | Reason::SubscriberTooSlow
             | Reason::DiskFull
             | Reason::TimestampOutOfRange
             | Reason::TokenTooOld

@@ -103,3 +103,9 @@ pub const SUGGEST_SPLIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a job that is waited for is looked at.
 pub const JOB_POLL: Duration = Duration::from_millis(100);
+
+/// Rooms in one request of a subscriber: the longest names fit a message.
+pub const ROOMS_PER_REQUEST: usize = 1_000;
+
+/// Requests of a subscriber that wait to be sent.
+pub const SUBSCRIBE_REQUESTS_WAITING: usize = 4;

@@ -104,6 +104,9 @@ pub enum Command {
     Lost(Lost),
     /// The busiest tablets and keys, live
     Top(Top),
+    /// Subscribe to rooms, publish to them, see who is there
+    #[command(subcommand)]
+    Room(Room),
 }
 
 impl Command {
@@ -197,6 +200,12 @@ pub struct Tabletserver {
     /// Bytes per second, such as 50MiB, at which copies are sent to servers that lack them
     #[arg(long, default_value = "50MiB", value_parser = parse::bytes, value_name = "BYTES")]
     pub bootstrap_rate: u64,
+    /// Most rooms that one stream of a subscriber may be in
+    #[arg(long, default_value_t = ebla_tabletserver::limits::SUBSCRIPTIONS_PER_STREAM_DEFAULT, value_name = "N")]
+    pub subscriptions_per_stream: usize,
+    /// Most subscriptions of rooms at this server
+    #[arg(long, default_value_t = ebla_tabletserver::limits::SUBSCRIPTIONS_PER_SERVER_DEFAULT, value_name = "N")]
+    pub subscriptions_max: usize,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
     pub http: Option<String>,
@@ -450,6 +459,58 @@ pub enum Lost {
     List(ListLost),
     /// Show the rows of one record
     Show(ShowLost),
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Room {
+    /// Print what is published to rooms, until interrupted
+    Subscribe(SubscribeRooms),
+    /// Send a message to everybody in a room
+    Publish(PublishRoom),
+    /// Count who is in a room
+    Who(RoomName),
+    /// List the rooms that somebody is in
+    List(ListRooms),
+}
+
+#[derive(Args, Debug)]
+pub struct SubscribeRooms {
+    /// Names of the rooms
+    #[arg(required = true, value_name = "ROOM")]
+    pub rooms: Vec<OsString>,
+    /// End after so many messages
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct PublishRoom {
+    /// Name of the room
+    pub room: OsString,
+    /// What to say
+    #[arg(allow_hyphen_values = true)]
+    pub message: OsString,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct RoomName {
+    /// Name of the room
+    pub room: OsString,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct ListRooms {
+    /// Only rooms whose names begin so
+    #[arg(long, allow_hyphen_values = true, value_name = "P")]
+    pub prefix: Option<OsString>,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]

@@ -135,6 +135,7 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::NotACounter
         | Reason::CounterOverflow
         | Reason::LimitReached
+        | Reason::SubscriberTooSlow
         | Reason::DiskFull
         | Reason::TimestampOutOfRange
         | Reason::TokenTooOld

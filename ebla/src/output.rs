@@ -127,6 +127,18 @@ impl Output {
         self.row_json(&row, false)
     }
 
+    /// An object whose first fields are bytes: marked when some of them are not UTF-8.
+    pub fn bytes_json(&self, fields: &[(&str, &[u8])], others: Json) -> Json {
+        let mut object = Map::new();
+        let mut is_text = true;
+        for (name, bytes) in fields {
+            is_text &= self.put_bytes(&mut object, name, bytes);
+        }
+        object.extend(others.as_object().cloned().unwrap_or_default());
+        self.mark(&mut object, is_text);
+        object.into()
+    }
+
     /// Bytes as people read them.
     pub fn text(&self, bytes: &[u8]) -> String {
         match std::str::from_utf8(bytes) {

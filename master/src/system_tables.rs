@@ -52,7 +52,8 @@ impl Settling {
 fn next(shared: &Shared, settling: &mut Settling) -> Option<Command> {
     let candidates = shared.candidates();
     let spec = TableSpec::of_rooms(candidates.len());
-    let known = shared.raft.view().state().table_named(ROOMS_TABLE).map(|table| (table.id, table.spec.replicas));
+    let known =
+        shared.raft.view().state().table_named(ROOMS_TABLE).map(|table| (table.id, table.spec.replicas));
     match known {
         Some((table, replicas)) if replicas < spec.replicas => {
             let change = TableChange { replicas: Some(spec.replicas), ..TableChange::default() };

@@ -93,6 +93,8 @@ reasons! {
     Overloaded = "OVERLOADED", ResourceExhausted;
     /// A bound of the data model is reached.
     LimitReached = "LIMIT_REACHED", ResourceExhausted;
+    /// A subscriber did not keep up with what was published and was cut off.
+    SubscriberTooSlow = "SUBSCRIBER_TOO_SLOW", ResourceExhausted;
     /// The disk is too full for new rows; deletes go on.
     DiskFull = "DISK_FULL", ResourceExhausted;
     /// The timestamp is outside of what is kept.

@@ -22,6 +22,7 @@ use ebla_kernel::ids::{TabletId, Tick};
 use ebla_kernel::limits::{
     RANGE_TOMBSTONES_PER_TABLET_MAX, REQUEST_TIMEOUT_MS_DEFAULT, TOKEN_CLOCK_SLACK_MS,
 };
+use ebla_kernel::meta::is_system_name;
 use ebla_kernel::op::{self, AckLevel, Action, Body, Op, Token, Version};
 use ebla_kernel::sequence::{Evidence, Reject};
 use ebla_kernel::tablet::{Answer, Refusal};
@@ -78,7 +79,8 @@ impl Default for TokenMaker {
 }
 
 impl TokenMaker {
-    fn make(&self) -> Token {
+    /// A name that nobody has used.
+    pub(crate) fn make(&self) -> Token {
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         Token { issued_ms: Clock::wall_ms(), client: self.client, seq }
     }
@@ -320,6 +322,10 @@ impl Node {
             return Err(ApiError::new(Reason::Draining, "this server is stopping: fetch the route again"));
         }
         self.meters.write();
+        if is_system_name(&request.table) {
+            let hint = format!("table {} belongs to the system: write to a table of yours", request.table);
+            return Err(ApiError::new(Reason::BadRequest, hint));
+        }
         let ops = convert::ops(request.ops)?;
         let table = self.table(&request.table)?;
         let level = check_level(convert::ack(request.ack.as_ref())?.unwrap_or(table.ack), &table)?;

@@ -70,6 +70,17 @@ impl Routes {
         self.tablets.get(id)
     }
 
+    /// The tablets of a table, in key order.
+    pub fn tablets_of(&self, table: TableId) -> impl Iterator<Item = &v1::Tablet> {
+        let ids = self.by_start.get(&table.0).into_iter().flat_map(BTreeMap::values);
+        ids.filter_map(|id| self.tablets.get(id))
+    }
+
+    /// Every server.
+    pub fn servers(&self) -> impl Iterator<Item = &v1::Server> {
+        self.servers.values()
+    }
+
     /// The tablet of this id.
     #[must_use]
     pub fn tablet(&self, id: TabletId) -> Option<&v1::Tablet> {

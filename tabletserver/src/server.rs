@@ -24,8 +24,9 @@ use crate::promises::{Leases, PromiseThread};
 use crate::read::Reader;
 use crate::replica_set::ReplicaSet;
 use crate::replication::{Identity, Links, Replication, keep_connected};
+use crate::rooms::{RoomLimits, Rooms};
 use crate::routes::RouteCache;
-use crate::service::{HeatReport, Kv, Lost, Route, Split};
+use crate::service::{HeatReport, Kv, Lost, Room, RoomPeer, Route, Split};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
@@ -38,6 +39,8 @@ use ebla_proto::v1::heat_service_server::HeatServiceServer;
 use ebla_proto::v1::kv_service_server::KvServiceServer;
 use ebla_proto::v1::lost_service_server::LostServiceServer;
 use ebla_proto::v1::replication_service_server::ReplicationServiceServer;
+use ebla_proto::v1::room_peer_service_server::RoomPeerServiceServer;
+use ebla_proto::v1::room_service_server::RoomServiceServer;
 use ebla_proto::v1::route_service_server::RouteServiceServer;
 use ebla_proto::v1::split_service_server::SplitServiceServer;
 use std::collections::HashMap;
@@ -128,15 +131,23 @@ impl TabletServer {
         let room = Arc::new(Semaphore::new(limits::COPIES_BYTES_MAX));
         let links = Links { node: Arc::clone(&node), oplog: Arc::clone(&opened.oplog), room };
         let rate = Arc::new(Rate::new(config.bootstrap_bytes_per_s));
+        let rooms_limits =
+            RoomLimits { per_stream: config.subscriptions_per_stream, per_server: config.subscriptions_max };
+        let (rooms, keeping_rooms) = Rooms::start(Arc::clone(&node), rooms_limits);
         let services = Services {
+            rooms,
             source: Source::new(Arc::clone(&node), Arc::clone(&opened.oplog), rate),
             node: Arc::clone(&node),
             ledger: Arc::clone(&opened.ledger),
             replication: Replication { links: links.clone() },
         };
         server.spawn(ended.clone(), services.serve(incoming, ended.clone()));
-        server.spawn(ended, async move {
+        server.spawn(ended.clone(), async move {
             keep_connected(links).await;
+            Ok(())
+        });
+        server.spawn(ended, async move {
+            keeping_rooms.await;
             Ok(())
         });
         let masters = Arc::new(Masters::new(config.masters.clone()));
@@ -439,6 +450,7 @@ fn spawn_thread(
 
 /// What is served.
 struct Services {
+    rooms: Arc<Rooms>,
     node: Arc<Node>,
     ledger: Arc<Ledger>,
     replication: Replication,
@@ -448,10 +460,11 @@ struct Services {
 impl Services {
     /// The gRPC server.
     async fn serve(self, incoming: MainConnections, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
-        let Self { node, ledger, replication, source } = self;
+        let Self { rooms, node, ledger, replication, source } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<KvServiceServer<Kv>>().await;
         health.set_serving::<RouteServiceServer<Route>>().await;
+        health.set_serving::<RoomServiceServer<Room>>().await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(ebla_proto::DESCRIPTORS)
@@ -468,6 +481,12 @@ impl Services {
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let source = BootstrapServiceServer::new(source).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let split = SplitServiceServer::new(Split { node: Arc::clone(&node) });
+        let room = RoomServiceServer::new(Room { rooms: Arc::clone(&rooms) })
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let room_peer = RoomPeerServiceServer::new(RoomPeer { rooms })
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let route =
             RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         tonic::transport::Server::builder()
@@ -477,6 +496,8 @@ impl Services {
             .add_service(lost)
             .add_service(heat)
             .add_service(split)
+            .add_service(room)
+            .add_service(room_peer)
             .add_service(replication)
             .add_service(source)
             .add_service(health_service)

@@ -17,7 +17,8 @@ pub async fn run(global: &Global, command: Table) -> anyhow::Result<ExitCode> {
         Table::Create(args) => create(global, args, &mut out).await?,
         Table::List(args) => {
             let admin = connect(global, args.wait).await?.admin();
-            let tables = if args.system { admin.list_all_tables().await? } else { admin.list_tables().await? };
+            let tables =
+                if args.system { admin.list_all_tables().await? } else { admin.list_tables().await? };
             let objects: Vec<_> = tables.iter().map(table_json).collect();
             let columns =
                 ["name", "id", "state", "kind", "replicas", "ack", "tablets", "rows_estimate", "bytes"];

@@ -32,9 +32,9 @@ use ebla_proto::v1::{
     ForgetServerResponse, GetBalancerRequest, GetBalancerResponse, GetStatusRequest, GetStatusResponse,
     ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse, ListTablesRequest,
     ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MergeTabletsRequest, MergeTabletsResponse,
-    MoveTabletRequest, MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse,
-    SetServerDutyRequest, SetServerDutyResponse, SplitTabletRequest, SplitTabletResponse,
-    TransferLeaderRequest, TransferLeaderResponse,
+    MoveTabletRequest, MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse, SetServerDutyRequest,
+    SetServerDutyResponse, SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest,
+    TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};

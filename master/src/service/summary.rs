@@ -80,9 +80,8 @@ pub(super) fn server(shared: &Shared, state: &State, server: &Server) -> v1::Ser
 }
 
 pub(super) fn status(shared: &Shared, state: &State) -> v1::GetStatusResponse {
-    let is_users = |tablet: &&Tablet| {
-        state.table(tablet.table).is_some_and(|table| !is_system_name(&table.name))
-    };
+    let is_users =
+        |tablet: &&Tablet| state.table(tablet.table).is_some_and(|table| !is_system_name(&table.name));
     let tablets = state.tablets().filter(is_users).count();
     let serving = shared.liveness.count_serving(state, state.tablets().filter(is_users));
     let not_serving = state.tablet_count() - shared.liveness.count_serving(state, state.tablets());
