@@ -2,8 +2,8 @@
 //! to, opened when it is first needed and closed when nobody needs it any more.
 //!
 //! A call ends with its answer or, when the stream breaks, with the word that it may have been
-//! carried out. A server that cannot be reached, or is silent for three seconds, is *down*: calls
-//! to it fail at once, until it answers again.
+//! carried out. Calls that are made while a connection is made wait for it. A server that is silent
+//! for three seconds is *down*: calls to it fail at once, until it answers or says something itself.
 
 use super::mailbox::{FrameLimits, Frames, Mailbox};
 use super::publish::{Flight, Publication};
@@ -20,7 +20,7 @@ use prost::Message as _;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Status, Streaming};
 
 /// Frames between servers.
@@ -61,10 +61,12 @@ pub struct Link {
     server: ServerId,
     state: Mutex<State>,
     failed: FailedPublications,
+    /// Told when it is worth to try a connection at once.
+    wake: Notify,
 }
 
 struct State {
-    /// Where calls go: there while a connection is, or is first made.
+    /// Where calls go: there while the server is not down.
     mailbox: Option<Arc<Mailbox<v1::RoomCall>>>,
     waiting: HashMap<u64, Waiting>,
     next: u64,
@@ -96,6 +98,16 @@ impl Links {
         answer.await.unwrap_or(Err(CallFailed::Lost))
     }
 
+    /// A server said something by a way of its own: it is there, and calls may wait for this way.
+    pub fn heard_of(&self, server: ServerId) {
+        let link = self.links.lock().expect("no holder of this lock panics").get(&server).map(Arc::clone);
+        if let Some(link) = link {
+            link.state().heard = Instant::now();
+            link.open_mailbox();
+            link.wake.notify_one();
+        }
+    }
+
     /// For how long a server has been silent; it counts as heard when it is first called.
     #[must_use]
     pub fn silence(&self, server: ServerId) -> Duration {
@@ -125,7 +137,7 @@ impl Link {
             used: now,
             is_closed: false,
         };
-        Self { server, state: Mutex::new(state), failed }
+        Self { server, state: Mutex::new(state), failed, wake: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -183,6 +195,18 @@ impl Link {
         }
     }
 
+    /// Where calls wait for the next connection, unless the server is down.
+    fn open_mailbox(&self) -> Arc<Mailbox<v1::RoomCall>> {
+        let mut state = self.state();
+        let is_down = state.heard.elapsed() >= limits::ROOM_SILENCE;
+        if let Some(mailbox) = &state.mailbox {
+            return Arc::clone(mailbox);
+        }
+        let mailbox = Mailbox::new(limits::ROOM_CALLS_BYTES_MAX);
+        state.mailbox = (!is_down).then(|| Arc::clone(&mailbox));
+        mailbox
+    }
+
     /// The connection is gone: whoever waits is told.
     fn broke(&self) {
         let (mailbox, waiting) = {
@@ -215,15 +239,15 @@ async fn keep(node: Arc<Node>, link: Arc<Link>) {
         if link.close_if_idle() {
             return;
         }
-        tokio::time::sleep(limits::ROOM_RETRY_PAUSE).await;
+        link.open_mailbox();
+        // It is over earlier when the server itself says something.
+        let _ = tokio::time::timeout(limits::ROOM_RETRY_PAUSE, link.wake.notified()).await;
     }
 }
 
 /// Connects and serves the connection until it breaks or is idle.
 async fn connect(node: &Node, link: &Link) -> Result<(), Status> {
-    // Before the first connection calls wait for it, afterwards only for one that stands.
-    let first = link.state().mailbox.clone();
-    let mailbox = first.unwrap_or_else(|| Mailbox::new(limits::ROOM_CALLS_BYTES_MAX));
+    let mailbox = link.open_mailbox();
     let opening = open(node, link.server, &mailbox);
     let opened = tokio::time::timeout(limits::ROOM_SILENCE, opening).await;
     let mut replies = opened.map_err(|_| Status::deadline_exceeded("the server does not greet"))??;
