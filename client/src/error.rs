@@ -92,10 +92,12 @@ impl Error {
             | Reason::TooFewServers
             | Reason::WriteLost
             | Reason::ConditionFailed
+            | Reason::BatchSpansTablets
             | Reason::NotACounter
             | Reason::CounterOverflow
             | Reason::LimitReached
             | Reason::SubscriberTooSlow
+            | Reason::MemoryLimit
             | Reason::DiskFull
             | Reason::TimestampOutOfRange
             | Reason::TokenTooOld

@@ -32,10 +32,13 @@ impl Admin {
             .await;
         match split {
             // The first try may have been the one that did it: the job tells.
-            Err(error) if lost && is_answered(&error) => match self.split_job(tablet_id).await? {
-                Some(job) => self.children(job).await,
-                None => Err(error),
-            },
+            Err(error) if lost && is_answered(&error) => {
+                let is_it = |job: &v1::Job| job.tablet_id == tablet_id && job.kind() == v1::JobKind::Split;
+                match self.job_begun(is_it).await? {
+                    Some(job) => self.children(job).await,
+                    None => Err(error),
+                }
+            }
             split => split,
         }
     }
@@ -138,11 +141,11 @@ impl Admin {
         }
     }
 
-    /// The latest split of a tablet.
-    async fn split_job(&self, tablet_id: u64) -> Result<Option<v1::Job>, Error> {
+    /// The latest job that an operator began and that is the one wanted: a try whose answer was
+    /// lost may have begun it.
+    pub(crate) async fn job_begun(&self, is_it: impl Fn(&v1::Job) -> bool) -> Result<Option<v1::Job>, Error> {
         let jobs = self.list_jobs(false).await?;
-        let is_it = |job: &v1::Job| job.tablet_id == tablet_id && job.kind() == v1::JobKind::Split;
-        Ok(jobs.into_iter().rev().find(is_it))
+        Ok(jobs.into_iter().rev().find(|job| !job.automatic && is_it(job)))
     }
 
     /// What a split gave, when it is done.

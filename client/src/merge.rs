@@ -29,9 +29,9 @@ impl Admin {
                 let is_it = |job: &v1::Job| {
                     let mut tablets = [job.tablet_id, job.other_tablet_id];
                     tablets.sort_unstable();
-                    job.kind() == v1::JobKind::Merge && !job.automatic && tablets == wanted
+                    job.kind() == v1::JobKind::Merge && tablets == wanted
                 };
-                let job = self.list_jobs(false).await?.into_iter().rev().find(is_it).ok_or(error)?;
+                let job = self.job_begun(is_it).await?.ok_or(error)?;
                 let child_tablet_id = job.child_tablet_ids.first().copied().unwrap_or_default();
                 Ok(v1::MergeTabletsResponse { job_id: job.id, child_tablet_id })
             }

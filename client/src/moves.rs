@@ -26,12 +26,10 @@ impl Admin {
             Err(error) if lost && may_be_done(&error) => {
                 let is_it = |job: &v1::Job| {
                     job.kind() == v1::JobKind::Move
-                        && !job.automatic
                         && (job.tablet_id, job.from_server_id, job.to_server_id)
                             == (tablet_id, from_server_id, to_server_id)
                 };
-                let jobs = self.list_jobs(false).await?;
-                jobs.into_iter().rev().find(is_it).map(|job| job.id).ok_or(error)
+                self.job_begun(is_it).await?.map(|job| job.id).ok_or(error)
             }
             Err(error) => Err(error),
         }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use ebla_kernel::op::{Action, BadRequest, Op, check_batch};
 use ebla_kernel::range::KeyRange;
 use ebla_proto::convert::non_empty;
+use ebla_proto::error::Reason;
 use futures::stream::{self, StreamExt as _};
 use std::collections::BTreeMap;
 use tokio::time::Instant;
@@ -26,6 +27,11 @@ pub struct Part {
     pub ops: Vec<usize>,
     /// How it ended; an error is definite as to this part.
     pub result: Result<Outcome, Error>,
+}
+
+/// Whether the tablet of a part was split after the batch was cut; nothing of it was written.
+fn was_split_meanwhile(part: &Part) -> bool {
+    matches!(&part.result, Err(error) if error.reason() == Reason::BatchSpansTablets)
 }
 
 impl Client {
@@ -43,20 +49,50 @@ impl Client {
     ) -> Result<Vec<Part>, Error> {
         check_batch(&batch.ops)?;
         let deadline = Deadline::after(self.timeout);
-        let mut parts: BTreeMap<Bytes, (u64, Vec<usize>, Vec<Op>)> = BTreeMap::new();
-        for (at, op) in batch.ops.into_iter().enumerate() {
-            let key = route_key(std::slice::from_ref(&op));
-            let route = self.find_route(table, Place::At(&key), deadline).await?;
-            let (_, places, ops) =
-                parts.entry(route.start).or_insert((route.tablet_id, Vec::new(), Vec::new()));
-            places.push(at);
-            ops.push(op);
+        let mut left: Vec<usize> = (0..batch.ops.len()).collect();
+        let mut done = BTreeMap::new();
+        while !left.is_empty() {
+            let cut = self.cut(table, &batch.ops, std::mem::take(&mut left), deadline).await?;
+            let writes = cut.into_iter().map(|(start, (tablet_id, places))| {
+                let ops = places.iter().map(|at| batch.ops[*at].clone()).collect();
+                async move {
+                    let result = self.write(table, Batch { ops }, options).await;
+                    (start, Part { tablet_id, ops: places, result })
+                }
+            });
+            let mut writes = stream::iter(writes).buffered(PARTS_IN_FLIGHT);
+            while let Some((start, part)) = writes.next().await {
+                if was_split_meanwhile(&part) && !deadline.has_passed() {
+                    left.extend(part.ops);
+                } else {
+                    // After a merge two parts may begin at the same tablet.
+                    done.insert((start, part.ops.first().copied()), part);
+                }
+            }
+            if !left.is_empty() {
+                // With the old map the same parts would be refused again, until the deadline.
+                let _ = self.shared.refresh(table, Instant::now(), deadline).await;
+            }
         }
-        let writes = parts.into_values().map(|(tablet_id, places, ops)| async move {
-            let result = self.write(table, Batch { ops }, options).await;
-            Part { tablet_id, ops: places, result }
-        });
-        Ok(stream::iter(writes).buffered(PARTS_IN_FLIGHT).collect().await)
+        Ok(done.into_values().collect())
+    }
+
+    /// Cuts what stands at `places` of a batch by tablet: by the start of each, its id and its places.
+    async fn cut(
+        &self,
+        table: &str,
+        ops: &[Op],
+        places: Vec<usize>,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<Bytes, (u64, Vec<usize>)>, Error> {
+        let mut parts = BTreeMap::new();
+        for at in places {
+            let key = route_key(&ops[at..=at]);
+            let route = self.find_route(table, Place::At(&key), deadline).await?;
+            let (_, places) = parts.entry(route.start).or_insert((route.tablet_id, Vec::new()));
+            places.push(at);
+        }
+        Ok(parts)
     }
 
     /// Deletes every row in `[from, to)`, tablet by tablet, and reports on each; an empty

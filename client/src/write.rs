@@ -12,7 +12,7 @@ use crate::retry::Deadline;
 use crate::session::SessionToken;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::op::{AckLevel, Action, Condition, Op, check_batch};
+use ebla_kernel::op::{AckLevel, Action, Cause, Condition, Op, check_batch};
 use ebla_proto::convert;
 use ebla_proto::error::Reason;
 use ebla_proto::v1;
@@ -56,7 +56,7 @@ impl Batch {
     /// Deletes a row; no error when there is none.
     #[must_use]
     pub fn delete(self, key: impl Into<Bytes>) -> Self {
-        self.op(None, Action::Delete { key: key.into() })
+        self.op(None, Action::Delete { key: key.into(), cause: Cause::Deleted })
     }
 
     /// Adds to a counter; a missing row counts as 0.
@@ -249,7 +249,7 @@ pub(crate) fn route_key(ops: &[Op]) -> Bytes {
     match ops.first().map(|op| &op.action) {
         Some(
             Action::Set { key, .. }
-            | Action::Delete { key }
+            | Action::Delete { key, .. }
             | Action::Add { key, .. }
             | Action::Room { key, .. },
         ) => key.clone(),

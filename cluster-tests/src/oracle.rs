@@ -87,7 +87,7 @@ impl Asked {
             Self::Write { ops, .. } => match &ops.first().expect("a batch has operations").action {
                 Action::DeleteRange { from, .. } => from,
                 Action::Set { key, .. }
-                | Action::Delete { key }
+                | Action::Delete { key, .. }
                 | Action::Add { key, .. }
                 | Action::Room { key, .. } => key,
             },
@@ -101,7 +101,7 @@ impl Asked {
     pub fn touches(&self, range: &KeyRange) -> bool {
         let about = |op: &Op| match &op.action {
             Action::Set { key, .. }
-            | Action::Delete { key }
+            | Action::Delete { key, .. }
             | Action::Add { key, .. }
             | Action::Room { key, .. } => range.contains(key),
             Action::DeleteRange { from, to } => {

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use ebla_client::{AckLevel, Batch, Client, Scan, WriteOptions};
+use ebla_client::{AckLevel, Batch, Client, Reason, Scan, WriteOptions};
 use ebla_cluster_tests::cli::exit;
 use ebla_cluster_tests::cluster::Cluster;
 use ebla_cluster_tests::writers::{Writers, Written, check, longest, mixed_level};
@@ -185,8 +185,38 @@ fn what_makes_no_sense_is_refused_with_the_reason() -> Result<()> {
     let _ = cli.run(&["job", "cancel", &job]).expect(exit::FAILED).saying(&["done already"]);
     let _ = cli.run(&["job", "show", "99"]).expect(exit::NOT_FOUND);
     ensure!(cli.list(&["job", "list"]).context("jobs")?.len() == 1, "one job");
-    // A batch that was fine before the split is refused as one over several tablets.
     let values: Vec<_> = cli.list(&["range", "t"]).context("rows")?;
     ensure!(values.len() == 4, "{values:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_are_cut_again_when_their_tablet_is_split() -> Result<()> {
+    let cluster = Cluster::start(1, 1)?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["table", "create", "t"]).expect(exit::OK);
+    let client = cluster.connect(TIMEOUT).await?;
+    let rows = |value: &str| {
+        (0..100).fold(Batch::new(), |batch, row| batch.set(format!("{row:02}"), value.to_owned()))
+    };
+    // The client knows one tablet, and then there are four.
+    let _ = client.write("t", rows("one"), WriteOptions::default()).await?.committed()?;
+    let id = cluster.tablet_ids()[0].to_string();
+    let _ = cli.run(&["tablet", "split", &id, "--at", "25", "--at", "50", "--at", "75"]).expect(exit::OK);
+    let parts = client.write_split("t", rows("four"), WriteOptions::default()).await?;
+    ensure!(parts.len() == 4, "{parts:?}");
+    let mut places: Vec<usize> = parts.iter().flat_map(|part| part.ops.iter().copied()).collect();
+    places.sort_unstable();
+    ensure!(places == (0..100).collect::<Vec<_>>(), "{parts:?}");
+    for part in parts {
+        let _ = part.result?.committed()?;
+    }
+    // Whoever asks for one atomic batch is told at once that there is none.
+    let began = Instant::now();
+    let refused = client.write("t", rows("five"), WriteOptions::default()).await;
+    let Err(error) = refused else { anyhow::bail!("{refused:?}") };
+    ensure!(error.reason() == Reason::BatchSpansTablets && began.elapsed() < TIMEOUT / 2, "{error}");
+    let read = cli.list(&["range", "t"]).context("rows")?;
+    ensure!(read.len() == 100 && read.iter().all(|row| row["value"] == "four"), "{read:?}");
     Ok(())
 }

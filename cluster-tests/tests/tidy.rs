@@ -12,7 +12,7 @@ const FILE_LINES_MAX: usize = 800;
 
 /// Crates of the workspace, and what of ours each may depend on.
 const DEPENDENCIES: &[(&str, &[&str])] = &[
-    ("failpoints", &[]),
+    ("cluster-tests/failpoints", &[]),
     ("kernel", &[]),
     ("proto", &["ebla-kernel"]),
     ("master", &["ebla-failpoints", "ebla-kernel", "ebla-proto"]),

@@ -246,9 +246,18 @@ pub struct CreateTable {
     #[arg(long, value_parser = parse::copies, value_name = "D")]
     pub min_in_sync: Option<u8>,
     /// What to do when too few in-sync copies are left: stay unavailable, or go on and perhaps
-    /// lose writes
-    #[arg(long, value_enum, default_value_t = Policy::Strict, value_name = "POLICY")]
-    pub policy: Policy,
+    /// lose writes; `strict` by default, of a table in memory `degraded`
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub policy: Option<Policy>,
+    /// Where the rows are kept
+    #[arg(long, value_enum, default_value_t = Kind::Durable, value_name = "KIND")]
+    pub kind: Kind,
+    /// Bytes that a table in memory may take on one server, such as 1GiB; no limit by default
+    #[arg(long, value_parser = parse::bytes, value_name = "BYTES")]
+    pub max_memory: Option<u64>,
+    /// What a table in memory does at its limit; `none` by default
+    #[arg(long, value_enum, value_name = "EVICTION")]
+    pub eviction: Option<Eviction>,
     #[command(flatten)]
     pub ack: Ack,
     /// How long old versions are kept, such as 1h
@@ -301,8 +310,28 @@ pub enum AutoMerge {
 pub enum Policy {
     /// Stay unavailable rather than lose an acknowledged write.
     Strict,
-    /// Elect with fewer answers after ten seconds.
+    /// Elect with fewer answers after ten seconds, of a table in memory after three.
     Degraded,
+}
+
+/// How a table keeps its rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Kind {
+    /// On disk.
+    Durable,
+    /// In the memory of its copies only: it comes back empty when all of them are lost.
+    Memory,
+}
+
+/// What a full table in memory does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Eviction {
+    /// Refuse what would add to it.
+    None,
+    /// Remove rows that nobody has asked for the longest.
+    Lru,
+    /// Remove rows that were asked for least often.
+    Lfu,
 }
 
 #[derive(Args, Debug)]

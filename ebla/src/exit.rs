@@ -132,10 +132,12 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::JobEnded
         | Reason::JobFailed
         | Reason::ConditionFailed
+        | Reason::BatchSpansTablets
         | Reason::NotACounter
         | Reason::CounterOverflow
         | Reason::LimitReached
         | Reason::SubscriberTooSlow
+        | Reason::MemoryLimit
         | Reason::DiskFull
         | Reason::TimestampOutOfRange
         | Reason::TokenTooOld

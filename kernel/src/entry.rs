@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// Version of the record layout, the first byte of every record.
-pub const ENTRY_FORMAT: u8 = 1;
+pub const ENTRY_FORMAT: u8 = 2;
 
 /// One record of a tablet's log.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -154,7 +154,10 @@ impl fmt::Display for EntryError {
         match self {
             Self::Empty => f.write_str("the log record is empty"),
             Self::UnknownFormat(format) => {
-                write!(f, "log record format {format} is newer than {ENTRY_FORMAT}: use a newer ebla")
+                write!(
+                    f,
+                    "log record of format {format}, this ebla knows {ENTRY_FORMAT}: use the ebla that wrote it"
+                )
             }
             Self::Malformed(reason) => write!(f, "the log record is malformed: {reason}"),
         }

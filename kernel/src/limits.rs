@@ -101,6 +101,14 @@ pub const REPLICAS_DEFAULT: u8 = 3;
 /// one needs, once it has one: longer than a restart, shorter than patience.
 pub const DEGRADED_ELECTION_MS: u64 = 10_000;
 
+/// The same of a memory table: a copy that restarts comes back without its rows, so that only
+/// one which cannot be reached for a moment is waited for.
+pub const DEGRADED_MEMORY_ELECTION_MS: u64 = 3_000;
+
+/// Least memory limit of a table: below it the constant part of a row's cost and one large value
+/// would decide everything.
+pub const MEMORY_LIMIT_BYTES_MIN: u64 = 1 << 20;
+
 /// How long an election waits for better candidates once it has enough answers.
 pub const ELECTION_GRACE_MS: u64 = 100;
 
@@ -343,3 +351,7 @@ pub const ROOM_RETRY_MS: u64 = 200;
 /// Most bits of which one server has said something and heard no answer: some batches to each of
 /// a few leaders. A million rooms in doubt are no storm but a stream.
 pub const ROOM_BITS_IN_FLIGHT_MAX: usize = 16_384;
+
+/// How long old versions of room rows are kept, in milliseconds: as long as a list of all rooms may
+/// take to be read. Nobody reads the past of a room.
+pub const ROOMS_RETENTION_MS: u64 = 60_000;

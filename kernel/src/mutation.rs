@@ -98,6 +98,8 @@ pub enum Mutation {
     LongestLogWins,
     /// A copy whose data is lost does not count for the quota.
     LostLeavesQuota,
+    /// A memory table that lost every copy comes back under its old lineage.
+    EmptyUnderOldLineage,
     /// A copy counts whatever process or data it has now.
     AnyGenerationCounts,
     /// A copy whose data is lost answers and leads.
@@ -264,6 +266,7 @@ impl Mutation {
         Self::ElectionEditsInSync,
         Self::LongestLogWins,
         Self::LostLeavesQuota,
+        Self::EmptyUnderOldLineage,
         Self::AnyGenerationCounts,
         Self::LostCopyAnswers,
         Self::StrictShrinksBelowD,
@@ -389,6 +392,7 @@ impl Mutation {
             Self::ElectionEditsInSync => "m4",
             Self::LongestLogWins => "m6",
             Self::LostLeavesQuota => "m14",
+            Self::EmptyUnderOldLineage => "empty in a new lineage",
             Self::AnyGenerationCounts => "m15",
             Self::LostCopyAnswers => "m16",
             Self::StrictShrinksBelowD => "strict in-sync set keeps D",
@@ -492,6 +496,7 @@ impl Mutation {
             Self::ElectionEditsInSync => &["m4"],
             Self::LongestLogWins => &["m6"],
             Self::LostLeavesQuota => &["m14"],
+            Self::EmptyUnderOldLineage => &["2.7"],
             Self::AnyGenerationCounts => &["m15", "KIP-903"],
             Self::LostCopyAnswers => &["m16"],
             Self::GoneIsGuessed => &["m18"],

@@ -13,11 +13,22 @@ use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
 
+/// Why a row is gone. Readers do not care; watchers are told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum Cause {
+    /// Somebody deleted it.
+    Deleted,
+    /// Its time was over.
+    Expired,
+    /// It made room for others in a table of limited memory.
+    Evicted,
+}
+
 /// What one version of a row says.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub enum Body {
-    /// The row is deleted.
-    Tombstone,
+    /// The row is gone.
+    Tombstone(Cause),
     /// The row has this value.
     Value(Bytes),
     /// The row is a counter of this value.
@@ -29,7 +40,7 @@ impl Body {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Tombstone => 0,
+            Self::Tombstone(_) => 0,
             Self::Value(value) => value.len(),
             Self::Counter(_) => 8,
         }
@@ -58,7 +69,7 @@ impl Version {
     /// Whether a read at `at` finds a value here.
     #[must_use]
     pub fn is_live(&self, at: Hlc) -> bool {
-        !matches!(self.body, Body::Tombstone) && !self.is_expired(at)
+        !matches!(self.body, Body::Tombstone(_)) && !self.is_expired(at)
     }
 }
 
@@ -134,6 +145,8 @@ pub enum Action {
     Delete {
         /// The row.
         key: Bytes,
+        /// Why; what clients ask for is [`Cause::Deleted`].
+        cause: Cause,
     },
     /// Adds to a counter; a missing row counts as 0.
     Add {
@@ -165,9 +178,10 @@ impl Action {
     #[must_use]
     pub fn key(&self) -> Option<&Bytes> {
         match self {
-            Self::Set { key, .. } | Self::Delete { key } | Self::Add { key, .. } | Self::Room { key, .. } => {
-                Some(key)
-            }
+            Self::Set { key, .. }
+            | Self::Delete { key, .. }
+            | Self::Add { key, .. }
+            | Self::Room { key, .. } => Some(key),
             Self::DeleteRange { .. } => None,
         }
     }
@@ -304,7 +318,7 @@ fn check_op(op: &Op) -> Result<usize, BadRequest> {
             }
             key.len() + value.len()
         }
-        Action::Delete { key } | Action::Add { key, .. } | Action::Room { key, .. } => key.len(),
+        Action::Delete { key, .. } | Action::Add { key, .. } | Action::Room { key, .. } => key.len(),
         Action::DeleteRange { from, to } => check_delete_range(op, from, to.as_ref())?,
     };
     Ok(bytes)

@@ -29,6 +29,22 @@ pub struct RangeTombstones {
     fragments: BTreeMap<Bytes, Vec<Hlc>>,
 }
 
+impl Extend<RangeTombstone> for RangeTombstones {
+    fn extend<T: IntoIterator<Item = RangeTombstone>>(&mut self, tombstones: T) {
+        for RangeTombstone { range, ts } in tombstones {
+            self.insert(range.start().clone(), range.end().cloned(), ts);
+        }
+    }
+}
+
+impl FromIterator<RangeTombstone> for RangeTombstones {
+    fn from_iter<T: IntoIterator<Item = RangeTombstone>>(tombstones: T) -> Self {
+        let mut known = Self::new();
+        known.extend(tombstones);
+        known
+    }
+}
+
 impl RangeTombstones {
     /// No range tombstone.
     #[must_use]

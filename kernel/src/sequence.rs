@@ -12,7 +12,7 @@ use crate::hlc::Hlc;
 use crate::ids::{Seq, Tick};
 use crate::limits::{DELETE_RANGE_EXPANDED_ROWS_MAX, RECENT_BYTES_MAX, RECENT_WRITES_MS};
 use crate::mutated;
-use crate::op::{Action, Body, Change, Condition, Op, OpResult, Version};
+use crate::op::{Action, Body, Cause, Change, Condition, Op, OpResult, Version};
 use crate::range::KeyRange;
 use crate::room::ServerRuns;
 use crate::room::row::{BitChange, RoomRow};
@@ -238,7 +238,7 @@ impl Recent {
 }
 
 fn tombstone(ts: Hlc) -> Version {
-    Version { ts, body: Body::Tombstone, expires_ms: None }
+    Version { ts, body: Body::Tombstone(Cause::Deleted), expires_ms: None }
 }
 
 /// Turns `ops`, to be written at `ts` into a tablet of `tablet`, into exact changes.
@@ -299,8 +299,8 @@ impl Batch<'_> {
                 self.rows.insert(key.clone(), (Body::Value(value.clone()), expires_ms));
                 Ok(OpResult::Done)
             }
-            Action::Delete { key } => {
-                self.rows.insert(key.clone(), (Body::Tombstone, None));
+            Action::Delete { key, cause } => {
+                self.rows.insert(key.clone(), (Body::Tombstone(*cause), None));
                 Ok(OpResult::Done)
             }
             Action::Add { key, delta } => self.add(index, key, *delta),
@@ -354,7 +354,7 @@ impl Batch<'_> {
         if keys.len() > DELETE_RANGE_EXPANDED_ROWS_MAX {
             self.note_deleted(range);
         } else {
-            self.rows.extend(keys.into_iter().map(|key| (key, (Body::Tombstone, None))));
+            self.rows.extend(keys.into_iter().map(|key| (key, (Body::Tombstone(Cause::Deleted), None))));
         }
         Ok(OpResult::Done)
     }
@@ -423,7 +423,7 @@ impl Batch<'_> {
 
 fn body_is(body: &Body, value: &Bytes) -> bool {
     match body {
-        Body::Tombstone => false,
+        Body::Tombstone(_) => false,
         Body::Value(present) => present == value,
         Body::Counter(count) => count.to_be_bytes()[..] == value[..],
     }
@@ -472,7 +472,7 @@ mod tests {
 
     fn puts(sequenced: &Sequenced) -> Vec<String> {
         let show = |change: &Change| match change {
-            Change::Put { key, body: Body::Tombstone, .. } => format!("-{}", key.escape_ascii()),
+            Change::Put { key, body: Body::Tombstone(_), .. } => format!("-{}", key.escape_ascii()),
             Change::Put { key, body: Body::Counter(n), .. } => format!("{}={n}", key.escape_ascii()),
             Change::Put { key, body: Body::Value(v), .. } => {
                 format!("{}={}", key.escape_ascii(), v.escape_ascii())

@@ -148,6 +148,10 @@ impl World {
             "balancer" => writeln!(self.out, "  paused: {}", self.state.balancer_paused()).unwrap(),
             "pause" => self.apply(Command::PauseBalancer { paused: true }),
             "resume" => self.apply(Command::PauseBalancer { paused: false }),
+            "empty" => {
+                let tablets = vec![(TabletId(args.number("t")), Epoch(args.number("epoch")))];
+                self.apply(Command::Empty { tablets, time_ms: self.now.0 });
+            }
             "recover" => {
                 let tablets = vec![(TabletId(args.number("t")), Epoch(args.number("epoch")))];
                 self.apply(Command::Recover { tablets });
@@ -390,8 +394,11 @@ fn tablet_text(tablet: &Tablet) -> String {
         let from = moving.from.map_or(String::new(), |from| format!(" for {from}"));
         format!(" moving {}{from}", moving.to)
     });
+    let emptied = tablet.emptied.map_or(String::new(), |emptied| {
+        format!(" emptied {} times, {} after {}", emptied.times, tablet.lineage, emptied.before)
+    });
     format!(
-        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]{moving}{drawn_by}",
+        "{} {} {} {} led by {leader}{recovering}{degraded}{former} [{replicas}]{moving}{drawn_by}{emptied}",
         tablet.id, tablet.range, tablet.epoch, tablet.config_version
     )
 }
@@ -428,6 +435,7 @@ fn command_text(command: &Command) -> String {
     match command {
         Command::InitCluster { cluster_id, .. } => format!("init {}", cluster_id.0),
         Command::Recover { tablets } => format!("recover {tablets:?}"),
+        Command::Empty { tablets, .. } => format!("empty {tablets:?}"),
         Command::Appoint { appointments } => {
             let one = |a: &Appointment| {
                 let degraded = if a.degraded { " degraded" } else { "" };
@@ -500,7 +508,13 @@ fn create(args: &Args) -> Command {
         Some("strict") | None => Policy::Strict,
         Some(other) => panic!("policy={other}"),
     };
+    let kind = match args.text("kind") {
+        Some("memory") => TableKind::Memory,
+        Some("durable") | None => TableKind::Durable,
+        Some(other) => panic!("kind={other}"),
+    };
     let spec = TableSpec {
+        kind,
         policy,
         replicas: u8::try_from(tablets[0].servers.len()).unwrap(),
         min_in_sync: u8::try_from(args.number("d").max(1)).unwrap(),

@@ -226,9 +226,7 @@ impl Balancer {
 
     /// The smaller one goes where the larger one is.
     async fn merge(&self, left: TabletId, right: TabletId) -> Result<String, NotBegun> {
-        let bytes = |tablet| self.liveness.size(tablet).bytes;
-        let (stays, comes) = if bytes(left) < bytes(right) { (right, left) } else { (left, right) };
-        Ok(self.start(Wish::Merge { stays, comes }).await?)
+        Ok(self.start(self.liveness.merge_of(left, right)).await?)
     }
 
     async fn start(&self, wish: Wish) -> Result<String, String> {

@@ -6,7 +6,8 @@
 
 use crate::limits::{ARRIVALS_PER_SERVER_MAX, SUSPECT_SILENCE, UP_SILENCE};
 use ebla_kernel::ids::{Epoch, ReplicaId, ServerId, TabletId};
-use ebla_kernel::meta::{State, Tablet};
+use ebla_kernel::meta::{State, Tablet, Wish};
+use ebla_proto::split::Copied;
 use ebla_proto::v1::{ArrivalReport, Heartbeat, ServerState, TabletReport};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -59,20 +60,12 @@ pub(crate) struct Size {
     pub bytes: u64,
 }
 
-/// How much of a copy that is being built has come in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Received {
-    pub bytes: u64,
-    /// About.
-    pub bytes_total: u64,
-}
-
 struct Inner {
     since: Instant,
     servers: BTreeMap<ServerId, Seen>,
     reports: BTreeMap<TabletId, Report>,
     /// By the last heartbeat of each server.
-    arrivals: BTreeMap<ServerId, BTreeMap<ReplicaId, Received>>,
+    arrivals: BTreeMap<ServerId, BTreeMap<ReplicaId, Copied>>,
 }
 
 /// The leading master's memory of its servers.
@@ -134,16 +127,23 @@ impl Liveness {
             inner.report(state, server, report);
         }
         let received = |arrival: &ArrivalReport| {
-            let received = Received { bytes: arrival.bytes, bytes_total: arrival.bytes_total };
-            (ReplicaId(arrival.replica_id), received)
+            let copied = Copied { bytes: arrival.bytes, bytes_total: arrival.bytes_total };
+            (ReplicaId(arrival.replica_id), copied)
         };
         let arrivals = heartbeat.arrivals.iter().take(ARRIVALS_PER_SERVER_MAX).map(received);
         inner.arrivals.insert(server, arrivals.collect());
     }
 
     /// How much of a copy on `server` has come in, while it does.
-    pub fn received(&self, server: ServerId, replica: ReplicaId) -> Option<Received> {
+    pub fn copied(&self, server: ServerId, replica: ReplicaId) -> Option<Copied> {
         self.lock().arrivals.get(&server)?.get(&replica).copied()
+    }
+
+    /// The wish to merge two tablets: the copies of the one with fewer bytes go to the others.
+    pub fn merge_of(&self, one: TabletId, other: TabletId) -> Wish {
+        let bytes = |tablet| self.size(tablet).bytes;
+        let (stays, comes) = if bytes(one) < bytes(other) { (other, one) } else { (one, other) };
+        Wish::Merge { stays, comes }
     }
 
     /// Forgets tablets that are gone.

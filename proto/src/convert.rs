@@ -5,7 +5,7 @@ use crate::error::{ApiError, Reason};
 use crate::v1;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::op::{self, AckLevel, Action, BadRequest, Committed, Condition, Op, OpResult, Token};
+use ebla_kernel::op::{self, AckLevel, Action, BadRequest, Cause, Committed, Condition, Op, OpResult, Token};
 use ebla_kernel::range::KeyRange;
 
 impl From<BadRequest> for ApiError {
@@ -53,7 +53,7 @@ fn one_op(wire: v1::WriteOp) -> Result<Op, ApiError> {
         Some(WireOp::Set(set)) => {
             Action::Set { key: set.key, value: set.value, ttl_ms: (set.ttl_ms > 0).then_some(set.ttl_ms) }
         }
-        Some(WireOp::Delete(delete)) => Action::Delete { key: delete.key },
+        Some(WireOp::Delete(delete)) => Action::Delete { key: delete.key, cause: Cause::Deleted },
         Some(WireOp::Add(add)) => Action::Add { key: add.key, delta: add.delta },
         Some(WireOp::DeleteRange(range)) => Action::DeleteRange { from: range.from, to: non_empty(range.to) },
         None => {
@@ -78,7 +78,7 @@ pub fn op_to_wire(op: Op) -> v1::WriteOp {
         Action::Set { key, value, ttl_ms } => {
             Some(WireOp::Set(v1::SetOp { key, value, ttl_ms: ttl_ms.unwrap_or(0) }))
         }
-        Action::Delete { key } => Some(WireOp::Delete(v1::DeleteOp { key })),
+        Action::Delete { key, .. } => Some(WireOp::Delete(v1::DeleteOp { key })),
         Action::Add { key, delta } => Some(WireOp::Add(v1::AddOp { key, delta })),
         Action::DeleteRange { from, to } => {
             Some(WireOp::DeleteRange(v1::DeleteRangeOp { from, to: to.unwrap_or_default() }))

@@ -83,6 +83,8 @@ reasons! {
     NotLeader = "NOT_LEADER", FailedPrecondition;
     /// The tablet is not here or is no more; fetch the route again.
     StaleRoute = "STALE_ROUTE", FailedPrecondition;
+    /// A batch is atomic within one tablet, and its rows lie in several; nothing was written.
+    BatchSpansTablets = "BATCH_SPANS_TABLETS", FailedPrecondition;
     /// Too few in-sync copies for the level; nothing was written.
     NotEnoughReplicas = "NOT_ENOUGH_REPLICAS", Unavailable;
     /// Nobody who could answer can be reached now.
@@ -95,6 +97,8 @@ reasons! {
     LimitReached = "LIMIT_REACHED", ResourceExhausted;
     /// A subscriber did not keep up with what was published and was cut off.
     SubscriberTooSlow = "SUBSCRIBER_TOO_SLOW", ResourceExhausted;
+    /// The table in memory is at its limit; nothing was written, deletes go on.
+    MemoryLimit = "MEMORY_LIMIT", ResourceExhausted;
     /// The disk is too full for new rows; deletes go on.
     DiskFull = "DISK_FULL", ResourceExhausted;
     /// The timestamp is outside of what is kept.

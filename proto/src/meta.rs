@@ -8,8 +8,8 @@ use ebla_kernel::ids::{
     ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, Pos, ReplicaId, Seq, ServerId, TabletId,
 };
 use ebla_kernel::meta::{
-    AutoMerge, BadTable, Duty, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection, Replica, Server,
-    State, Table, TableChange, TableKind, TableSpec, Tablet, TransferRefusal,
+    AutoMerge, BadTable, Duty, Eviction, Fence, FenceAnswer, GaveUp, InSyncChange, Policy, Rejection,
+    Replica, Server, State, Table, TableChange, TableKind, TableSpec, Tablet, TransferRefusal,
 };
 
 impl From<BadTable> for ApiError {
@@ -45,6 +45,7 @@ impl From<Rejection> for ApiError {
             | Rejection::StaleAttempt(_)
             | Rejection::NotReady(_)
             | Rejection::ReadyApart(_)
+            | Rejection::HasData(_)
             | Rejection::NotGathered(_) => Reason::Internal,
             Rejection::HasCopy(_)
             | Rejection::NoCopy(..)
@@ -100,18 +101,21 @@ pub fn table_spec(wire: Option<&v1::TableSpec>, servers_up: usize) -> Result<Tab
     let default = TableSpec::default();
     let wire = wire.cloned().unwrap_or_default();
     let replicas = copies(wire.replicas)?.unwrap_or_else(|| TableSpec::default_replicas(servers_up));
+    let kind = table_kind(wire.kind)?;
     let spec = TableSpec {
-        kind: table_kind(wire.kind)?,
+        kind,
         replicas,
         min_in_sync: copies(wire.min_in_sync)?.unwrap_or_else(|| TableSpec::default_min_in_sync(replicas)),
-        policy: policy(wire.policy)?,
+        policy: policy(wire.policy)?.unwrap_or_else(|| TableSpec::default_policy(kind)),
         ack: convert::ack(wire.ack.as_ref())?.unwrap_or(default.ack),
         retention_ms: non_zero(wire.retention_ms).unwrap_or(default.retention_ms),
         split_bytes: non_zero(wire.split_bytes).unwrap_or(default.split_bytes),
         split_load: wire.split_load.unwrap_or(default.split_load),
         auto_merge: auto_merge(wire.auto_merge)?.unwrap_or_default(),
+        memory_bytes_max: wire.memory_bytes_max,
+        eviction: eviction(wire.eviction)?,
     };
-    spec.check_supported()?;
+    spec.check()?;
     Ok(spec)
 }
 
@@ -119,14 +123,35 @@ fn table_kind(wire: i32) -> Result<TableKind, ApiError> {
     match v1::TableKind::try_from(wire) {
         Ok(v1::TableKind::Unspecified | v1::TableKind::Durable) => Ok(TableKind::Durable),
         Ok(v1::TableKind::Memory) => Ok(TableKind::Memory),
-        Err(_) => Err(ApiError::new(Reason::BadRequest, format!("unknown table kind {wire}: give durable"))),
+        Err(_) => Err(ApiError::new(
+            Reason::BadRequest,
+            format!("unknown table kind {wire}: give durable or memory"),
+        )),
     }
 }
 
-fn policy(wire: i32) -> Result<Policy, ApiError> {
+/// What a full table does.
+///
+/// # Errors
+/// `BAD_REQUEST` for an unknown word.
+pub fn eviction(wire: i32) -> Result<Eviction, ApiError> {
+    match v1::Eviction::try_from(wire) {
+        Ok(v1::Eviction::Unspecified | v1::Eviction::None) => Ok(Eviction::None),
+        Ok(v1::Eviction::Lru) => Ok(Eviction::LeastRecent),
+        Ok(v1::Eviction::Lfu) => Ok(Eviction::LeastFrequent),
+        Err(_) => {
+            let hint = format!("unknown eviction {wire}: give none, lru or lfu");
+            Err(ApiError::new(Reason::BadRequest, hint))
+        }
+    }
+}
+
+/// What to do when too few copies are left; none where nothing is said.
+fn policy(wire: i32) -> Result<Option<Policy>, ApiError> {
     match v1::Policy::try_from(wire) {
-        Ok(v1::Policy::Unspecified | v1::Policy::Strict) => Ok(Policy::Strict),
-        Ok(v1::Policy::Degraded) => Ok(Policy::Degraded),
+        Ok(v1::Policy::Unspecified) => Ok(None),
+        Ok(v1::Policy::Strict) => Ok(Some(Policy::Strict)),
+        Ok(v1::Policy::Degraded) => Ok(Some(Policy::Degraded)),
         Err(_) => {
             let hint = format!("unknown policy {wire}: give strict or degraded");
             Err(ApiError::new(Reason::BadRequest, hint))
@@ -192,6 +217,11 @@ pub fn table_to_wire(table: &Table) -> v1::Table {
         Policy::Strict => v1::Policy::Strict,
         Policy::Degraded => v1::Policy::Degraded,
     };
+    let eviction = match table.spec.eviction {
+        Eviction::None => v1::Eviction::None,
+        Eviction::LeastRecent => v1::Eviction::Lru,
+        Eviction::LeastFrequent => v1::Eviction::Lfu,
+    };
     let spec = v1::TableSpec {
         kind: kind as i32,
         replicas: u32::from(table.spec.replicas),
@@ -202,6 +232,8 @@ pub fn table_to_wire(table: &Table) -> v1::Table {
         split_bytes: table.spec.split_bytes,
         split_load: Some(table.spec.split_load),
         auto_merge: auto_merge_to_wire(table.spec.auto_merge) as i32,
+        memory_bytes_max: table.spec.memory_bytes_max,
+        eviction: eviction as i32,
     };
     v1::Table { id: table.id.0, name: table.name.clone(), spec: Some(spec) }
 }
@@ -225,6 +257,11 @@ pub fn tablet_to_wire(state: &State, tablet: &Tablet) -> v1::Tablet {
         degraded: tablet.degraded,
         awaited_server_id: awaited.map_or(0, |former| former.leader.server.0),
         awaited_epoch: awaited.map_or(0, |former| former.epoch.0),
+        emptied: tablet.emptied.map(|emptied| v1::Emptied {
+            time_ms: emptied.time_ms,
+            lineage_before: emptied.before.0,
+            times: emptied.times,
+        }),
     }
 }
 

@@ -119,24 +119,21 @@ fn expected_ms(job: &Job, progress: u64, now_ms: u64) -> u64 {
 /// The order to seal a tablet.
 #[must_use]
 pub fn seal_order_to_wire(order: &SealOrder) -> v1::SealOrder {
-    let copies = |at: usize| {
-        let of = |(parent, children): (&ReplicaId, &Vec<ReplicaId>)| {
-            let replica_id = children.get(at)?.0;
-            Some(v1::SealCopy { parent_replica_id: parent.0, replica_id })
-        };
-        order.succession.replicas.iter().filter_map(of).collect()
+    let copy = |(parent, child): (&ReplicaId, &ReplicaId)| v1::SealCopy {
+        parent_replica_id: parent.0,
+        replica_id: child.0,
     };
-    let children = order.succession.children.iter().enumerate().map(|(at, (id, range))| v1::SealChild {
-        tablet_id: id.0,
-        start: range.start().clone(),
-        end: range.end().cloned().unwrap_or_default(),
-        copies: copies(at),
-    });
+    let child = |child: SealedChild| v1::SealChild {
+        tablet_id: child.tablet.0,
+        start: child.range.start().clone(),
+        end: child.range.end().cloned().unwrap_or_default(),
+        copies: child.replicas.iter().map(copy).collect(),
+    };
     v1::SealOrder {
         tablet_id: order.tablet.0,
         epoch: order.epoch.0,
         attempt: order.attempt.0,
-        children: children.collect(),
+        children: order.seal().children.into_iter().map(child).collect(),
     }
 }
 

@@ -18,7 +18,9 @@ use crate::oplog::{Oplog, OplogConfig};
 use crate::pipeline::{CutStores, finish_cuts};
 use crate::registry::{EpochSpan, Registry, ReplicaRecord, ReplicaState, StagedRecord};
 use crate::replicas::Replicas;
+use crate::store::both::BothStores;
 use crate::store::gc::Floors;
+use crate::store::memory::MemoryStore;
 use crate::store::rocks::{RocksConfig, RocksStore};
 use crate::store::{Applied, Store};
 use crate::succession::{Inherited, apply_sealed, cut_again};
@@ -48,7 +50,9 @@ pub struct Opened {
     /// No timestamp above this was ever issued here.
     pub hlc_bound: Hlc,
     /// The rows.
-    pub store: Arc<RocksStore>,
+    pub store: Arc<BothStores>,
+    /// The rows in memory; none at first, for all of them are lost.
+    pub memory: Arc<MemoryStore>,
     /// What garbage collection may take.
     pub floors: Arc<Floors>,
     /// The log.
@@ -95,7 +99,9 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
         block_cache_bytes: config.block_cache_bytes,
         ..RocksConfig::default()
     };
-    let store = Arc::new(RocksStore::open(&config.data_dir.join("data"), &rocks, Arc::clone(&floors))?);
+    let disk = RocksStore::open(&config.data_dir.join("data"), &rocks, Arc::clone(&floors))?;
+    let memory = Arc::new(MemoryStore::new());
+    let store = Arc::new(BothStores::new(disk, Arc::clone(&memory)));
     let oplog = Arc::new(Oplog::open(&config.data_dir.join("oplog"), &OplogConfig::default())?);
     let ledger = Arc::new(Ledger::open(&config.data_dir.join("lost"))?);
     let registry = Arc::new(registry);
@@ -108,6 +114,7 @@ pub fn open(config: &Config) -> Result<Opened, Error> {
         hlc_bound,
         lease_ms_max,
         store,
+        memory,
         floors,
         oplog,
         ledger,

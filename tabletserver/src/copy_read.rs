@@ -37,6 +37,8 @@ impl Node {
         let table = self.table(&request.table)?;
         let tablet = self.copy_of(&table, &request.key)?;
         let wanted = wanted(request, &tablet)?;
+        // Below the floor nothing can be read: a tablet that rests is asked for a later close.
+        let wanted = Wanted { closed: wanted.closed.max(self.floors.floor(table.id)), ..wanted };
         let patience = Instant::now() + limits::COPY_READ_PATIENCE;
         let mut asked = None;
         loop {

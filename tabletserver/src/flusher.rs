@@ -17,6 +17,7 @@ use crate::tablets::{Directory, TabletHandle};
 use ebla_failpoints::failpoint;
 use ebla_kernel::ids::{Seq, TabletId};
 use ebla_kernel::limits::TOKEN_WINDOW_MS;
+use ebla_kernel::meta::TableKind;
 use ebla_proto::v1;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -74,6 +75,9 @@ impl Flusher {
         while !self.stop.load(Ordering::Relaxed) {
             std::thread::sleep(limits::FLUSHER_PACE);
             self.node.disk.set_unflushed(self.node.reader.store.health().memtable_bytes);
+            if self.memory_log_is_full() {
+                self.purge_memory(&mut progress);
+            }
             if self.is_due(last_flush) {
                 self.flush(&mut progress)?;
                 last_flush = Instant::now();
@@ -91,6 +95,20 @@ impl Flusher {
         last_flush.elapsed() >= interval
             || self.node.reader.store.health().memtable_bytes >= self.memtable_bytes
             || is_log_full()
+    }
+
+    /// Lets entries of tablets in memory go: what is applied there needs no flush.
+    fn purge_memory(&self, marks: &mut Marks) {
+        let directory = self.node.directory.load_full();
+        for tablet in directory.tablets().filter(|tablet| tablet.kind == TableKind::Memory) {
+            let progress = marks.tablets.entry(tablet.id).or_default();
+            progress.flushed = tablet.applied_seq();
+        }
+        self.purge(&directory, &mut marks.tablets);
+    }
+
+    fn memory_log_is_full(&self) -> bool {
+        self.oplog.bytes_in_memory() > limits::MEMORY_LOG_BYTES_MAX
     }
 
     fn flush(&self, marks: &mut Marks) -> Result<(), Error> {
@@ -115,8 +133,14 @@ impl Flusher {
             .collect();
         if !unflushed.is_empty() || !unflushed_retired.is_empty() {
             let started = Instant::now();
-            failpoint!("flush.store");
-            self.node.reader.store.flush()?;
+            let is_on_disk =
+                |id: TabletId| directory.tablet(id).is_none_or(|it| it.kind == TableKind::Durable);
+            if unflushed.iter().any(|flushed| is_on_disk(flushed.tablet))
+                || retired.iter().any(|it| it.kind == TableKind::Durable && it.flushed != it.seal)
+            {
+                failpoint!("flush.store");
+                self.node.reader.store.flush()?;
+            }
             self.replicas.retired_flushed(&unflushed_retired)?;
             if !self.replicas.flushed(cuts, &unflushed)? {
                 return Ok(()); // a log was cut meanwhile: noted anew next time
@@ -151,15 +175,22 @@ impl Flusher {
 
     /// Lets the logs of retired tablets go that nothing needs.
     fn release_retired(&self, flushed: &mut HashMap<TabletId, Instant>) -> Result<(), Error> {
-        let is_over = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
+        let disk_is_over = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
+        let memory_is_over = self.memory_log_is_full();
         let window = Duration::from_millis(TOKEN_WINDOW_MS);
         let retired = self.replicas.retired();
         for retired in retired.iter().filter(|retired| retired.flushed == retired.seal) {
             flushed.entry(retired.tablet).or_insert_with(Instant::now);
         }
-        let is_out = |since: &Instant| is_over || since.elapsed() >= window;
+        let is_in_memory = |id: &TabletId| {
+            retired.iter().any(|retired| retired.tablet == *id && retired.kind == TableKind::Memory)
+        };
+        let is_out = |id: &TabletId, since: &Instant| {
+            let is_over = if is_in_memory(id) { memory_is_over } else { disk_is_over };
+            is_over || since.elapsed() >= window
+        };
         let mut gone: Vec<TabletId> =
-            flushed.iter().filter(|(_, since)| is_out(since)).map(|(tablet, _)| *tablet).collect();
+            flushed.iter().filter(|(id, since)| is_out(id, since)).map(|(tablet, _)| *tablet).collect();
         gone.extend(self.replicas.retired_without_heirs());
         flushed.retain(|tablet, _| !gone.contains(tablet));
         if gone.is_empty() {
@@ -178,16 +209,18 @@ impl Flusher {
     /// Lets entries go that are flushed, safe, out of the token window, and not needed by any
     /// copy. Above the size limit the window and the copies lose; what is not safe stays.
     fn purge(&self, directory: &Directory, progress: &mut HashMap<TabletId, Progress>) {
-        let is_over = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
+        let disk_is_over = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
+        let memory_bytes = self.oplog.bytes_in_memory();
         let routes = self.node.routes.now();
         let mut compact = Vec::new();
         for (id, progress) in progress.iter_mut() {
             let Some(tablet) = directory.tablet(*id) else { continue };
-            let upto = if is_over {
-                Some(progress.flushed)
-            } else {
-                let needed = needed_by_copies(tablet, routes.tablet(*id));
-                progress.out_of_window(needed)
+            let needed = needed_by_copies(tablet, routes.tablet(*id));
+            let upto = match tablet.kind {
+                TableKind::Durable if disk_is_over => Some(progress.flushed),
+                TableKind::Memory if memory_bytes > limits::MEMORY_LOG_BYTES_HARD => Some(progress.flushed),
+                TableKind::Memory if self.memory_log_is_full() => Some(progress.flushed.min(needed)),
+                TableKind::Durable | TableKind::Memory => progress.out_of_window(needed),
             };
             // The last entry stays: it proves where the log ends.
             let upto = upto.map(|upto| upto.min(tablet.safe_seq()));

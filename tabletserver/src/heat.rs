@@ -304,6 +304,7 @@ mod tests {
 
     fn handle(id: u64) -> TabletHandle {
         TabletHandle::new(HandleSpec {
+            kind: ebla_kernel::meta::TableKind::Durable,
             id: TabletId(id),
             table: TableId(1),
             range: KeyRange::all(),

@@ -24,6 +24,7 @@ mod ledger;
 pub mod limits;
 mod load_sample;
 mod master_link;
+mod memory_keeper;
 mod meters;
 mod node;
 pub mod oplog;

@@ -54,6 +54,50 @@ pub const OPLOG_PURGE_BYTES_DEFAULT: u64 = 128 * 1024 * 1024;
 /// Bytes of entries that one append may bring; the log's own limit is 2 GiB per batch.
 pub const OPLOG_GROUP_BYTES_MAX: usize = 256 * 1024 * 1024;
 
+/// Bytes of entries that the logs of tables in memory keep, all together. A restart reads nothing
+/// from them and tokens are remembered apart, so they are only for copies and watchers that are a
+/// little behind; who is further behind is built anew.
+pub const MEMORY_LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// The same when copies still need the entries: above this they lose, and are built anew.
+pub const MEMORY_LOG_BYTES_HARD: u64 = 256 * 1024 * 1024;
+
+/// How often the keeper of tables in memory looks around: what it frees is freed this much later.
+pub const MEMORY_KEEPER_PACE: Duration = Duration::from_millis(20);
+
+/// What the clock of heat counts, in milliseconds.
+pub const MEMORY_HEAT_TICK_MS: u128 = 100;
+
+/// Thousandths of its limit above which a table in memory keeps old versions for a moment only.
+pub const MEMORY_TIGHT_ABOVE: u64 = 750;
+
+/// How long a table in memory near its limit keeps old versions, in milliseconds: for reads of
+/// copies that are about to come.
+pub const MEMORY_HISTORY_MS: u64 = 250;
+
+/// Thousandths of its limit above which rows make room, and down to which. Writes go on meanwhile:
+/// what is between it and the limit is what they may bring until the room is there.
+pub const MEMORY_EVICT_ABOVE: u64 = 900;
+
+/// The other end.
+pub const MEMORY_EVICT_TO: u64 = 870;
+
+/// Versions of one stretch that is looked at for cold rows, and how many stretches in a round.
+pub const MEMORY_SAMPLE_VERSIONS: usize = 2_000;
+
+/// Stretches in a round.
+pub const MEMORY_EVICT_STRETCHES: usize = 8;
+
+/// One in so many rows of a stretch goes at most.
+pub const MEMORY_EVICT_PART: usize = 8;
+
+/// Rows of one eviction: one that was written meanwhile spares the others.
+pub const MEMORY_EVICT_BATCH_ROWS: usize = 16;
+
+/// Thousandths of its limit above which a table in memory takes no deletes either, for a moment:
+/// they add before they free.
+pub const MEMORY_DELETES_UPTO: u64 = 1_030;
+
 /// Log batches above this are compressed; below it compression costs more than it saves.
 pub const OPLOG_COMPRESS_BYTES: u64 = 8 * 1024;
 

@@ -12,6 +12,7 @@ pub struct Meters {
     writes: Counter,
     scans: Counter,
     leases_lost: Counter,
+    memory_refused: Counter,
     write_seconds: Histogram,
 }
 
@@ -21,6 +22,7 @@ impl Default for Meters {
             gets: metrics::counter!("ebla_kv_requests_total", "call" => "get"),
             writes: metrics::counter!("ebla_kv_requests_total", "call" => "write"),
             scans: metrics::counter!("ebla_kv_requests_total", "call" => "scan"),
+            memory_refused: metrics::counter!("ebla_memory_refused_writes_total"),
             leases_lost: metrics::counter!("ebla_lease_refused_total"),
             write_seconds: metrics::histogram!("ebla_kv_write_seconds"),
         }
@@ -41,6 +43,11 @@ impl Meters {
     /// Counts an answer that was not given because the lease had ended.
     pub fn lease_lost(&self) {
         self.leases_lost.increment(1);
+    }
+
+    /// Counts a write for which a table in memory had no room.
+    pub fn memory_refused(&self) {
+        self.memory_refused.increment(1);
     }
 
     /// Counts a scan of one stream.

@@ -15,6 +15,8 @@ use crate::replication::Peers;
 use crate::routes::{RouteCache, TableInfo};
 use crate::store::StoreError;
 use crate::store::gc::{Floors, ReadPin, ReadPins};
+use crate::store::memory::MemoryStore;
+use crate::store::memory_tables::{Reserved, VERSION_BYTES};
 use crate::tablets::{Directory, TabletHandle};
 use arc_swap::ArcSwap;
 use ebla_kernel::hlc::{ClockError, Hlc};
@@ -22,8 +24,9 @@ use ebla_kernel::ids::{TabletId, Tick};
 use ebla_kernel::limits::{
     RANGE_TOMBSTONES_PER_TABLET_MAX, REQUEST_TIMEOUT_MS_DEFAULT, TOKEN_CLOCK_SLACK_MS,
 };
-use ebla_kernel::meta::is_system_name;
+use ebla_kernel::meta::{Eviction, TableKind, is_system_name};
 use ebla_kernel::op::{self, AckLevel, Action, Body, Op, Token, Version};
+use ebla_kernel::room::row::ROOM_BIT_BYTES;
 use ebla_kernel::sequence::{Evidence, Reject};
 use ebla_kernel::tablet::{Answer, Refusal};
 use ebla_proto::convert;
@@ -44,6 +47,8 @@ pub struct Node {
     pub routes: RouteCache,
     /// The rows.
     pub reader: Reader,
+    /// The rows of tables in memory, and what they take.
+    pub memory: Arc<MemoryStore>,
     /// What reads may still see.
     pub floors: Arc<Floors>,
     /// What reads look at now.
@@ -98,6 +103,8 @@ pub struct Write {
     pub token: Token,
     /// When to stop waiting.
     pub deadline: Tick,
+    /// Its room in a table in memory, until it is answered.
+    pub room: Option<Reserved>,
 }
 
 impl Node {
@@ -164,7 +171,10 @@ impl Node {
             v1::Consistency::Unspecified | v1::Consistency::Linearizable => {}
         }
         if request.at_ts == 0 {
-            return self.get_newest_later(request).await;
+            return match self.get_newest(request) {
+                Err(_) if self.is_handed_over_for(request) => self.get_newest_later(request).await,
+                read => read,
+            };
         }
         let (table, tablet) = self.find_for_read(request)?;
         let at = Hlc(request.at_ts);
@@ -199,7 +209,7 @@ impl Node {
         for op in ops {
             let (key, bytes) = match &op.action {
                 Action::Set { key, value, .. } => (key, key.len() + value.len()),
-                Action::Delete { key } | Action::Room { key, .. } => (key, key.len()),
+                Action::Delete { key, .. } | Action::Room { key, .. } => (key, key.len()),
                 Action::Add { key, .. } => (key, key.len() + size_of::<i64>()),
                 Action::DeleteRange { from, .. } => (from, from.len()),
             };
@@ -343,14 +353,44 @@ impl Node {
     pub(crate) fn admit(&self, tablet: Arc<TabletHandle>, write: Checked) -> Result<Write, ApiError> {
         let Checked { table: _, ops, level, token, deadline } = write;
         self.check_room(&ops, &tablet)?;
+        let room = match tablet.kind {
+            TableKind::Durable => None,
+            TableKind::Memory => Some(self.take_memory(&tablet, &ops)?),
+        };
         self.note_writes(&tablet, &ops);
-        Ok(Write { tablet, ops, level, token, deadline })
+        Ok(Write { tablet, ops, level, token, deadline, room })
+    }
+
+    /// Room in memory for what `ops` add. Deletes go on a little above the limit: they free.
+    fn take_memory(&self, tablet: &TabletHandle, ops: &[Op]) -> Result<Reserved, ApiError> {
+        let table = self.memory.tables().add(tablet.table);
+        let (bytes, adds) = added_bytes(ops);
+        let limit = table.limit().unwrap_or(u64::MAX);
+        if !adds && table.used() / limits::MEMORY_DELETES_UPTO < limit / 1_000 {
+            return Ok(table.reserve_anyway(bytes));
+        }
+        if let Some(room) = table.reserve(bytes) {
+            return Ok(room);
+        }
+        self.meters.memory_refused();
+        if adds && table.eviction() == Eviction::None {
+            let hint = format!(
+                "the table is at its limit of {limit} bytes in memory on this server; nothing was written: \
+                 delete rows, or create it with a higher --max-memory or with --eviction"
+            );
+            return Err(ApiError::new(Reason::MemoryLimit, hint).with("limit", limit));
+        }
+        let hint = "rows are being removed from the table to make room; nothing was written: try again a little later";
+        Err(ApiError::new(Reason::Overloaded, hint))
     }
 
     /// Whether disk and tablet take these operations.
     fn check_room(&self, ops: &[Op], tablet: &TabletHandle) -> Result<(), ApiError> {
         let adds_rows = ops.iter().any(|op| matches!(op.action, Action::Set { .. } | Action::Add { .. }));
-        self.disk.check(adds_rows)?;
+        match tablet.kind {
+            TableKind::Durable => self.disk.check(adds_rows)?,
+            TableKind::Memory => {}
+        }
         let deletes_range = ops.iter().any(|op| matches!(op.action, Action::DeleteRange { .. }));
         if deletes_range && tablet.tombstones.load().len() >= RANGE_TOMBSTONES_PER_TABLET_MAX {
             let hint = format!(
@@ -378,7 +418,7 @@ impl Node {
     }
 
     async fn run_write(&self, write: Write) -> Result<v1::WriteResponse, ApiError> {
-        let Write { tablet, ops, level, token, deadline } = write;
+        let Write { tablet, ops, level, token, deadline, room: _room } = write;
         loop {
             let evidence = self.evidence(&tablet, &ops)?;
             let ask = Ask::Write { ops: ops.clone(), level, token: Some(token), evidence };
@@ -506,10 +546,10 @@ impl Node {
             Refusal::OutOfRange => {
                 let hint = format!(
                     "a batch is atomic within one tablet, and not all of its rows lie in tablet {} {}: \
-                     split the batch by tablet, or fetch the route again",
+                     cut the batch by tablet; nothing was written",
                     tablet.id.0, tablet.range
                 );
-                ApiError::new(Reason::StaleRoute, hint).with("tablet", tablet.id.0)
+                ApiError::new(Reason::BatchSpansTablets, hint).with("tablet", tablet.id.0)
             }
             Refusal::NoLease => no_lease(tablet),
             Refusal::Transferring => {
@@ -605,12 +645,32 @@ fn undecided(outcome: v1::WriteOutcome, token: Token) -> v1::WriteResponse {
     }
 }
 
+/// What operations add to a table in memory at most, and whether any adds more than a tombstone.
+fn added_bytes(ops: &[Op]) -> (u64, bool) {
+    let (mut bytes, mut adds) = (0, false);
+    for op in ops {
+        let (added, is_row) = match &op.action {
+            Action::Set { key, value, .. } => (key.len() + value.len(), true),
+            Action::Add { key, .. } => (key.len() + size_of::<i64>(), true),
+            Action::Delete { key, .. } => (key.len(), false),
+            Action::Room { key, .. } => (key.len() + ROOM_BIT_BYTES, true),
+            Action::DeleteRange { from, to } => {
+                (from.len() + to.as_ref().map_or(0, bytes::Bytes::len), false)
+            }
+        };
+        // The version, and the note that it or what it replaces may go.
+        bytes += VERSION_BYTES + 2 * added as u64;
+        adds |= is_row;
+    }
+    (bytes, adds)
+}
+
 /// A key by which the tablet of a batch is found; the kernel checks the others.
 pub(crate) fn first_key(ops: &[Op]) -> &[u8] {
     match ops.first().map(|op| &op.action) {
         Some(
             Action::Set { key, .. }
-            | Action::Delete { key }
+            | Action::Delete { key, .. }
             | Action::Add { key, .. }
             | Action::Room { key, .. },
         ) => key,
@@ -666,7 +726,7 @@ pub fn get_response(version: Option<Version>, at: Hlc) -> v1::GetResponse {
 #[must_use]
 pub fn body_to_wire(body: Body) -> (bytes::Bytes, bool) {
     match body {
-        Body::Tombstone => (bytes::Bytes::new(), false),
+        Body::Tombstone(_) => (bytes::Bytes::new(), false),
         Body::Value(value) => (value, false),
         Body::Counter(count) => (bytes::Bytes::copy_from_slice(&count.to_be_bytes()), true),
     }

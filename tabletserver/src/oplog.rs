@@ -10,6 +10,7 @@
 //! A record is stored as `seq (8 bytes BE) · entry` (`kernel::entry`), see `docs/formats.md`.
 //! The log does not know epochs, quorums or what was flushed: its callers say what may go.
 
+mod memory;
 mod tail;
 
 use crate::limits::{
@@ -19,6 +20,7 @@ use crate::limits::{
 use bytes::Bytes;
 use ebla_kernel::entry::{Entry, EntryError};
 use ebla_kernel::ids::{Seq, TabletId};
+use memory::MemoryLog;
 use protobuf::well_known_types::BytesValue;
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 use std::any::Any;
@@ -26,7 +28,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tail::Finding;
 
 /// What may be tuned.
@@ -136,7 +138,7 @@ pub struct Append<'a> {
     /// Whether they may replace a tail.
     pub tail: Tail,
     /// Consecutive entries. A tablet without entries may begin at any sequence number.
-    pub entries: Vec<&'a Logged>,
+    pub entries: Vec<&'a Arc<Logged>>,
 }
 
 /// An entry on its way to the log and to other copies; encoded once for all of them.
@@ -163,6 +165,8 @@ impl From<Entry> for Logged {
 /// The log of a server.
 pub struct Oplog {
     engine: Engine,
+    /// The logs of tablets that live in memory.
+    memory: MemoryLog,
     /// One writer at a time: what stands behind a record was written after its fsync.
     writer: Mutex<()>,
     failed: AtomicBool,
@@ -187,16 +191,38 @@ impl Oplog {
         let engine = engine
             .map_err(|panic| OplogError::Damaged { what: panic_message(&*panic) })?
             .map_err(|error| if is_damage(&error) { damaged(&error) } else { open_error(error.into()) })?;
-        Ok(Self { engine, writer: Mutex::default(), failed: AtomicBool::new(false) })
+        let memory = MemoryLog::default();
+        Ok(Self { engine, memory, writer: Mutex::default(), failed: AtomicBool::new(false) })
+    }
+
+    /// Keeps the log of `tablet` in memory from now on; before its first entry.
+    pub fn keep_in_memory(&self, tablet: TabletId) {
+        self.memory.add(tablet);
+    }
+
+    /// Bytes that the logs in memory take, about.
+    #[must_use]
+    pub fn bytes_in_memory(&self) -> u64 {
+        self.memory.bytes()
     }
 
     /// Appends entries of any number of tablets: one write, one fsync. Gives the bytes
-    /// written. All or nothing, also across a crash.
+    /// written. All or nothing, also across a crash. Entries of tablets in memory are there when
+    /// all of them fit; a group of nothing else touches no disk.
     ///
     /// # Errors
     /// `NotContiguous` and `GroupTooLarge`: nothing was written. `Write`: the group may be in
     /// the log or not. `SyncFailed`: end the process.
     pub fn append_group(&self, group: &[Append<'_>], fsync: Fsync) -> Result<usize, OplogError> {
+        let (memory, disk): (Vec<&Append<'_>>, Vec<&Append<'_>>) =
+            group.iter().partition(|append| self.memory.has(append.tablet));
+        memory.iter().try_for_each(|append| self.check_contiguous(append))?;
+        let bytes = if disk.is_empty() { 0 } else { self.append_to_disk(&disk, fsync)? };
+        memory.into_iter().for_each(|append| self.memory.append(append));
+        Ok(bytes)
+    }
+
+    fn append_to_disk(&self, group: &[&Append<'_>], fsync: Fsync) -> Result<usize, OplogError> {
         let writing = self.begin_write()?;
         let mut batch = LogBatch::with_capacity(group.len());
         let mut bytes = 0;
@@ -220,6 +246,9 @@ impl Oplog {
     /// `Purged` when `from` is gone, `Damaged` when what is there cannot be read,
     /// `NewerFormat` when a newer version wrote it.
     pub fn read(&self, tablet: TabletId, from: Seq, bytes_max: usize) -> Result<Vec<Entry>, OplogError> {
+        if self.memory.has(tablet) {
+            return self.memory.read(tablet, from, bytes_max);
+        }
         let Some((first, last)) = self.bounds(tablet) else { return Ok(Vec::new()) };
         if from < first {
             return Err(OplogError::Purged { tablet, from, first });
@@ -239,6 +268,9 @@ impl Oplog {
     /// First and last sequence number of `tablet`; none when it has no entries.
     #[must_use]
     pub fn bounds(&self, tablet: TabletId) -> Option<(Seq, Seq)> {
+        if self.memory.has(tablet) {
+            return self.memory.bounds(tablet);
+        }
         let first = self.engine.first_index(tablet.0)?;
         Some((Seq(first), Seq(self.engine.last_index(tablet.0)?)))
     }
@@ -260,10 +292,15 @@ impl Oplog {
         if self.bounds(tablet).is_none_or(|(_, last)| last <= keep) {
             return Ok(());
         }
+        if self.memory.has(tablet) {
+            self.memory.cut_after(tablet, keep);
+            return Ok(());
+        }
         if self.bounds(tablet).is_some_and(|(first, _)| first == keep.next()) {
             return self.remove(&[tablet]); // what stays is in the log of the tablet's parent
         }
-        let last = self.read(tablet, keep, 1)?.into_iter().next().map(Logged::from);
+        let last = self.read(tablet, keep, 1)?.into_iter().next();
+        let last = last.map(Logged::from).map(Arc::new);
         let last =
             last.ok_or_else(|| OplogError::Damaged { what: format!("record {keep} of {tablet} is gone") })?;
         self.append_group(&[Append { tablet, tail: Tail::Cut, entries: vec![&last] }], Fsync::Now).map(drop)
@@ -274,9 +311,15 @@ impl Oplog {
     /// # Errors
     /// `Write` or `SyncFailed`.
     pub fn compact_to(&self, keep_from: &[(TabletId, Seq)]) -> Result<(), OplogError> {
+        let (memory, keep_from): (Vec<(TabletId, Seq)>, Vec<(TabletId, Seq)>) =
+            keep_from.iter().partition(|(tablet, _)| self.memory.has(*tablet));
+        memory.into_iter().for_each(|(tablet, seq)| self.memory.compact_to(tablet, seq));
+        if keep_from.is_empty() {
+            return Ok(());
+        }
         let writing = self.begin_write()?;
         let mut batch = LogBatch::with_capacity(keep_from.len());
-        for (tablet, seq) in keep_from {
+        for (tablet, seq) in &keep_from {
             if self.bounds(*tablet).is_some_and(|(first, _)| first < *seq) {
                 batch.add_command(tablet.0, Command::Compact { index: seq.0 });
             }
@@ -289,9 +332,15 @@ impl Oplog {
     /// # Errors
     /// `Write` or `SyncFailed`.
     pub fn remove(&self, tablets: &[TabletId]) -> Result<(), OplogError> {
+        let (memory, disk): (Vec<TabletId>, Vec<TabletId>) =
+            tablets.iter().partition(|tablet| self.memory.has(**tablet));
+        memory.into_iter().for_each(|tablet| self.memory.remove(tablet));
+        if disk.is_empty() {
+            return Ok(());
+        }
         let writing = self.begin_write()?;
-        let mut batch = LogBatch::with_capacity(tablets.len());
-        for tablet in tablets {
+        let mut batch = LogBatch::with_capacity(disk.len());
+        for tablet in disk {
             batch.add_command(tablet.0, Command::Clean);
         }
         self.write(writing, batch, Fsync::Now, "remove tablets").map(drop)

@@ -9,6 +9,7 @@ use crate::tablets::TabletHandle;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::limits::DELETE_RANGE_EXPANDED_ROWS_MAX;
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::{Action, Op, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::{Evidence, RangeEvidence};
@@ -31,6 +32,10 @@ impl Reader {
     /// # Errors
     /// When the store cannot be read.
     pub fn newest(&self, tablet: &TabletHandle, key: &[u8]) -> Result<Option<Version>, StoreError> {
+        if tablet.kind == TableKind::Memory {
+            // The store is as fast as the cache, and one lookup instead of two.
+            return self.at(tablet, key, Hlc::MAX);
+        }
         if let Some(version) = self.cache.get(tablet.generation, key) {
             return Ok(tablet.uncovered(key, Some(version), Hlc::MAX));
         }
@@ -63,7 +68,7 @@ impl Reader {
                     evidence.ranges.push(self.live_keys(tablet, from, to.as_ref())?);
                 }
                 Action::Set { key, .. }
-                | Action::Delete { key }
+                | Action::Delete { key, .. }
                 | Action::Add { key, .. }
                 | Action::Room { key, .. } => {
                     if op.needs_read() && !evidence.rows.contains_key(key) {

@@ -15,6 +15,7 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use ebla_kernel::entry::{LogEnd, SealRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, Pos, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::range::KeyRange;
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBRecoveryMode, ErrorKind, IteratorMode, Options, WriteBatch, WriteOptions,
@@ -116,6 +117,10 @@ pub struct ReplicaRecord {
     pub tablet: TabletId,
     /// The tablet's table.
     pub table: TableId,
+    /// Where its rows and its log are. The record of a copy in memory lives as long as they do:
+    /// it is never stored, so what is stored is on disk.
+    #[borsh(skip)]
+    pub kind: TableKind,
     /// Its own id.
     pub replica: ReplicaId,
     /// The tablet's keys.
@@ -161,6 +166,9 @@ pub struct StagedRecord {
 pub struct RetiredRecord {
     /// The tablet.
     pub tablet: TabletId,
+    /// Where its rows and its log are; that of one in memory is never stored.
+    #[borsh(skip)]
+    pub kind: TableKind,
     /// Its keys.
     pub range: KeyRange,
     /// The seal, its last entry that counts.
@@ -208,8 +216,12 @@ impl RegistryBatch {
         self.changes.is_empty() && self.refused.is_none()
     }
 
-    /// Puts the record of a replica.
+    /// Puts the record of a replica; of one in memory there is nothing to put.
     pub fn put_replica(&mut self, record: &ReplicaRecord) -> &mut Self {
+        match record.kind {
+            TableKind::Durable => {}
+            TableKind::Memory => return self,
+        }
         let (tablet, epochs) = (record.tablet, record.epochs.len());
         if epochs > EPOCHS_PER_REPLICA_MAX {
             self.refused = Some(RegistryError::TooManyEpochs { tablet, epochs });
@@ -236,8 +248,12 @@ impl RegistryBatch {
         self
     }
 
-    /// Puts the record of a retired tablet.
+    /// Puts the record of a retired tablet; of one in memory there is nothing to put.
     pub fn put_retired(&mut self, retired: &RetiredRecord) -> &mut Self {
+        match retired.kind {
+            TableKind::Durable => {}
+            TableKind::Memory => return self,
+        }
         self.changes.put(tablet_key(RETIRED, retired.tablet), encode(retired));
         self
     }
@@ -422,6 +438,7 @@ mod tests {
         ReplicaRecord {
             tablet: TabletId(tablet),
             table: TableId(2),
+            kind: TableKind::Durable,
             replica: ReplicaId(tablet + 1),
             range: KeyRange::new(Bytes::from_static(b"a"), Some(Bytes::from_static(b"m"))).unwrap(),
             state: ReplicaState::Active,
@@ -452,7 +469,8 @@ mod tests {
     fn retired(tablet: u64) -> RetiredRecord {
         let (seal, flushed) = (replica(5).flushed, LogEnd::default());
         let (range, parents) = (KeyRange::all(), vec![TabletId(2)]);
-        RetiredRecord { tablet: TabletId(tablet), range, seal, flushed, parents }
+        let kind = TableKind::Durable;
+        RetiredRecord { tablet: TabletId(tablet), kind, range, seal, flushed, parents }
     }
 
     #[test]

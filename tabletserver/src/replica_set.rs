@@ -22,7 +22,8 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
     Attempt, ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
 };
-use ebla_kernel::meta::Parent;
+use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
+use ebla_kernel::meta::{Parent, TableKind};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use ebla_kernel::tablet::token::TokenTable;
@@ -166,7 +167,8 @@ impl ReplicaSet {
             cores.push((core, staged.end));
         }
         let children = committed.children(&cores);
-        let records = children.iter().map(|(record, _)| record.clone()).collect();
+        let records: Vec<ReplicaRecord> = children.iter().map(|(record, _)| record.clone()).collect();
+        self.keep_in_memory(&records);
         let seals = committed.parents.iter().map(|(parent, staged)| (parent.id, staged.end)).collect();
         let (switch, replicas) = (Switch { parents: seals, children: records }, Arc::clone(&self.replicas));
         tokio::task::spawn_blocking(move || replicas.switch(switch))
@@ -201,6 +203,7 @@ impl ReplicaSet {
         Arc::new(TabletHandle::new(HandleSpec {
             id: record.tablet,
             table: record.table,
+            kind: record.kind,
             range: record.range.clone(),
             replica: record.replica,
             generation: self.next_generation.fetch_add(1, Ordering::Relaxed),
@@ -253,6 +256,8 @@ impl ReplicaSet {
         let record = |assigned: &&Assigned| assigned.new_record(self.replicas.get(assigned.tablet).as_ref());
         let records: Vec<ReplicaRecord> = new.iter().map(record).collect();
         self.record(&records)?;
+        let tokens: BTreeMap<TabletId, TokenTable> =
+            new.iter().map(|assigned| (assigned.tablet, assigned.tokens())).collect();
         let (learners, records): (Vec<_>, Vec<_>) =
             records.into_iter().partition(|record| record.state != ReplicaState::Active);
         for learner in learners {
@@ -263,7 +268,7 @@ impl ReplicaSet {
             directory.insert(self.install(RecoveredReplica {
                 end: LogEnd::default(),
                 epochs: Vec::new(),
-                tokens: TokenTable::default(),
+                tokens: tokens.get(&record.tablet).cloned().unwrap_or_default(),
                 tombstones: RangeTombstones::new(),
                 seals: Seals::default(),
                 staged: None,
@@ -277,11 +282,20 @@ impl ReplicaSet {
 
     /// Makes the records of copies that begin here durable.
     fn record(&self, records: &[ReplicaRecord]) -> Result<(), Error> {
+        self.keep_in_memory(records);
         let is_built = records.iter().any(|record| record.state != ReplicaState::Active);
         failpoint!("bootstrap.record", if is_built);
         self.replicas.put(records.to_vec())?;
         failpoint!("bootstrap.recorded", if is_built);
         Ok(())
+    }
+
+    /// Gives those in memory their place in the log, and their rows theirs.
+    fn keep_in_memory(&self, records: &[ReplicaRecord]) {
+        for record in records.iter().filter(|record| record.kind == TableKind::Memory) {
+            self.node.memory.tables().add(record.table);
+            self.oplog.keep_in_memory(record.tablet);
+        }
     }
 
     /// Builds a copy beside everything else.
@@ -350,6 +364,7 @@ impl ReplicaSet {
         let handle = Arc::new(TabletHandle::new(HandleSpec {
             id: record.tablet,
             table: record.table,
+            kind: record.kind,
             range: record.range.clone(),
             replica: record.replica,
             generation: self.next_generation.fetch_add(1, Ordering::Relaxed),
@@ -442,17 +457,18 @@ impl Committed {
         let child = |child: &SealedChild| {
             let replica = *child.replicas.get(&first.replica)?;
             let core = Tablet::successor(&cores, child, self.epoch, replica);
-            Some((self.record(child, first.table, &core), core))
+            Some((self.record(child, first, &core), core))
         };
         staged.seal.children.iter().filter_map(child).collect()
     }
 
-    fn record(&self, child: &SealedChild, table: TableId, core: &Tablet) -> ReplicaRecord {
+    fn record(&self, child: &SealedChild, first: &TabletHandle, core: &Tablet) -> ReplicaRecord {
         let (base, begun) = (core.durable_end(), core.epochs());
         let kept = &begun[begun.len().saturating_sub(crate::limits::EPOCHS_KEPT)..];
         ReplicaRecord {
             tablet: child.tablet,
-            table,
+            table: first.table,
+            kind: first.kind,
             replica: core.replica(),
             range: child.range.clone(),
             state: ReplicaState::Active,
@@ -537,6 +553,7 @@ fn joined(mut ranges: Vec<(TableId, KeyRange)>) -> Vec<(TableId, KeyRange)> {
 struct Assigned {
     tablet: TabletId,
     table: TableId,
+    kind: TableKind,
     replica: ReplicaId,
     range: KeyRange,
     epoch: Epoch,
@@ -554,9 +571,20 @@ struct Assigned {
     parents: Vec<Parent>,
     /// No attempt up to this one to retire the tablet will be committed.
     aborted: Attempt,
+    /// When every copy in memory was lost for the last time, 0 for never.
+    emptied_ms: u64,
 }
 
 impl Assigned {
+    /// What a copy that begins empty knows of tokens. Those of before every copy was lost are
+    /// forgotten: their writes were perhaps acknowledged, and are never to run again.
+    fn tokens(&self) -> TokenTable {
+        match self.emptied_ms {
+            0 => TokenTable::default(),
+            emptied_ms => TokenTable::complete_from(emptied_ms + TOKEN_CLOCK_SLACK_MS + 1),
+        }
+    }
+
     /// The record of a copy that is to begin here, after the one that is there now.
     fn new_record(&self, before: Option<&ReplicaRecord>) -> ReplicaRecord {
         let tried = before.filter(|before| before.replica == self.replica);
@@ -567,6 +595,7 @@ impl Assigned {
         ReplicaRecord {
             tablet: self.tablet,
             table: self.table,
+            kind: self.kind,
             replica: self.replica,
             range: self.range.clone(),
             // A copy that others count on from its beginning begins empty.
@@ -604,6 +633,10 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
         return None;
     };
     let spec = table.spec.unwrap_or_default();
+    let kind = match spec.kind() {
+        v1::TableKind::Unspecified | v1::TableKind::Durable => TableKind::Durable,
+        v1::TableKind::Memory => TableKind::Memory,
+    };
     let copies = |number: u32| u8::try_from(number).unwrap_or(u8::MAX).max(1);
     let min_in_sync = copies(spec.min_in_sync);
     let is_degraded = spec.policy == v1::Policy::Degraded as i32;
@@ -611,6 +644,7 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
     Some(Assigned {
         tablet: TabletId(tablet.id),
         table: TableId(table.id),
+        kind,
         replica: ReplicaId(wire.replica_id),
         range,
         epoch: Epoch(tablet.epoch),
@@ -624,6 +658,7 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
         joined_ts: Hlc(wire.joined_ts),
         parents: wire.parents.iter().map(parent).collect(),
         aborted: Attempt(wire.aborted_attempt),
+        emptied_ms: tablet.emptied.map_or(0, |emptied| emptied.time_ms),
     })
 }
 

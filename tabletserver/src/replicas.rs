@@ -10,6 +10,7 @@ use crate::registry::{
 use ebla_failpoints::failpoint;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::ids::{Epoch, ReplicaId, TabletId};
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::range::KeyRange;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -140,9 +141,10 @@ impl Replicas {
     /// # Errors
     /// When it is not durable; then no copy is ready.
     pub fn stage(&self, changes: &[(TabletId, Option<StagedRecord>)]) -> Result<(), RegistryError> {
+        let on_disk = self.pick(|record| record.kind == TableKind::Durable);
         let mut succession = self.succession();
         let mut batch = RegistryBatch::new();
-        for (tablet, staged) in changes {
+        for (tablet, staged) in changes.iter().filter(|(tablet, _)| on_disk.contains(tablet)) {
             match staged {
                 Some(staged) => batch.put_staged(*tablet, staged),
                 None => batch.remove_staged(*tablet),
@@ -167,8 +169,8 @@ impl Replicas {
     pub fn switch(&self, switch: Switch) -> Result<(), RegistryError> {
         let (mut records, mut succession) = (self.lock(), self.succession());
         let retired = |(tablet, seal): &(TabletId, LogEnd)| {
-            let ReplicaRecord { range, flushed, parents, .. } = records.get(tablet)?.clone();
-            Some(RetiredRecord { tablet: *tablet, range, seal: *seal, flushed, parents })
+            let ReplicaRecord { kind, range, flushed, parents, .. } = records.get(tablet)?.clone();
+            Some(RetiredRecord { tablet: *tablet, kind, range, seal: *seal, flushed, parents })
         };
         let retired: Vec<RetiredRecord> = switch.parents.iter().filter_map(retired).collect();
         if retired.len() < switch.parents.len() {
@@ -176,7 +178,9 @@ impl Replicas {
         }
         let mut batch = RegistryBatch::new();
         for parent in &retired {
-            batch.remove_replica(parent.tablet).remove_staged(parent.tablet).put_retired(parent);
+            if parent.kind == TableKind::Durable {
+                batch.remove_replica(parent.tablet).remove_staged(parent.tablet).put_retired(parent);
+            }
         }
         for child in &switch.children {
             batch.put_replica(child);
@@ -200,7 +204,10 @@ impl Replicas {
     pub fn forget_retired(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
         let mut succession = self.succession();
         let mut batch = RegistryBatch::new();
-        for tablet in tablets {
+        let is_stored = |tablet: &&TabletId| {
+            succession.retired.get(tablet).is_some_and(|retired| retired.kind == TableKind::Durable)
+        };
+        for tablet in tablets.iter().filter(is_stored) {
             batch.remove_retired(*tablet);
         }
         failpoint!("retired.forget");
@@ -436,7 +443,9 @@ impl Replicas {
     pub fn forget(&self, tablets: &[TabletId]) -> Result<(), RegistryError> {
         let (mut records, mut succession) = (self.lock(), self.succession());
         let mut batch = RegistryBatch::new();
-        for tablet in tablets {
+        let is_stored =
+            |tablet: &&TabletId| records.get(tablet).is_none_or(|record| record.kind == TableKind::Durable);
+        for tablet in tablets.iter().filter(is_stored) {
             batch.remove_replica(*tablet).remove_staged(*tablet);
         }
         failpoint!("remove.forget");
@@ -496,13 +505,15 @@ mod tests {
     fn retired(tablet: u64, range: KeyRange, parents: &[u64]) -> RetiredRecord {
         let (seal, flushed) = (LogEnd::default(), LogEnd::default());
         let parents = parents.iter().copied().map(TabletId).collect();
-        RetiredRecord { tablet: TabletId(tablet), range, seal, flushed, parents }
+        let kind = TableKind::Durable;
+        RetiredRecord { tablet: TabletId(tablet), kind, range, seal, flushed, parents }
     }
 
     fn record(tablet: u64, range: KeyRange, parents: &[u64]) -> ReplicaRecord {
         ReplicaRecord {
             tablet: TabletId(tablet),
             table: TableId(1),
+            kind: TableKind::Durable,
             replica: ReplicaId(tablet),
             range,
             state: ReplicaState::Active,

@@ -7,6 +7,7 @@
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use ebla_kernel::ids::{TableId, TabletId};
+use ebla_kernel::meta::Eviction;
 use ebla_kernel::op::AckLevel;
 use ebla_proto::convert;
 use ebla_proto::v1;
@@ -34,6 +35,10 @@ pub struct TableInfo {
     pub retention_ms: u64,
     /// Requests per second at which a tablet is split; 0 for never.
     pub split_load: u64,
+    /// Bytes that it may take in memory on one server.
+    pub memory_bytes_max: Option<u64>,
+    /// What it does when they are used up.
+    pub eviction: Eviction,
 }
 
 /// The map at one version.
@@ -165,6 +170,9 @@ pub fn table_info(table: &v1::Table) -> TableInfo {
         min_in_sync: spec.min_in_sync,
         retention_ms: spec.retention_ms,
         split_load: spec.split_load(),
+        memory_bytes_max: spec.memory_bytes_max,
+        // A word of a newer version: the safe one of those that are known.
+        eviction: ebla_proto::meta::eviction(spec.eviction).unwrap_or_default(),
         table: table.clone(),
     }
 }

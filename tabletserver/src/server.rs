@@ -13,10 +13,11 @@ use crate::janitor::Janitor;
 use crate::ledger::Ledger;
 use crate::limits;
 use crate::master_link::{self, Link, Masters, Registration, forward_outward, open_session};
+use crate::memory_keeper::MemoryKeeper;
 use crate::meters::Meters;
 use crate::node::{Node, TokenMaker};
 use crate::pipeline::{
-    Apply, Control, Cutter, Log, Outward, Request, Sequencer, SequencerHandle, SequencerParts,
+    Apply, Control, Cutter, Log, LogDisk, Outward, Request, Sequencer, SequencerHandle, SequencerParts,
 };
 use crate::promises::answering::Answering;
 use crate::promises::asking::Asking;
@@ -300,6 +301,7 @@ fn start_pipeline(
             cache: Arc::new(RowCache::new(config.row_cache_bytes)),
             clock: Arc::clone(&clock),
         },
+        memory: Arc::clone(&opened.memory),
         leases: Arc::new(Leases::new(clock.elapsed(), opened.lease_ms_max)),
         clock: Arc::clone(&clock),
         directory: ArcSwap::default(),
@@ -333,6 +335,7 @@ fn start_stages(
 ) -> Vec<JoinHandle<()>> {
     // No queue before the log: a group grows in the sequencer until the log takes it.
     let (groups, to_log) = channel::bounded(0);
+    let (memory_groups, to_memory_log) = channel::bounded(0);
     let (durable, to_apply) = channel::bounded(1);
     let (orders, ordered) = channel::unbounded();
     let (cuts, to_cut) = channel::unbounded();
@@ -342,6 +345,7 @@ fn start_stages(
         requests,
         control: told,
         log: groups,
+        memory_log: memory_groups,
         orders: orders.clone(),
         cuts: cuts.clone(),
         outward,
@@ -349,14 +353,17 @@ fn start_stages(
         leases: Arc::clone(&node.leases),
         peers: Arc::clone(&node.peers),
     });
-    let log = Log {
-        groups: to_log,
-        durable,
+    let log = |groups, disk| Log {
+        groups,
+        durable: durable.clone(),
         control: control.clone(),
         oplog: Arc::clone(oplog),
-        disk: Arc::clone(&node.disk),
-        syncs: Arc::clone(syncs),
+        disk,
     };
+    let disk = LogDisk { gauge: Arc::clone(&node.disk), syncs: Arc::clone(syncs) };
+    let (memory_log, log) = (log(to_memory_log, None), log(to_log, Some(disk)));
+    // Only the logs hold its sending end: apply ends with them.
+    drop(durable);
     let apply = Apply {
         durable: to_apply,
         orders: ordered,
@@ -377,6 +384,7 @@ fn start_stages(
             Ok(())
         }),
         spawn_thread("log", failed, move || log.run().map_err(Error::from)),
+        spawn_thread("memory log", failed, move || memory_log.run().map_err(Error::from)),
         spawn_thread("apply", failed, move || apply.run()),
         spawn_thread("cut", failed, move || cutter.run()),
     ]
@@ -399,11 +407,16 @@ fn start_upkeep(
         oplog_bytes_max: config.oplog_bytes_max,
         stop: Arc::clone(stop),
     };
+    let memory = MemoryKeeper { node: Arc::clone(node), stop: Arc::clone(stop) };
     let janitor = Janitor { node: Arc::clone(node), gc_interval: config.gc_interval, stop: Arc::clone(stop) };
     vec![
         spawn_thread("flusher", failed, move || flusher.run()),
         spawn_thread("janitor", failed, move || {
             janitor.run();
+            Ok(())
+        }),
+        spawn_thread("memory", failed, move || {
+            memory.run();
             Ok(())
         }),
     ]

@@ -66,7 +66,7 @@ fn cut_tombstones(handle: &TabletHandle, store: &dyn Store, seal: &SealRecord) -
     if !parts.is_empty() {
         handle.tombstones.rcu(|known| {
             let mut known = RangeTombstones::clone(known);
-            insert_all(&mut known, &parts);
+            known.extend(parts.iter().cloned());
             known
         });
     }
@@ -94,12 +94,6 @@ fn store_parts(
     Ok(parts)
 }
 
-fn insert_all(known: &mut RangeTombstones, parts: &[RangeTombstone]) {
-    for part in parts {
-        known.insert(part.range.start().clone(), part.range.end().cloned(), part.ts);
-    }
-}
-
 /// Cuts the range tombstones of a sealed tablet that were found at a start, again.
 ///
 /// # Errors
@@ -111,7 +105,7 @@ pub fn cut_again(
     known: &mut RangeTombstones,
 ) -> Result<(), StoreError> {
     let parts = store_parts(record.table, known, store, &staged.seal)?;
-    insert_all(known, &parts);
+    known.extend(parts);
     Ok(())
 }
 
@@ -141,11 +135,10 @@ pub fn tombstones_of(parents: &[Arc<TabletHandle>], range: &KeyRange) -> RangeTo
 }
 
 fn add_tombstones(own: &mut RangeTombstones, parent: &RangeTombstones, range: &KeyRange) {
-    for tombstone in parent.overlapping(range) {
-        if let Some(part) = tombstone.range.intersect(range) {
-            own.insert(part.start().clone(), part.end().cloned(), tombstone.ts);
-        }
-    }
+    let part = |tombstone: RangeTombstone| {
+        tombstone.range.intersect(range).map(|range| RangeTombstone { range, ts: tombstone.ts })
+    };
+    own.extend(parent.overlapping(range).filter_map(part));
 }
 
 /// What a replica has from the tablets that it was made of.
@@ -246,9 +239,9 @@ pub fn apply_sealed(
     if record.flushed.pos.seq >= staged.end.pos.seq {
         return Ok(());
     }
-    let ReplicaRecord { tablet, range, flushed, parents, .. } = record.clone();
+    let ReplicaRecord { tablet, kind, range, flushed, parents, .. } = record.clone();
     let ranges = vec![range.clone()];
-    let retired = RetiredRecord { tablet, range, seal: staged.end, flushed, parents };
+    let retired = RetiredRecord { tablet, kind, range, seal: staged.end, flushed, parents };
     Inherited::default().replay(record.table, &Ancestor { retired, ranges }, oplog, store)
 }
 
@@ -330,8 +323,10 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use ebla_kernel::entry::{Payload, RevertTarget, SealedChild, WriteRecord};
     use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, ReplicaId};
+    use ebla_kernel::meta::TableKind;
     use ebla_kernel::op::{AckLevel, Body, OpResult, Token};
     use std::collections::BTreeMap;
+    use std::sync::Arc;
 
     const PARENT: TabletId = TabletId(1);
     const TABLE: TableId = TableId(2);
@@ -390,7 +385,7 @@ mod tests {
         push(Payload::Revert { targets: vec![target] });
         push(Payload::Seal(seal()));
         push(Payload::EpochStart { replica: ReplicaId(1), incarnation: ebla_kernel::ids::Incarnation(1) });
-        let logged: Vec<Logged> = entries.iter().cloned().map(Logged::from).collect();
+        let logged: Vec<Arc<Logged>> = entries.iter().cloned().map(Logged::from).map(Arc::new).collect();
         let append = Append { tablet: PARENT, tail: Tail::Continue, entries: logged.iter().collect() };
         oplog.append_group(&[append], Fsync::Now).unwrap();
         Log { _dir: dir, oplog, entries }
@@ -400,6 +395,7 @@ mod tests {
         ReplicaRecord {
             tablet: TabletId(3),
             table: TABLE,
+            kind: TableKind::Durable,
             replica: ReplicaId(3),
             range,
             state: ReplicaState::Active,
@@ -418,8 +414,8 @@ mod tests {
     }
 
     fn ancestor(seal: LogEnd, flushed: LogEnd, range: KeyRange) -> Ancestor {
-        let retired =
-            RetiredRecord { tablet: PARENT, range: KeyRange::all(), seal, flushed, parents: Vec::new() };
+        let (kind, parents) = (TableKind::Durable, Vec::new());
+        let retired = RetiredRecord { tablet: PARENT, kind, range: KeyRange::all(), seal, flushed, parents };
         Ancestor { retired, ranges: vec![range] }
     }
 

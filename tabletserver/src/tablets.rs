@@ -15,6 +15,7 @@ use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Lineage, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::lease::LeaseTerms;
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::Version;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
@@ -31,6 +32,8 @@ pub struct TabletHandle {
     pub id: TabletId,
     /// Its table.
     pub table: TableId,
+    /// Where its rows and its log are.
+    pub kind: TableKind,
     /// Its keys.
     pub range: KeyRange,
     /// Its copy here.
@@ -122,6 +125,8 @@ pub struct HandleSpec {
     pub id: TabletId,
     /// Its table.
     pub table: TableId,
+    /// Where its rows and its log are.
+    pub kind: TableKind,
     /// Its keys.
     pub range: KeyRange,
     /// Its copy here.
@@ -151,6 +156,7 @@ impl TabletHandle {
         Self {
             id: spec.id,
             table: spec.table,
+            kind: spec.kind,
             range: spec.range,
             replica: spec.replica,
             generation: spec.generation,
@@ -352,6 +358,11 @@ impl TableTablets {
         let upto = (std::ops::Bound::Unbounded, std::ops::Bound::Included(key));
         let (_, handle) = self.by_start.range::<[u8], _>(upto).next_back()?;
         handle.range.contains(key).then_some(handle)
+    }
+
+    /// Every replica, in key order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<TabletHandle>> {
+        self.by_start.values()
     }
 
     /// The replica that holds the greatest key below `key`; without `key`, the last one.

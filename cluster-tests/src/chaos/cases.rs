@@ -24,6 +24,8 @@ pub enum Workflow {
     Writes,
     /// A tablet is split, and its table dropped in the end.
     Split,
+    /// Two tablets are merged, and their table dropped in the end.
+    Merge,
     /// A copy moves from one server to another.
     Move,
     /// A server loses its directory and gets its copies back.
@@ -60,13 +62,27 @@ pub enum Role {
 /// How a failpoint is come by.
 pub type Way = (Workflow, Role);
 
+/// Splits and merges pass the same steps.
+const BY_MASTERS: [Way; 4] = [
+    (Workflow::Split, Role::MasterLeader),
+    (Workflow::Split, Role::MasterFollower),
+    (Workflow::Merge, Role::MasterLeader),
+    (Workflow::Merge, Role::MasterFollower),
+];
+const BY_COPIES: [Way; 4] = [
+    (Workflow::Split, Role::Leader),
+    (Workflow::Split, Role::Follower),
+    (Workflow::Merge, Role::Leader),
+    (Workflow::Merge, Role::Follower),
+];
+
 /// By which ways the failpoints whose names begin so are come by; the first row that fits counts.
 const WAYS: [(&str, &[Way]); 12] = [
     ("log.", &[(Workflow::Writes, Role::Leader), (Workflow::Writes, Role::Follower)]),
     ("flush.", &[(Workflow::Writes, Role::Leader), (Workflow::Writes, Role::Follower)]),
-    ("split.commit", &[(Workflow::Split, Role::MasterLeader), (Workflow::Split, Role::MasterFollower)]),
-    ("split.", &[(Workflow::Split, Role::Leader), (Workflow::Split, Role::Follower)]),
-    ("retired.", &[(Workflow::Split, Role::Leader), (Workflow::Split, Role::Follower)]),
+    ("split.commit", &BY_MASTERS),
+    ("split.", &BY_COPIES),
+    ("retired.", &BY_COPIES),
     ("bootstrap.", &[(Workflow::Move, Role::Target), (Workflow::Wipe, Role::Wiped)]),
     ("clear.", &[(Workflow::Move, Role::Target), (Workflow::Move, Role::Source)]),
     ("remove.", &[(Workflow::Move, Role::Source)]),

@@ -2,6 +2,7 @@
 
 use super::cases::{Case, Role, Workflow};
 use super::rig::{At, Rig, SETTLE_MAX};
+use crate::cli::exit;
 use crate::cluster::{Cluster, eventually};
 use crate::observe::{id_in, servers_in};
 use anyhow::{Context as _, Result, bail};
@@ -27,7 +28,13 @@ impl Workflow {
         match self {
             // With one on every server, the wiped one must get its own back.
             Self::Wipe => 4,
-            Self::Writes | Self::Split | Self::Move | Self::Failover | Self::Metadata | Self::CatchUp => 3,
+            Self::Writes
+            | Self::Split
+            | Self::Merge
+            | Self::Move
+            | Self::Failover
+            | Self::Metadata
+            | Self::CatchUp => 3,
         }
     }
 }
@@ -41,6 +48,7 @@ pub fn prepare(rig: &mut Rig, case: &Case) -> Result<Orders> {
     match workflow {
         Workflow::Writes => arm_copy(rig, case, role).map(|_| Vec::new()),
         Workflow::Split => split(rig, case, role),
+        Workflow::Merge => merge(rig, case, role),
         Workflow::Move => move_copy(rig, case, role),
         Workflow::Wipe => wipe(rig, case).map(|()| Vec::new()),
         Workflow::Failover => failover(rig, case, role).map(|()| Vec::new()),
@@ -88,12 +96,43 @@ fn lead(rig: &mut Rig, at: usize) -> Result<()> {
     rig.let_lead(server)
 }
 
-fn split(rig: &mut Rig, case: &Case, role: Role) -> Result<Orders> {
+/// Arms whoever has a part in a split or a merge.
+fn arm_succession(rig: &mut Rig, case: &Case, role: Role) -> Result<()> {
     match role {
-        Role::Leader | Role::Follower => drop(arm_copy(rig, case, role)?),
-        Role::MasterLeader | Role::MasterFollower => arm_master(rig, case, role)?,
-        Role::Target | Role::Source | Role::Wiped | Role::Deposed => bail!("a split has no {role:?}"),
+        Role::Leader | Role::Follower => arm_copy(rig, case, role).map(drop),
+        Role::MasterLeader | Role::MasterFollower => arm_master(rig, case, role),
+        Role::Target | Role::Source | Role::Wiped | Role::Deposed => bail!("{case} has no {role:?}"),
     }
+}
+
+/// Orders to merge the first two tablets. Whoever is armed leads both, or neither when the case
+/// is about a follower.
+fn merge(rig: &mut Rig, case: &Case, role: Role) -> Result<Orders> {
+    gather(rig)?;
+    arm_succession(rig, case, role)?;
+    let tablets = rig.cluster.tablets();
+    let [one, other] = &tablets[..] else { bail!("two tablets, not {}", tablets.len()) };
+    let (one, other) = (id_in(one)?.to_string(), id_in(other)?.to_string());
+    Ok(vec![words(&["tablet", "merge", &one, &other, "--timeout", ORDER_TIMEOUT])])
+}
+
+/// Brings the copies of both tablets to the same servers, so that the merge seals at once.
+fn gather(rig: &mut Rig) -> Result<()> {
+    let tablets = rig.cluster.tablets();
+    let [one, other] = &tablets[..] else { bail!("two tablets, not {}", tablets.len()) };
+    let (wanted, held) = (servers_in(one, "replicas"), servers_in(other, "replicas"));
+    let goes = held.iter().filter(|server| !wanted.contains(server));
+    let comes = wanted.iter().filter(|server| !held.contains(server));
+    let id = id_in(other)?.to_string();
+    for (from, to) in goes.zip(comes) {
+        let order = ["tablet", "move", &id, "--from", &from.to_string(), "--to", &to.to_string()];
+        let _ = rig.cluster.cli().run(&order).expect(exit::OK);
+    }
+    rig.wait_until_whole(3)
+}
+
+fn split(rig: &mut Rig, case: &Case, role: Role) -> Result<Orders> {
+    arm_succession(rig, case, role)?;
     let tablet = id_in(&rig.cluster.first_tablet()?)?.to_string();
     Ok(vec![words(&["tablet", "split", &tablet, "--parts", "2", "--timeout", ORDER_TIMEOUT])])
 }

@@ -85,7 +85,7 @@ fn is_whole(truth: &Truth<'_>) -> bool {
 
 fn live(body: &Body) -> Option<Body> {
     match body {
-        Body::Tombstone => None,
+        Body::Tombstone(_) => None,
         Body::Value(_) | Body::Counter(_) => Some(body.clone()),
     }
 }
@@ -160,7 +160,7 @@ fn interval(operation: &Operation, key: &Bytes) -> Option<Interval> {
 fn touches(op: &Op, key: &Bytes) -> bool {
     match &op.action {
         Action::Set { key: row, .. }
-        | Action::Delete { key: row }
+        | Action::Delete { key: row, .. }
         | Action::Add { key: row, .. }
         | Action::Room { key: row, .. } => row == key,
         Action::DeleteRange { from, to } => from <= key && to.as_ref().is_none_or(|to| key < to),
@@ -185,7 +185,7 @@ fn run(deed: &Deed, row: &Option<Body>) -> Option<Option<Body>> {
                     let sum = match row {
                         None => *delta,
                         Some(Body::Counter(value)) => value.checked_add(*delta)?,
-                        Some(Body::Value(_) | Body::Tombstone) => return None,
+                        Some(Body::Value(_) | Body::Tombstone(_)) => return None,
                     };
                     let fits = result.as_ref().is_none_or(|result| *result == OpResult::Counter(sum));
                     fits.then_some(Some(Body::Counter(sum)))
@@ -193,7 +193,7 @@ fn run(deed: &Deed, row: &Option<Body>) -> Option<Option<Body>> {
                 Action::Room { change, runs, .. } => {
                     let mut room = RoomRow::of(row.as_ref());
                     room.change(*change, runs);
-                    Some(Some(room.into_body()).filter(|body| *body != Body::Tombstone))
+                    Some(Some(room.into_body()).filter(|body| !matches!(body, Body::Tombstone(_))))
                 }
             }
         }),
@@ -206,7 +206,7 @@ fn holds(condition: &Condition, row: &Option<Body>) -> bool {
         (Condition::Absent, row) => row.is_none(),
         (Condition::ValueIs(expected), Some(Body::Value(value))) => value == expected,
         (Condition::ValueIs(expected), Some(Body::Counter(value))) => value.to_be_bytes()[..] == expected[..],
-        (Condition::ValueIs(_), None | Some(Body::Tombstone)) => false,
+        (Condition::ValueIs(_), None | Some(Body::Tombstone(_))) => false,
         (Condition::TsIs(ts), None) => *ts == Hlc::MAX,
         (Condition::TsIs(_), Some(_)) => false,
     }

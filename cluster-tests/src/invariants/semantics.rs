@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ebla_kernel::entry::{Entry, Payload, WriteRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TabletId;
-use ebla_kernel::op::{Action, Body, Change, Condition, Op, OpResult, Token};
+use ebla_kernel::op::{Action, Body, Cause, Change, Condition, Op, OpResult, Token};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::room::row::RoomRow;
 use std::collections::BTreeMap;
@@ -83,8 +83,8 @@ fn replay(
     for (key, body) in put {
         // A tombstone over a row that was dead already is no harm.
         let known = rows.get(key).is_some_and(|(ts, _)| *ts == entry.ts);
-        let dead = before.get(key).is_none_or(|(_, body)| *body == Body::Tombstone);
-        let harmless = dead && *body == Body::Tombstone;
+        let dead = before.get(key).is_none_or(|(_, body)| matches!(body, Body::Tombstone(_)));
+        let harmless = dead && matches!(body, Body::Tombstone(_));
         if !known && !harmless {
             return Err(format!("{tablet} {entry:?} should not have put {key:?}"));
         }
@@ -103,14 +103,14 @@ fn run(op: &Op, range: &KeyRange, rows: &mut Newest, ts: Hlc) -> Result<OpResult
         Action::Set { key, value, .. } => {
             rows.insert(key.clone(), (ts, Body::Value(value.clone())));
         }
-        Action::Delete { key } => {
-            rows.insert(key.clone(), (ts, Body::Tombstone));
+        Action::Delete { key, cause } => {
+            rows.insert(key.clone(), (ts, Body::Tombstone(*cause)));
         }
         Action::Add { key, delta } => {
             let sum = match live(rows, key) {
                 None => *delta,
                 Some((_, Body::Counter(value))) => value + delta,
-                Some((_, Body::Value(_) | Body::Tombstone)) => return Err("the row is no counter".into()),
+                Some((_, Body::Value(_) | Body::Tombstone(_))) => return Err("the row is no counter".into()),
             };
             rows.insert(key.clone(), (ts, Body::Counter(sum)));
             return Ok(OpResult::Counter(sum));
@@ -124,16 +124,17 @@ fn run(op: &Op, range: &KeyRange, rows: &mut Newest, ts: Hlc) -> Result<OpResult
         Action::DeleteRange { from, to } => {
             let asked = KeyRange::new(from.clone(), to.clone()).map_err(|_| "an inverted range")?;
             let Some(range) = asked.intersect(range) else { return Ok(OpResult::Done) };
-            let gone =
-                rows.iter_mut().filter(|(key, (_, body))| range.contains(key) && *body != Body::Tombstone);
-            gone.for_each(|(_, version)| *version = (ts, Body::Tombstone));
+            let gone = rows
+                .iter_mut()
+                .filter(|(key, (_, body))| range.contains(key) && !matches!(body, Body::Tombstone(_)));
+            gone.for_each(|(_, version)| *version = (ts, Body::Tombstone(Cause::Deleted)));
         }
     }
     Ok(OpResult::Done)
 }
 
 fn live<'a>(rows: &'a Newest, key: &Bytes) -> Option<&'a (Hlc, Body)> {
-    rows.get(key).filter(|(_, body)| *body != Body::Tombstone)
+    rows.get(key).filter(|(_, body)| !matches!(body, Body::Tombstone(_)))
 }
 
 fn holds(condition: &Condition, live: Option<&(Hlc, Body)>) -> bool {
@@ -144,7 +145,7 @@ fn holds(condition: &Condition, live: Option<&(Hlc, Body)>) -> bool {
         (Condition::ValueIs(expected), Some((_, Body::Counter(value)))) => {
             value.to_be_bytes()[..] == expected[..]
         }
-        (Condition::ValueIs(_), Some((_, Body::Tombstone))) => false,
+        (Condition::ValueIs(_), Some((_, Body::Tombstone(_)))) => false,
         (Condition::TsIs(_) | Condition::ValueIs(_), None) => false,
     }
 }

@@ -251,7 +251,7 @@ impl Server {
         for op in ops {
             match &op.action {
                 Action::Set { key, .. }
-                | Action::Delete { key }
+                | Action::Delete { key, .. }
                 | Action::Add { key, .. }
                 | Action::Room { key, .. } => {
                     if op.needs_read() {

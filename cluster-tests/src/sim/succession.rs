@@ -11,7 +11,6 @@ use ebla_kernel::ids::{Epoch, Generation, TabletId};
 use ebla_kernel::limits::SEAL_CONTACT_MS;
 use ebla_kernel::meta::{Parent, SealOrder, SplitCommit};
 use ebla_kernel::mutated;
-use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::{Appointment, Input, Membership, SplitProposal, Tablet};
 
 /// How soon to look again whether something is still on its way.
@@ -21,7 +20,7 @@ impl Server {
     /// Metadata wants a tablet sealed.
     pub(super) fn seal_ordered(&mut self, env: &mut Env, order: &SealOrder) {
         let (id, epoch, until) = (order.tablet, order.epoch, self.now(env).plus_ms(SEAL_CONTACT_MS));
-        self.step(env, id, Input::Seal { epoch, seal: seal(order), until });
+        self.step(env, id, Input::Seal { epoch, seal: order.seal(), until });
     }
 
     /// What takes a tablet's place is known to the registry, or nothing any more.
@@ -196,15 +195,4 @@ impl Server {
         let gone = gone.into_iter().map(floor).collect();
         self.write_registry(env, RegistryChange::RetiredForgotten(gone));
     }
-}
-
-/// What is to be, as the log says it.
-fn seal(order: &SealOrder) -> SealRecord {
-    let child = |(at, (tablet, range)): (usize, &(TabletId, KeyRange))| SealedChild {
-        tablet: *tablet,
-        range: range.clone(),
-        replicas: order.succession.replicas.iter().map(|(parent, ids)| (*parent, ids[at])).collect(),
-    };
-    let children = order.succession.children.iter().enumerate().map(child).collect();
-    SealRecord { attempt: order.attempt, children }
 }

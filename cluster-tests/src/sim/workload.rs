@@ -11,7 +11,7 @@ use crate::oracle::{Asked, Outcome, Session};
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Pos, TabletId};
-use ebla_kernel::op::{AckLevel, Action, Body, Condition, Op, Token, Version};
+use ebla_kernel::op::{AckLevel, Action, Body, Cause, Condition, Op, Token, Version};
 use ebla_kernel::tablet::{Answer, Refusal};
 use std::collections::BTreeMap;
 
@@ -322,7 +322,7 @@ impl Client {
         match env.rng.below(20) {
             0..=5 => plain(set),
             6..=11 => plain(Action::Add { key: counter_key(n), delta: 1 + env.rng.below(5) as i64 }),
-            12..=13 => plain(Action::Delete { key }),
+            12..=13 => plain(Action::Delete { key, cause: Cause::Deleted }),
             14 => plain(Action::DeleteRange { from: key, to: Some(row_key(n + 1 + env.rng.below(3))) }),
             15 => plain(Action::Add { key, delta: 1 }),
             16..=17 => Op { condition: Some(Condition::Absent), action: set },

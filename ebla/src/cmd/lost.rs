@@ -38,6 +38,7 @@ async fn list(global: &Global, args: ListLost) -> anyhow::Result<()> {
     }
     let mut objects: Vec<Json> = lost.records.iter().map(|record| record_json(record, &names)).collect();
     objects.extend(tablets.iter().filter_map(awaited_json));
+    objects.extend(tablets.iter().filter_map(emptied_json));
     let columns = ["id", "server", "table", "tablet", "state", "first", "last", "writes", "rows", "time"];
     output(global).list(&columns, &objects)
 }
@@ -80,6 +81,26 @@ fn awaited_json(summary: &v1::TabletSummary) -> Option<Json> {
         "writes": null,
         "rows": null,
         "time": null,
+    }))
+}
+
+/// A tablet of a table in memory that lost every copy: whatever was in it is gone.
+fn emptied_json(summary: &v1::TabletSummary) -> Option<Json> {
+    let tablet = summary.tablet.as_ref()?;
+    let emptied = tablet.emptied?;
+    let time = UNIX_EPOCH.checked_add(Duration::from_millis(emptied.time_ms));
+    Some(json!({
+        "id": null,
+        "server": null,
+        "table": summary.table,
+        "tablet": tablet.id,
+        "replica": null,
+        "state": "all copies lost",
+        "first": null,
+        "last": null,
+        "writes": null,
+        "rows": null,
+        "time": time.map(|time| humantime::format_rfc3339_millis(time).to_string()),
     }))
 }
 

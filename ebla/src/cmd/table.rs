@@ -1,11 +1,11 @@
 //! `ebla table`: create, list, describe, change, drop.
 
 use super::{confirm, connect, note, output};
-use crate::cli::{AutoMerge, CreateTable, DropTable, Global, Policy, SetTable, Table};
+use crate::cli::{AutoMerge, CreateTable, DropTable, Eviction, Global, Kind, Policy, SetTable, Table};
 use crate::exit::Failure;
 use crate::output::{Output, argument_bytes};
 use ebla_client::v1;
-use ebla_kernel::meta::TableSpec;
+use ebla_kernel::meta::{BadTable, TableKind, TableSpec};
 use ebla_proto::convert;
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
@@ -41,11 +41,22 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
     split_keys.dedup();
     check(&args)?;
     let policy = match args.policy {
-        Policy::Strict => v1::Policy::Strict,
-        Policy::Degraded => v1::Policy::Degraded,
+        None => v1::Policy::Unspecified,
+        Some(Policy::Strict) => v1::Policy::Strict,
+        Some(Policy::Degraded) => v1::Policy::Degraded,
+    };
+    let kind = match args.kind {
+        Kind::Durable => v1::TableKind::Durable,
+        Kind::Memory => v1::TableKind::Memory,
+    };
+    let eviction = match args.eviction {
+        None => v1::Eviction::Unspecified,
+        Some(Eviction::None) => v1::Eviction::None,
+        Some(Eviction::Lru) => v1::Eviction::Lru,
+        Some(Eviction::Lfu) => v1::Eviction::Lfu,
     };
     let spec = v1::TableSpec {
-        kind: v1::TableKind::Durable as i32,
+        kind: kind as i32,
         replicas: args.replicas.map_or(0, u32::from),
         min_in_sync: args.min_in_sync.map_or(0, u32::from),
         policy: policy as i32,
@@ -56,6 +67,8 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
         split_bytes: args.split_size.unwrap_or(0),
         split_load: args.split_load,
         auto_merge: v1::AutoMerge::Unspecified as i32,
+        memory_bytes_max: args.max_memory,
+        eviction: eviction as i32,
     };
     let admin = connect(global, args.wait).await?.admin();
     let request = v1::CreateTableRequest { name: args.name.clone(), spec: Some(spec), split_keys };
@@ -84,17 +97,36 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
 
 /// What no number of servers would allow needs no cluster to be refused.
 fn check(args: &CreateTable) -> anyhow::Result<()> {
-    let Some(replicas) = args.replicas else { return Ok(()) };
     let default = TableSpec::default();
+    let kind = match args.kind {
+        Kind::Durable => TableKind::Durable,
+        Kind::Memory => TableKind::Memory,
+    };
+    let memory = TableSpec {
+        kind,
+        memory_bytes_max: args.max_memory,
+        eviction: match args.eviction {
+            None | Some(Eviction::None) => ebla_kernel::meta::Eviction::None,
+            Some(Eviction::Lru) => ebla_kernel::meta::Eviction::LeastRecent,
+            Some(Eviction::Lfu) => ebla_kernel::meta::Eviction::LeastFrequent,
+        },
+        ..default.clone()
+    };
+    memory.check().map_err(|error| Failure::usage(error.to_string()))?;
+    if args.eviction.is_some() && kind == TableKind::Durable {
+        return Err(Failure::usage(BadTable::LimitOfDurable.to_string()).into());
+    }
+    let Some(replicas) = args.replicas else { return Ok(()) };
     let spec = TableSpec {
         replicas,
         min_in_sync: args.min_in_sync.unwrap_or_else(|| TableSpec::default_min_in_sync(replicas)),
         policy: match args.policy {
-            Policy::Strict => ebla_kernel::meta::Policy::Strict,
-            Policy::Degraded => ebla_kernel::meta::Policy::Degraded,
+            None => TableSpec::default_policy(kind),
+            Some(Policy::Strict) => ebla_kernel::meta::Policy::Strict,
+            Some(Policy::Degraded) => ebla_kernel::meta::Policy::Degraded,
         },
         ack: args.ack.ack.unwrap_or(default.ack),
-        ..default
+        ..memory
     };
     Ok(spec.check().map_err(|error| Failure::usage(error.to_string()))?)
 }
@@ -154,6 +186,15 @@ fn auto_merge_name(auto_merge: v1::AutoMerge) -> &'static str {
     }
 }
 
+/// What a full table does; nothing for one on disk.
+fn eviction_name(spec: &v1::TableSpec) -> Option<&'static str> {
+    (spec.kind() == v1::TableKind::Memory).then_some(match spec.eviction() {
+        v1::Eviction::Unspecified | v1::Eviction::None => "none",
+        v1::Eviction::Lru => "lru",
+        v1::Eviction::Lfu => "lfu",
+    })
+}
+
 async fn drop_table(global: &Global, args: DropTable, out: &mut Output) -> anyhow::Result<()> {
     confirm(args.yes, &format!("dropping table {:?} with all its rows", args.name))?;
     connect(global, args.wait).await?.admin().drop_table(&args.name).await?;
@@ -198,6 +239,8 @@ fn table_json(summary: &v1::TableSummary) -> Json {
         "split_bytes": spec.split_bytes,
         "split_load": spec.split_load,
         "auto_merge": auto_merge_name(spec.auto_merge()),
+        "max_memory": spec.memory_bytes_max,
+        "eviction": eviction_name(&spec),
         "tablets": summary.tablets,
         "tablets_serving": summary.tablets_serving,
         "rows_estimate": summary.rows_estimate,

@@ -95,6 +95,11 @@ fn tablet_json(out: &Output, summary: &v1::TabletSummary) -> Json {
     put("lost", json!(servers(|replica| replica.lost)));
     put("degraded", json!(tablet.degraded));
     put("awaiting", json!((tablet.awaited_server_id > 0).then_some(tablet.awaited_server_id)));
+    put("lineage", json!(tablet.lineage));
+    let emptied = tablet.emptied.map(|emptied| {
+        json!({ "time_ms": emptied.time_ms, "lineage_before": emptied.lineage_before, "times": emptied.times })
+    });
+    put("emptied", json!(emptied));
     put("rows_estimate", json!(summary.rows_estimate));
     put("bytes", json!(summary.bytes));
     put("boundary", json!(if summary.automatic_boundary { "cluster" } else { "operator" }));

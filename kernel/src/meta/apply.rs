@@ -5,6 +5,7 @@
 //! so that a proposer whose answer was lost reads its own outcome.
 
 use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
+use super::emptied;
 use super::in_sync::alter;
 use super::job::{self, Job, Origin};
 use super::leaving::{forget_server, set_duty};
@@ -36,7 +37,7 @@ pub enum Reply {
     Changed(Table),
     /// The table is gone.
     Dropped(Table),
-    /// One result per tablet of a `Recover` or an `Appoint`.
+    /// One result per tablet of a `Recover`, an `Appoint` or an `Empty`.
     Elections(Vec<Result<Tablet, Rejection>>),
     /// One result per change of an `AlterInSync`.
     InSync(Vec<Result<Tablet, Rejection>>),
@@ -129,6 +130,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::EndJob { .. }
         | Command::ChangeMerge { .. }
         | Command::CommitSplit { .. }
+        | Command::Empty { .. }
         | Command::PauseBalancer { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
     };
@@ -164,6 +166,11 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         Command::ChangeMerge { job, attempt, step } => merge::step(state, job, attempt, step, &mut changes),
         Command::CommitSplit { proposer, commits, time_ms } => {
             succession::commit(state, proposer, &commits, time_ms, &mut changes)
+        }
+        Command::Empty { tablets, time_ms } => {
+            let empty =
+                |(id, epoch): (TabletId, Epoch)| emptied::empty(state, id, epoch, time_ms, &mut changes);
+            Ok(Reply::Elections(tablets.into_iter().map(empty).collect()))
         }
         Command::PauseBalancer { paused } => {
             state.balancer_paused = paused;
@@ -279,6 +286,7 @@ fn create_tablet(state: &mut State, table: TableId, kind: TableKind, new: NewTab
         moving: None,
         parents: Vec::new(),
         aborted: Attempt(0),
+        emptied: None,
     };
     state.insert_tablet(tablet);
     id

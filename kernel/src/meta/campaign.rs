@@ -5,10 +5,12 @@ use super::command::{Appointment, Command, InSyncChange, ReplicaChange};
 use super::control::{Control, Effect};
 use super::election::{Fence, FenceAnswer, Preference, best, may_answer, tablet_quota};
 use super::job::{Job, JobKind};
-use super::spec::Policy;
+use super::spec::{Policy, TableKind};
 use super::state::{Replica, State, Tablet};
 use crate::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
-use crate::limits::{DEGRADED_ELECTION_MS, ELECTION_BATCH_TABLETS_MAX, ELECTION_GRACE_MS};
+use crate::limits::{
+    DEGRADED_ELECTION_MS, DEGRADED_MEMORY_ELECTION_MS, ELECTION_BATCH_TABLETS_MAX, ELECTION_GRACE_MS,
+};
 use crate::mutated;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +25,8 @@ pub(super) struct Batch {
     pub heirs: BTreeMap<ServerId, usize>,
     /// Copies that are to lead: at whose word, of what, in which epoch, which.
     pub transfers: Vec<(ServerId, TabletId, Epoch, ReplicaId)>,
+    /// Tablets that lost every copy and begin anew.
+    pub empty: Vec<(TabletId, Epoch)>,
     recover: Vec<(TabletId, Epoch)>,
     appoint: Vec<Appointment>,
     fences: BTreeMap<ServerId, Vec<Fence>>,
@@ -127,10 +131,13 @@ impl Control {
         if election.proposed {
             return;
         }
+        if self.begin_anew(state, tablet, batch) {
+            self.note_proposed(now, tablet.id);
+            return;
+        }
         if !tablet.recovering {
             batch.recover.push((tablet.id, tablet.epoch));
-            election.proposed = true;
-            self.set_retry(now, tablet.id);
+            self.note_proposed(now, tablet.id);
             return;
         }
         if !self.poll(state, tablet, batch) {
@@ -138,6 +145,13 @@ impl Control {
         }
         self.try_appoint(now, state, tablet, batch);
         self.set_retry(now, tablet.id);
+    }
+
+    fn note_proposed(&mut self, now: Tick, id: TabletId) {
+        if let Some(election) = self.elections.get_mut(&id) {
+            election.proposed = true;
+        }
+        self.set_retry(now, id);
     }
 
     /// Fences every copy that can answer and was not asked. False when there is none at all:
@@ -218,12 +232,21 @@ impl Control {
         if election.answers.len() >= tablet_quota(state, tablet) {
             return Answers::Enough;
         }
-        let policy = state.table(tablet.table).map_or(Policy::Strict, |table| table.spec.policy);
+        let spec = state.table(tablet.table).map(|table| &table.spec);
+        let policy = spec.map_or(Policy::Strict, |spec| spec.policy);
+        let patience_ms = match spec.map_or(TableKind::Durable, |spec| spec.kind) {
+            TableKind::Durable => DEGRADED_ELECTION_MS,
+            TableKind::Memory => DEGRADED_MEMORY_ELECTION_MS,
+        };
         match (policy, election.answered_since) {
             (Policy::Strict, _) | (Policy::Degraded, None) => Answers::TooFew,
             (Policy::Degraded, Some(since)) => {
-                let until = since.plus_ms(DEGRADED_ELECTION_MS);
-                if now >= until {
+                let until = since.plus_ms(patience_ms);
+                // Of those whose data is lost nobody ever answers.
+                let may_answer = |copy: &Replica| may_answer(state, copy);
+                let is_heard = |copy: &Replica| election.answers.contains_key(&copy.id);
+                let is_awaited = |copy: &Replica| may_answer(copy) && !is_heard(copy);
+                if now >= until || !tablet.in_sync_replicas().any(is_awaited) {
                     return Answers::EnoughDegraded;
                 }
                 self.deadlines.insert((until, tablet.id));
@@ -281,6 +304,9 @@ impl Batch {
     fn emit(self, time_ms: u64, effects: &mut Vec<Effect>) {
         for (server, fences) in self.fences {
             effects.push(Effect::SendFences { server, fences });
+        }
+        for tablets in self.empty.chunks(ELECTION_BATCH_TABLETS_MAX) {
+            effects.push(Effect::Propose(Command::Empty { tablets: tablets.to_vec(), time_ms }));
         }
         for tablets in self.recover.chunks(ELECTION_BATCH_TABLETS_MAX) {
             effects.push(Effect::Propose(Command::Recover { tablets: tablets.to_vec() }));

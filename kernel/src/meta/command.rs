@@ -18,7 +18,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 5;
+pub const COMMAND_FORMAT: u8 = 6;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -136,6 +136,13 @@ pub enum Command {
         /// When, milliseconds since 1970.
         time_ms: u64,
     },
+    /// Lets tablets of memory tables that have lost every copy begin anew, each on its own.
+    Empty {
+        /// Tablets and their epochs as the proposer knows them.
+        tablets: Vec<(TabletId, Epoch)>,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
+    },
     /// Pauses what the cluster does by itself, or lets it go on. Copies that are lost are
     /// replaced either way.
     PauseBalancer {
@@ -165,7 +172,7 @@ pub enum ReplicaChange {
         /// Which.
         replica: ReplicaId,
     },
-    /// A copy that took nobody's place has arrived.
+    /// A copy has arrived that takes nobody's place, or whose predecessor is needed after all.
     Settle {
         /// The tablet.
         tablet: TabletId,

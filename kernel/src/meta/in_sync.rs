@@ -92,10 +92,15 @@ fn check_remove(state: &State, tablet: &Tablet, change: &InSyncChange) -> Result
     if leads || !tablet.in_sync.contains(&change.replica) {
         return refuse(Rejection::NothingToChange);
     }
+    if is_at_its_least(state, tablet) { refuse(Rejection::TooFewInSync) } else { Ok(()) }
+}
+
+/// Whether the in-sync set may lose no member.
+pub(super) fn is_at_its_least(state: &State, tablet: &Tablet) -> bool {
     let smallest = match state.table(tablet.table) {
         Some(_) if mutated!(StrictShrinksBelowD) => 1,
         Some(table) => table.spec.in_sync_min(),
         None => tablet.in_sync.len(),
     };
-    if tablet.in_sync.len() > smallest { Ok(()) } else { refuse(Rejection::TooFewInSync) }
+    tablet.in_sync.len() <= smallest
 }

@@ -16,6 +16,7 @@ mod campaign;
 mod command;
 mod control;
 mod election;
+mod emptied;
 mod in_sync;
 mod job;
 mod leaving;
@@ -47,12 +48,13 @@ pub use rejection::Rejection;
 pub use seal_control::SealOrder;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
 pub use spec::{
-    AutoMerge, BadTable, Policy, SYSTEM_TABLES, TableChange, TableKind, TableSpec, check_table_name,
-    cut_ranges, is_system_name,
+    AutoMerge, BadTable, Eviction, Policy, SYSTEM_TABLES, TableChange, TableKind, TableSpec,
+    check_table_name, cut_ranges, is_system_name,
 };
 pub use split::check_split_keys;
 pub use state::{
-    ClusterId, Duty, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State, Table, Tablet,
+    ClusterId, Duty, Emptied, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State,
+    Table, Tablet,
 };
 pub use succession::{SplitCommit, Succession};
 pub use transfer::TransferRefusal;

@@ -103,6 +103,8 @@ pub enum Rejection {
     NotWhole(Box<Tablet>),
     /// The copies of the tablets of a merge do not lie together.
     NotGathered(Box<Job>),
+    /// A copy of the tablet may still have its rows: it does not begin anew.
+    HasData(Box<Tablet>),
 }
 
 impl fmt::Display for Rejection {
@@ -243,6 +245,9 @@ impl fmt::Display for Rejection {
                 "tablet {} lacks its leader or a copy in sync: wait until `ebla tablet describe {}` shows all of them",
                 tablet.id.0, tablet.id.0
             ),
+            Self::HasData(tablet) => {
+                write!(f, "a copy of tablet {} may still have its rows", tablet.id)
+            }
             Self::NotGathered(job) => write!(f, "the copies of job {} do not lie together", job.id),
         }
     }

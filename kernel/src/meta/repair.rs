@@ -10,10 +10,13 @@
 //! 3. if the old copy leads, leadership is handed to the new one;
 //! 4. the leader lets the old copy out of the in-sync set (m9);
 //! 5. `Remove` it.
+//!
+//! When a third copy is lost between 2 and 4, the old copy may be needed: it stays instead.
 
 use super::campaign::Batch;
 use super::command::ReplicaChange;
 use super::control::Control;
+use super::in_sync::is_at_its_least;
 use super::merge::gathers;
 use super::state::{Duty, Move, Replica, State, Tablet};
 use crate::ids::{Epoch, ReplicaId, ServerId, TabletId, Tick};
@@ -190,11 +193,29 @@ impl Control {
         if tablet.is_led_by(from) {
             return self.hand_over(state, tablet, copy, batch);
         }
-        let has_left = !tablet.in_sync.contains(&from);
-        if has_left {
+        if !tablet.in_sync.contains(&from) {
             batch.replicas.push(ReplicaChange::Remove { tablet: id, replica: from });
+            return true;
         }
-        has_left
+        self.make_way(state, tablet, moving, batch)
+    }
+
+    /// The old copy cannot leave while the in-sync set would become too small. A third copy that
+    /// will not come back by itself is not waited for: it goes, and when nobody is left who could
+    /// come in, the old copy stays in its stead.
+    fn make_way(&self, state: &State, tablet: &Tablet, moving: Move, batch: &mut Batch) -> bool {
+        let id = tablet.id;
+        let is_third = |copy: &&Replica| copy.id != moving.to && Some(copy.id) != moving.from;
+        let mut out = tablet.replicas.iter().filter(|copy| !tablet.in_sync.contains(&copy.id));
+        if let Some(ill) = out.clone().filter(is_third).find(|copy| self.is_ill(tablet, copy)) {
+            batch.replicas.push(ReplicaChange::Remove { tablet: id, replica: ill.id });
+            return true;
+        }
+        let is_stuck = out.next().is_none() && is_at_its_least(state, tablet);
+        if is_stuck {
+            batch.replicas.push(ReplicaChange::Settle { tablet: id });
+        }
+        is_stuck
     }
 
     /// Lets another copy lead when the leader's server is not to lead.

@@ -16,6 +16,7 @@
 
 use super::apply::{Changes, create_replica};
 use super::command::ReplicaChange;
+use super::in_sync::is_at_its_least;
 use super::job::{self, JobKind, JobState, MoveJob, Origin};
 use super::merge;
 use super::rejection::Rejection;
@@ -237,19 +238,32 @@ fn remove(
     state.tablet(id).cloned().ok_or(Rejection::NoTablet(id))
 }
 
-/// A copy that took nobody's place has come.
+/// A copy has come that takes nobody's place, or cannot: the old one is needed.
 fn settle(state: &mut State, id: TabletId, time_ms: u64, changes: &mut Changes) -> Result<Tablet, Rejection> {
-    let tablet = state.tablets.get_mut(&id).ok_or(Rejection::NoTablet(id))?;
-    let in_sync = &tablet.in_sync;
-    let has_come = |moving: &Move| in_sync.contains(&moving.to) && moving.from.is_none();
-    if tablet.moving.as_ref().is_none_or(|moving| !has_come(moving)) {
-        return Err(Rejection::NothingToChange(Box::new(tablet.clone())));
-    }
+    let mut tablet = state.tablet(id).ok_or(Rejection::NoTablet(id))?.clone();
+    let nothing = || Err(Rejection::NothingToChange(Box::new(tablet.clone())));
+    let Some(moving) = tablet.moving.filter(|moving| tablet.in_sync.contains(&moving.to)) else {
+        return nothing();
+    };
+    let (to, error) = match moving.from {
+        None => (JobState::Done, None),
+        Some(from) if needs_all(state, &tablet) && tablet.in_sync.contains(&from) => {
+            let error = "another copy was lost meanwhile: the new copy takes its place and the old one stays; \
+                         move it again";
+            (JobState::Failed, Some(error.to_owned()))
+        }
+        Some(_) => return nothing(),
+    };
     tablet.moving = None;
-    let settled = tablet.clone();
     changes.tablets.insert(id);
-    end_job(state, id, JobState::Done, None, time_ms, changes);
-    Ok(settled)
+    state.replace_tablet(tablet.clone());
+    end_job(state, id, to, error, time_ms, changes);
+    Ok(tablet)
+}
+
+/// Whether every copy is in sync and none of them may leave.
+fn needs_all(state: &State, tablet: &Tablet) -> bool {
+    tablet.replicas.iter().all(|copy| tablet.in_sync.contains(&copy.id)) && is_at_its_least(state, tablet)
 }
 
 fn end_job(

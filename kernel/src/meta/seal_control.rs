@@ -11,10 +11,12 @@ use super::job::{Job, JobEnd, JobKind};
 use super::merge::MergeStep;
 use super::state::{Leader, State, Tablet};
 use super::succession::{SplitCommit, Succession};
+use crate::entry::{SealRecord, SealedChild};
 use crate::ids::{Attempt, Epoch, Incarnation, JobId, ServerId, TabletId, Tick};
 use crate::limits::{
     MERGE_PATIENCE_MS, MERGE_TRIES_MAX, SPLIT_ORDER_RETRY_MS, SPLIT_PATIENCE_MS, SPLITS_PER_SERVER_MAX,
 };
+use crate::range::KeyRange;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The order to seal a tablet.
@@ -28,6 +30,21 @@ pub struct SealOrder {
     pub attempt: Attempt,
     /// What is to take its place.
     pub succession: Succession,
+}
+
+impl SealOrder {
+    /// The seal that the order asks for: each child with the copies that come of the parent's.
+    #[must_use]
+    pub fn seal(&self) -> SealRecord {
+        let copies = &self.succession.replicas;
+        let child = |(at, (tablet, range)): (usize, &(TabletId, KeyRange))| SealedChild {
+            tablet: *tablet,
+            range: range.clone(),
+            replicas: copies.iter().filter_map(|(parent, ids)| Some((*parent, *ids.get(at)?))).collect(),
+        };
+        let children = self.succession.children.iter().enumerate().map(child).collect();
+        SealRecord { attempt: self.attempt, children }
+    }
 }
 
 /// What the control core remembers of an attempt.

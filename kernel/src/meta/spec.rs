@@ -1,8 +1,8 @@
 //! What a table promises, and which promises this release can keep.
 
 use crate::limits::{
-    KEY_BYTES_MAX, PRE_SPLIT_TABLETS_MAX, REPLICAS_DEFAULT, REPLICAS_MAX, RETENTION_MS_DEFAULT,
-    SPLIT_BYTES_DEFAULT, SPLIT_LOAD_DEFAULT, TABLE_NAME_BYTES_MAX,
+    KEY_BYTES_MAX, MEMORY_LIMIT_BYTES_MIN, PRE_SPLIT_TABLETS_MAX, REPLICAS_DEFAULT, REPLICAS_MAX,
+    RETENTION_MS_DEFAULT, ROOMS_RETENTION_MS, SPLIT_BYTES_DEFAULT, SPLIT_LOAD_DEFAULT, TABLE_NAME_BYTES_MAX,
 };
 use crate::op::AckLevel;
 use crate::range::KeyRange;
@@ -18,7 +18,7 @@ const RESERVED_PREFIX: &str = "ebla.";
 pub const SYSTEM_TABLES: [&str; 1] = [ROOMS_TABLE];
 
 /// How the table of rooms keeps its rows.
-const ROOMS_KIND: TableKind = TableKind::Durable;
+const ROOMS_KIND: TableKind = TableKind::Memory;
 
 /// Whether a table of this name belongs to the system: users neither write nor change it.
 #[must_use]
@@ -27,12 +27,37 @@ pub fn is_system_name(name: &str) -> bool {
 }
 
 /// How a table keeps its rows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
 pub enum TableKind {
     /// In the durable store, behind a synced log.
+    #[default]
     Durable,
     /// In the memory of its replicas only.
     Memory,
+}
+
+/// What a memory table does with a write for which there is no room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
+pub enum Eviction {
+    /// It is refused.
+    #[default]
+    None,
+    /// The rows that nobody has asked for the longest make room.
+    LeastRecent,
+    /// The rows that were asked for least often make room.
+    LeastFrequent,
+}
+
+impl Eviction {
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::LeastRecent => "lru",
+            Self::LeastFrequent => "lfu",
+        }
+    }
 }
 
 /// What a table does when too few in-sync copies are left.
@@ -89,6 +114,10 @@ pub struct TableSpec {
     pub split_load: u64,
     /// Which idle neighbours are merged.
     pub auto_merge: AutoMerge,
+    /// Bytes that the versions of a memory table may take on one server; none: no limit.
+    pub memory_bytes_max: Option<u64>,
+    /// What a memory table does when it is full.
+    pub eviction: Eviction,
 }
 
 /// What may be changed of a table; what is none stays.
@@ -116,6 +145,8 @@ impl Default for TableSpec {
             split_bytes: SPLIT_BYTES_DEFAULT,
             split_load: SPLIT_LOAD_DEFAULT,
             auto_merge: AutoMerge::default(),
+            memory_bytes_max: None,
+            eviction: Eviction::None,
         }
     }
 }
@@ -131,8 +162,12 @@ pub enum BadTable {
     NameCharacter,
     /// A name that begins with a dot or the system's prefix.
     NameReserved,
-    /// A kind that this release does not have.
-    MemoryKind,
+    /// A memory limit, or eviction, of a table that keeps its rows on disk.
+    LimitOfDurable,
+    /// Eviction without a limit.
+    EvictionWithoutLimit,
+    /// A memory limit below the least.
+    MemoryLimitTooSmall(u64),
     /// More copies than the limit.
     TooManyReplicas(u32),
     /// No copy, or no copy that must have a write.
@@ -167,9 +202,16 @@ impl fmt::Display for BadTable {
             Self::NameReserved => {
                 write!(f, "a table name may not begin with '.' or '{RESERVED_PREFIX}': choose another")
             }
-            Self::MemoryKind => {
-                f.write_str("this release has no memory tables yet: create the table with kind durable")
+            Self::LimitOfDurable => f.write_str(
+                "--max-memory and --eviction are for tables in memory: give --kind memory, or leave them out",
+            ),
+            Self::EvictionWithoutLimit => {
+                f.write_str("--eviction needs a limit to keep: give --max-memory, such as 1GiB")
             }
+            Self::MemoryLimitTooSmall(bytes) => write!(
+                f,
+                "a memory limit of {bytes} bytes is below the least of {MEMORY_LIMIT_BYTES_MIN}: give --max-memory 1MiB or more"
+            ),
             Self::TooManyReplicas(replicas) => {
                 write!(
                     f,
@@ -247,21 +289,9 @@ impl TableSpec {
             replicas,
             min_in_sync: Self::default_min_in_sync(replicas),
             policy: Policy::Degraded,
+            retention_ms: ROOMS_RETENTION_MS,
             ..Self::default()
         }
-    }
-
-    /// Checks that this release can keep the promises. Asked where a table is requested;
-    /// the metadata itself holds any table that is consistent.
-    ///
-    /// # Errors
-    /// The first promise that it cannot keep.
-    pub fn check_supported(&self) -> Result<(), BadTable> {
-        match self.kind {
-            TableKind::Durable => {}
-            TableKind::Memory => return Err(BadTable::MemoryKind),
-        }
-        self.check()
     }
 
     /// Checks the promises against each other.
@@ -281,7 +311,21 @@ impl TableSpec {
         if self.replicas >= 3 && self.min_in_sync == 1 && self.policy == Policy::Strict {
             return Err(BadTable::OneCopyIsNotStrict(self.replicas));
         }
+        self.check_memory()?;
         self.check_ack(self.ack)
+    }
+
+    fn check_memory(&self) -> Result<(), BadTable> {
+        match (self.kind, self.memory_bytes_max, self.eviction) {
+            (TableKind::Durable, None, Eviction::None) => Ok(()),
+            (TableKind::Durable, _, _) => Err(BadTable::LimitOfDurable),
+            (TableKind::Memory, None, Eviction::None) => Ok(()),
+            (TableKind::Memory, None, _) => Err(BadTable::EvictionWithoutLimit),
+            (TableKind::Memory, Some(bytes), _) if bytes < MEMORY_LIMIT_BYTES_MIN => {
+                Err(BadTable::MemoryLimitTooSmall(bytes))
+            }
+            (TableKind::Memory, Some(_), _) => Ok(()),
+        }
     }
 
     /// Checks that a write may ask for `level`.
@@ -299,6 +343,16 @@ impl TableSpec {
     #[must_use]
     pub fn default_replicas(servers_up: usize) -> u8 {
         u8::try_from(servers_up).map_or(REPLICAS_DEFAULT, |up| up.clamp(1, REPLICAS_DEFAULT))
+    }
+
+    /// What to do when too few copies are left, when nobody said. A copy in memory is lost with
+    /// its process, so waiting for it would only cost time.
+    #[must_use]
+    pub fn default_policy(kind: TableKind) -> Policy {
+        match kind {
+            TableKind::Durable => Policy::Strict,
+            TableKind::Memory => Policy::Degraded,
+        }
     }
 
     /// D when nobody said: two as soon as an election can go on without one of the copies.
@@ -365,11 +419,11 @@ mod tests {
     #[test]
     fn promises_are_checked() {
         let spec = TableSpec::default();
-        assert_eq!(spec.check_supported(), Ok(()));
+        assert_eq!(spec.check(), Ok(()));
         let check = |change: fn(&mut TableSpec)| {
             let mut spec = TableSpec::default();
             change(&mut spec);
-            spec.check_supported()
+            spec.check()
         };
         assert_eq!(check(|s| s.replicas = 8), Err(BadTable::TooManyReplicas(8)));
         assert_eq!(check(|s| s.replicas = 3), Err(BadTable::OneCopyIsNotStrict(3)));
@@ -380,7 +434,17 @@ mod tests {
         assert_eq!(check(|s| s.min_in_sync = 2), Err(BadTable::MinInSyncAboveReplicas));
         assert_eq!(check(|s| s.ack = AckLevel::Copies(2)), Err(BadTable::AckCopies(2)));
         assert_eq!(check(|s| s.ack = AckLevel::Copies(1)), Ok(()));
-        assert_eq!(check(|s| s.kind = TableKind::Memory), Err(BadTable::MemoryKind));
+        let memory = |bytes, eviction| {
+            let spec =
+                TableSpec { kind: TableKind::Memory, memory_bytes_max: bytes, eviction, ..spec.clone() };
+            spec.check()
+        };
+        assert_eq!(memory(None, Eviction::None), Ok(()));
+        assert_eq!(memory(Some(1 << 30), Eviction::LeastFrequent), Ok(()));
+        assert_eq!(memory(None, Eviction::LeastRecent), Err(BadTable::EvictionWithoutLimit));
+        assert_eq!(memory(Some(5), Eviction::None), Err(BadTable::MemoryLimitTooSmall(5)));
+        assert_eq!(check(|s| s.memory_bytes_max = Some(1 << 30)), Err(BadTable::LimitOfDurable));
+        assert_eq!(check(|s| s.eviction = Eviction::LeastRecent), Err(BadTable::LimitOfDurable));
     }
 
     #[test]

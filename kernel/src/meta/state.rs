@@ -201,6 +201,19 @@ pub struct Tablet {
     /// The last attempt to retire it that was aborted, 0 for none. While the tablet is there,
     /// no attempt up to this one will ever be committed (m29).
     pub aborted: Attempt,
+    /// The last time that every copy in memory was lost and it began anew, empty.
+    pub emptied: Option<Emptied>,
+}
+
+/// When a tablet of a memory table last lost all it had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Emptied {
+    /// When it began anew, milliseconds since 1970. What was written before is lost.
+    pub time_ms: u64,
+    /// Its ancestry until then.
+    pub before: Lineage,
+    /// How often that has happened.
+    pub times: u64,
 }
 
 /// What a tablet was made of.

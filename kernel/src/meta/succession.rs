@@ -271,6 +271,7 @@ impl Beginning {
             degraded: parents.iter().any(|parent| parent.degraded),
             parents: self.parents.clone(),
             aborted: Attempt(0),
+            emptied: parents.iter().filter_map(|parent| parent.emptied).max_by_key(|it| it.time_ms),
             moving: None,
         }
     }

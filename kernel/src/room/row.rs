@@ -8,7 +8,7 @@ use super::{ServerRuns, Stamp, SubSeq};
 use crate::ids::{Incarnation, Ordinal};
 use crate::limits::SERVERS_MAX;
 use crate::mutated;
-use crate::op::Body;
+use crate::op::{Body, Cause};
 use bytes::Bytes;
 use roaring::RoaringBitmap;
 use std::collections::BTreeMap;
@@ -16,6 +16,9 @@ use std::fmt;
 
 /// Bytes of one stamp.
 const STAMP_BYTES: usize = 16;
+
+/// About what one more bit adds to a row.
+pub const ROOM_BIT_BYTES: usize = STAMP_BYTES + 24;
 
 /// Longest row: all servers there may be, and what their bitmap takes at most.
 const ROW_BYTES_MAX: usize = SERVERS_MAX * (STAMP_BYTES + 16) + 1024;
@@ -91,14 +94,14 @@ impl RoomRow {
     pub fn of(body: Option<&Body>) -> Self {
         match body {
             Some(Body::Value(value)) => Self::decode(value).unwrap_or_default(),
-            Some(Body::Tombstone | Body::Counter(_)) | None => Self::default(),
+            Some(Body::Tombstone(_) | Body::Counter(_)) | None => Self::default(),
         }
     }
 
     /// What the row is to say: a room without bits has none.
     #[must_use]
     pub fn into_body(self) -> Body {
-        if self.is_empty() { Body::Tombstone } else { Body::Value(self.encode()) }
+        if self.is_empty() { Body::Tombstone(Cause::Deleted) } else { Body::Value(self.encode()) }
     }
 
     /// Whether no bit is set: such a room has no row.

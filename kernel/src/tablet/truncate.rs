@@ -45,12 +45,15 @@ mod tests {
     use super::*;
     use crate::entry::{LogEnd, Payload, RevertTarget, WriteRecord};
     use crate::ids::{Epoch, Pos};
-    use crate::op::{AckLevel, Body, Change, OpResult};
+    use crate::op::{AckLevel, Body, Cause, Change, OpResult};
     use bytes::Bytes;
 
     fn write(key: &'static str) -> Payload {
-        let change =
-            Change::Put { key: Bytes::from_static(key.as_bytes()), body: Body::Tombstone, expires_ms: None };
+        let change = Change::Put {
+            key: Bytes::from_static(key.as_bytes()),
+            body: Body::Tombstone(Cause::Deleted),
+            expires_ms: None,
+        };
         Payload::Write(WriteRecord {
             token: None,
             level: AckLevel::Leader,

@@ -222,7 +222,7 @@ fn fails_at(now: Tick, deadline: Tick) -> Tick {
 fn touches_only(op: &Op, range: &KeyRange) -> bool {
     match &op.action {
         Action::Set { key, .. }
-        | Action::Delete { key }
+        | Action::Delete { key, .. }
         | Action::Add { key, .. }
         | Action::Room { key, .. } => range.contains(key),
         Action::DeleteRange { from, to } => {

@@ -145,7 +145,7 @@ fn show_payload(payload: &Payload) -> String {
 fn show_change(change: &Change) -> String {
     match change {
         Change::Put { key, body, .. } => match body {
-            Body::Tombstone => format!("-{}", key.escape_ascii()),
+            Body::Tombstone(_) => format!("-{}", key.escape_ascii()),
             Body::Value(value) => format!("{}={}", key.escape_ascii(), value.escape_ascii()),
             Body::Counter(value) => format!("{}={value}", key.escape_ascii()),
         },

@@ -42,7 +42,7 @@ use ebla_kernel::ids::{
     ServerId, ServerRun, TabletId, Tick,
 };
 use ebla_kernel::lease::Promises;
-use ebla_kernel::op::{AckLevel, Action, Body, Change, Condition, Op, Token, Version};
+use ebla_kernel::op::{AckLevel, Action, Body, Cause, Change, Condition, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::{Evidence, RangeEvidence};
 use ebla_kernel::tablet::token::{TokenRecord, TokenTable};
@@ -470,7 +470,7 @@ impl Copy {
 
     fn show_rows(&self) -> Vec<String> {
         let show = |(key, version): (&Bytes, &Version)| match &version.body {
-            Body::Tombstone => format!("-{}", key.escape_ascii()),
+            Body::Tombstone(_) => format!("-{}", key.escape_ascii()),
             Body::Value(value) => format!("{}={}", key.escape_ascii(), value.escape_ascii()),
             Body::Counter(value) => format!("{}={value}", key.escape_ascii()),
         };
@@ -651,7 +651,7 @@ fn parse_op(text: &str) -> Op {
     };
     let (verb, rest) = text.split_once(' ').expect("an operation");
     let action = match verb {
-        "delete" => Action::Delete { key: bytes(rest) },
+        "delete" => Action::Delete { key: bytes(rest), cause: Cause::Deleted },
         "delete-range" => {
             let (from, to) = rest.split_once("..").expect("a range");
             Action::DeleteRange { from: bytes(from), to: (!to.is_empty()).then(|| bytes(to)) }

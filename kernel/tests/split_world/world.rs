@@ -3,13 +3,11 @@
 use super::meta::{Assigned, Down, Metadata};
 use super::server::{Core, Record, Server, View};
 use bytes::Bytes;
-use ebla_kernel::entry::{Entry, LogEnd, SealRecord, SealedChild};
+use ebla_kernel::entry::{Entry, LogEnd, SealRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, ReplicaId, RequestId, Seq, ServerId, ServerRun, TabletId, Tick};
 use ebla_kernel::limits::SEAL_CONTACT_MS;
-use ebla_kernel::meta::{
-    self, ClusterId, Command, GaveUp, JobKind, JobState, NewTablet, SealOrder, TableSpec,
-};
+use ebla_kernel::meta::{self, ClusterId, Command, GaveUp, JobKind, JobState, NewTablet, TableSpec};
 use ebla_kernel::op::{AckLevel, Action, Committed, Op, Token};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Evidence;
@@ -457,7 +455,7 @@ impl World {
             }
             Down::Seal(order) => {
                 let (id, epoch, until) = (order.tablet, order.epoch, self.now.plus_ms(SEAL_CONTACT_MS));
-                self.step(at, id, Input::Seal { epoch, seal: seal(&order), until });
+                self.step(at, id, Input::Seal { epoch, seal: order.seal(), until });
             }
             Down::Transfer(id, epoch, to) => {
                 let until = self.now.plus_ms(1_000);
@@ -741,15 +739,4 @@ impl World {
         }
         lines.join("\n")
     }
-}
-
-fn seal(order: &SealOrder) -> SealRecord {
-    let succession = &order.succession;
-    let child = |(at, (tablet, range)): (usize, &(TabletId, KeyRange))| SealedChild {
-        tablet: *tablet,
-        range: range.clone(),
-        replicas: succession.replicas.iter().map(|(parent, children)| (*parent, children[at])).collect(),
-    };
-    let children = succession.children.iter().enumerate().map(child).collect();
-    SealRecord { attempt: order.attempt, children }
 }

@@ -6,7 +6,7 @@ use crate::clock;
 use ebla_kernel::ids::JobId;
 use ebla_kernel::meta::{Command, Job, JobEnd, JobKind, Rejection, Reply};
 use ebla_proto::error::ApiError;
-use ebla_proto::split::{Copied, job_to_wire};
+use ebla_proto::split::job_to_wire;
 use ebla_proto::v1::{
     self, CancelJobRequest, CancelJobResponse, DescribeJobRequest, DescribeJobResponse, ListJobsRequest,
     ListJobsResponse,
@@ -34,10 +34,9 @@ pub(super) async fn describe(
 /// The record of a job, and how far it is by the word of the server that works at it.
 fn shown(shared: &Shared, job: &Job) -> v1::Job {
     let copied = match &job.kind {
-        JobKind::Move(copy) if job.is_running() => shared.liveness.received(copy.to_server, copy.to),
+        JobKind::Move(copy) if job.is_running() => shared.liveness.copied(copy.to_server, copy.to),
         JobKind::Move(_) | JobKind::Split(_) | JobKind::Merge(_) => None,
     };
-    let copied = copied.map(|received| Copied { bytes: received.bytes, bytes_total: received.bytes_total });
     job_to_wire(job, copied, clock::wall_ms())
 }
 

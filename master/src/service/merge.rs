@@ -4,11 +4,10 @@ use super::Shared;
 use super::admin::no_tablet;
 use super::split::start;
 use ebla_kernel::ids::TabletId;
-use ebla_kernel::meta::Wish;
 use ebla_proto::error::ApiError;
 use ebla_proto::v1::{MergeTabletsRequest, MergeTabletsResponse};
 
-/// Begins to merge two tablets. The copies of the one with fewer bytes go to the others.
+/// Begins to merge two tablets.
 pub(super) async fn merge_tablets(
     shared: &Shared,
     request: MergeTabletsRequest,
@@ -21,9 +20,7 @@ pub(super) async fn merge_tablets(
             return Err(no_tablet(&state, tablet));
         }
     }
-    let bytes = |tablet: TabletId| shared.liveness.size(tablet).bytes;
-    let (stays, comes) = if bytes(one) < bytes(other) { (other, one) } else { (one, other) };
-    let job = start(shared, Wish::Merge { stays, comes }).await?;
+    let job = start(shared, shared.liveness.merge_of(one, other)).await?;
     let child_tablet_id = job.children().first().map_or(0, |child| child.0);
     Ok(MergeTabletsResponse { job_id: job.id.0, child_tablet_id })
 }

@@ -19,8 +19,9 @@ use ebla_failpoints::failpoint;
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, Seq, ServerId, ServerRun};
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::range::KeyRange;
-use ebla_kernel::range_tombstones::{RangeTombstone, RangeTombstones};
+use ebla_kernel::range_tombstones::RangeTombstone;
 use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{PeerInput, PeerMessage, PeerRun, Seals};
 use ebla_proto::convert::non_empty;
@@ -166,10 +167,7 @@ impl Target {
                 return Ok(None);
             }
         };
-        let mut tombstones = RangeTombstones::new();
-        for RangeTombstone { range, ts } in base.tombstones {
-            tombstones.insert(range.start().clone(), range.end().cloned(), ts);
-        }
+        let tombstones = base.tombstones.into_iter().collect();
         let (end, epochs) = (base.entry.end(), base.epochs);
         // A sealed tablet is not sent: no seal is in force at its base.
         let (seals, staged) = (Seals::default(), None);
@@ -295,7 +293,10 @@ impl Target {
         // The last entry stands in the log: it proves where the log ends.
         failpoint!("bootstrap.log_clear");
         self.oplog.remove(&[tablet])?;
-        let (end, last) = (base.entry.end(), Logged::from(base.entry));
+        if record.kind == TableKind::Memory {
+            self.oplog.keep_in_memory(tablet);
+        }
+        let (end, last) = (base.entry.end(), Arc::new(Logged::from(base.entry)));
         let append = Append { tablet, tail: Tail::Continue, entries: vec![&last] };
         failpoint!("bootstrap.log_append");
         self.oplog.append_group(&[append], Fsync::Now)?;

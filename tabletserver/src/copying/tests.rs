@@ -12,9 +12,11 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, Pos, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::op::{AckLevel, Body, Change, OpResult};
 use ebla_kernel::range::KeyRange;
+use std::sync::Arc;
 
 fn learner() -> ReplicaRecord {
     ReplicaRecord {
+        kind: ebla_kernel::meta::TableKind::Durable,
         tablet: TabletId(5),
         table: TableId(2),
         replica: ReplicaId(9),
@@ -40,11 +42,11 @@ fn row() -> Change {
 }
 
 /// The entry at 40, the last one that the rows contain.
-fn last_entry() -> Logged {
+fn last_entry() -> Arc<Logged> {
     let before = LogEnd { pos: Pos::new(Epoch(3), Seq(39)), ts: Hlc(390), hash: 77 };
     let (changes, results) = (vec![row()], vec![OpResult::Done]);
     let record = WriteRecord { token: None, level: AckLevel::Leader, changes, results };
-    before.follow(Epoch(3), Hlc(400), Payload::Write(record)).into()
+    Arc::new(before.follow(Epoch(3), Hlc(400), Payload::Write(record)).into())
 }
 
 #[test]

@@ -6,6 +6,7 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Incarnation, ReplicaId};
 use ebla_kernel::op::{AckLevel, Body, Change, OpResult};
 use std::path::PathBuf;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 const T: TabletId = TabletId(5);
@@ -39,8 +40,8 @@ fn entries(count: usize) -> Vec<Entry> {
     entries_after(LogEnd::default(), count, 100)
 }
 
-fn logged(entries: &[Entry]) -> Vec<Logged> {
-    entries.iter().cloned().map(Logged::from).collect()
+fn logged(entries: &[Entry]) -> Vec<Arc<Logged>> {
+    entries.iter().cloned().map(Logged::from).map(Arc::new).collect()
 }
 
 fn open(dir: &TempDir) -> Result<Oplog, OplogError> {
@@ -253,7 +254,7 @@ fn ten_thousand_tablets_reopen_fast() {
     let oplog = Oplog::open(&path, &OplogConfig::default()).unwrap();
     let start = Payload::EpochStart { replica: ReplicaId(1), incarnation: Incarnation(1) };
     let entry = LogEnd::default().follow(Epoch(1), Hlc(1), start);
-    let logged = Logged::from(entry.clone());
+    let logged = Arc::new(Logged::from(entry.clone()));
     let append = |tablet| Append { tablet: TabletId(tablet), tail: Tail::Continue, entries: vec![&logged] };
     oplog.append_group(&(1..=10_000).map(append).collect::<Vec<_>>(), Fsync::Now).unwrap();
     drop(oplog);

@@ -19,6 +19,7 @@ use crossbeam::channel::{Receiver, Select, Sender};
 use ebla_kernel::entry::{Entry, LogEnd, RevertedRow};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Seq, TabletId};
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::{Body, Change, Version};
 use ebla_kernel::range_tombstones::RangeTombstones;
 use std::borrow::Borrow;
@@ -248,7 +249,7 @@ impl Apply {
         if changes.is_empty() {
             return Ok(());
         }
-        for (handle, entries) in puts {
+        for (handle, entries) in puts.iter().filter(|(handle, _)| handle.kind == TableKind::Durable) {
             let keys = entries.iter().flat_map(|logged| keys_of(&(*logged).borrow().entry));
             self.cache.before_apply(handle.generation, keys);
         }
@@ -257,9 +258,11 @@ impl Apply {
             let entries = || entries.iter().map(|logged| &(*logged).borrow().entry);
             add_range_tombstones(handle, entries());
             each_put(entries(), |key, version| {
-                let is_row = !matches!(version.body, Body::Tombstone);
+                let is_row = !matches!(version.body, Body::Tombstone(_));
                 handle.size.put(is_row, key.len() + version.body.bytes());
-                self.cache.after_apply(handle.generation, key, version);
+                if handle.kind == TableKind::Durable {
+                    self.cache.after_apply(handle.generation, key, version);
+                }
             });
         }
         Ok(())

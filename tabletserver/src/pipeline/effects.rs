@@ -4,16 +4,17 @@
 //! what leaves is decided by the cores: a reply to a write comes out of `Applied`, an answer
 //! to a fence out of `PromisePersisted` and `Persisted`.
 
+use super::Item;
 use super::apply::Order;
 use super::cut::{Job, Work};
 use super::sequencer::{Sequencer, Slot};
-use super::{Item, TabletEntries};
 use crate::oplog::Logged;
 use crate::replication::Outgoing;
 use crate::succession::Staging;
 use ebla_kernel::entry::{Entry, LogEnd};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, ReplicaId, Seq, TabletId};
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::Change;
 use ebla_kernel::tablet::{ApplyWhen, Effect, PeerMessage, Stream};
 use ebla_proto::replication::{Envelope, message_to_wire};
@@ -81,7 +82,7 @@ impl Sequencer {
 
     fn append(&mut self, id: TabletId, entry: Entry, when: ApplyWhen) {
         let Some(slot) = self.slots.get(&id) else { return };
-        self.group.bytes += entry.changes().iter().map(Change::bytes).sum::<usize>();
+        let bytes = entry.changes().iter().map(Change::bytes).sum::<usize>();
         if !entry.reverts().is_empty() {
             metrics::counter!("ebla_reverted_writes_total").increment(entry.reverts().len() as u64);
         }
@@ -90,12 +91,11 @@ impl Sequencer {
             slot.handle.tail.push(Arc::clone(&logged));
             self.with_tails.insert(id);
         }
-        let at = *self.parts.entry(id).or_insert_with(|| {
-            let handle = Arc::clone(&slot.handle);
-            self.group.parts.push(TabletEntries { handle, items: Vec::new() });
-            self.group.parts.len() - 1
-        });
-        self.group.parts[at].items.push(Item { logged, when });
+        let lane = match slot.handle.kind {
+            TableKind::Durable => &mut self.disk,
+            TableKind::Memory => &mut self.memory,
+        };
+        lane.push(&slot.handle, Item { logged, when }, bytes);
     }
 
     fn stream(&mut self, id: TabletId, stream: Stream) {

@@ -22,8 +22,14 @@ pub struct Log {
     pub control: Sender<Control>,
     /// The log of all tablets.
     pub oplog: Arc<Oplog>,
+    /// The disk that groups go to; none for groups of tablets in memory.
+    pub disk: Option<LogDisk>,
+}
+
+/// Who looks after the disk of the log.
+pub struct LogDisk {
     /// Told of every group, so that the disk never fills unseen between two looks.
-    pub disk: Arc<DiskGauge>,
+    pub gauge: Arc<DiskGauge>,
     /// Told of every sync, so that a disk that hangs is noticed.
     pub syncs: Arc<SyncWatch>,
 }
@@ -40,9 +46,14 @@ impl Log {
         let mut uncertain = HashSet::new();
         while let Ok(mut group) = self.groups.recv() {
             let parts: Vec<_> = group.parts.iter().map(|part| append(part, &uncertain)).collect();
-            self.disk.add_unflushed(group.bytes as u64);
-            self.disk.read();
-            let appended = self.syncs.watch(|| self.append(&group, &parts));
+            let appended = match &self.disk {
+                Some(LogDisk { gauge, syncs }) => {
+                    gauge.add_unflushed(group.bytes as u64);
+                    gauge.read();
+                    syncs.watch(|| self.append(&group, &parts))
+                }
+                None => self.append(&group, &parts),
+            };
             match appended {
                 Ok(()) => {
                     group.room.clear();
@@ -88,5 +99,5 @@ fn append<'a>(part: &'a TabletEntries, uncertain: &HashSet<TabletId>) -> Append<
     let starts_epoch = matches!(part.items[0].logged.entry.payload, Payload::EpochStart { .. });
     let cuts = starts_epoch || uncertain.contains(&part.handle.id);
     let tail = if cuts { Tail::Cut } else { Tail::Continue };
-    Append { tablet: part.handle.id, tail, entries: part.items.iter().map(|item| &*item.logged).collect() }
+    Append { tablet: part.handle.id, tail, entries: part.items.iter().map(|item| &item.logged).collect() }
 }

@@ -24,6 +24,7 @@ mod cut;
 mod early;
 mod effects;
 mod held;
+mod lane;
 mod log;
 mod messages;
 mod sequencer;
@@ -32,7 +33,7 @@ mod tests;
 
 pub use apply::Apply;
 pub use cut::{CutStores, Cutter, finish as finish_cuts};
-pub use log::Log;
+pub use log::{Log, LogDisk};
 pub use messages::{
     Appointed, Ask, Control, Fenced, Outward, PeerMessages, Reply, Request, SequencerHandle, SubmitError,
 };

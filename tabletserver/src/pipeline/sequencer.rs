@@ -10,6 +10,7 @@ use super::apply::Order;
 use super::cut::Work;
 use super::early::EarlyProbes;
 use super::effects::Kept;
+use super::lane::Lane;
 use super::messages::{Appointed, Ask, Control, Fenced, Outward, PeerMessages, Reply, Request};
 use crate::clock::Clock;
 use crate::limits;
@@ -17,7 +18,7 @@ use crate::promises::Leases;
 use crate::replication::Peers;
 use crate::succession::Staging;
 use crate::tablets::TabletHandle;
-use crossbeam::channel::{Receiver, Select, Sender, TrySendError};
+use crossbeam::channel::{Receiver, Select, Sender};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, ReplicaId, RequestId, Seq, ServerId, TabletId, Tick};
 use ebla_kernel::limits::{SEAL_CONTACT_MS, TOKEN_WINDOW_MS, TOKENS_PER_SERVER_MAX};
@@ -52,8 +53,10 @@ pub struct SequencerParts {
     pub requests: Receiver<Request>,
     /// Everything else that comes in.
     pub control: Receiver<Control>,
-    /// Where groups go.
+    /// Where groups of tablets on disk go.
     pub log: Sender<Group>,
+    /// Where groups of tablets in memory go: they never wait for a disk.
+    pub memory_log: Sender<Group>,
     /// Where orders to the apply thread go.
     pub orders: Sender<Order>,
     /// Where questions to the log go.
@@ -72,7 +75,10 @@ pub struct SequencerParts {
 pub struct Sequencer {
     requests: Receiver<Request>,
     control: Receiver<Control>,
-    log: Sender<Group>,
+    /// What gathers for the log on disk.
+    pub(super) disk: Lane,
+    /// What gathers for the log in memory.
+    pub(super) memory: Lane,
     pub(super) orders: Sender<Order>,
     pub(super) cuts: Sender<Work>,
     outward: mpsc::UnboundedSender<Outward>,
@@ -82,9 +88,6 @@ pub struct Sequencer {
     pub(super) slots: HashMap<TabletId, Slot>,
     pub(super) waiting: HashMap<RequestId, Reply>,
     next_request: RequestId,
-    pub(super) group: Group,
-    /// Where a tablet's entries stand in `group`.
-    pub(super) parts: HashMap<TabletId, usize>,
     /// Groups handed on and not applied yet, and those who wait for none to be.
     in_flight: usize,
     drained: Vec<oneshot::Sender<()>>,
@@ -137,11 +140,23 @@ impl Sequencer {
     /// A sequencer of no tablets.
     #[must_use]
     pub fn new(parts: SequencerParts) -> Self {
-        let SequencerParts { requests, control, log, orders, cuts, outward, clock, leases, peers } = parts;
-        Self {
+        let SequencerParts {
             requests,
             control,
             log,
+            memory_log,
+            orders,
+            cuts,
+            outward,
+            clock,
+            leases,
+            peers,
+        } = parts;
+        Self {
+            requests,
+            control,
+            disk: Lane::new(log),
+            memory: Lane::new(memory_log),
             orders,
             cuts,
             outward,
@@ -151,8 +166,6 @@ impl Sequencer {
             slots: HashMap::new(),
             waiting: HashMap::new(),
             next_request: RequestId(0),
-            group: Group::default(),
-            parts: HashMap::new(),
             in_flight: 0,
             drained: Vec::new(),
             leaving: Vec::new(),
@@ -201,10 +214,13 @@ impl Sequencer {
 
     /// Waits for whatever comes first; hands the pending group on when the log is free.
     fn wait(&mut self) -> Wake {
+        // Clones: the lanes change while the selection still holds these.
+        let (disk_log, memory_log) = (self.disk.log().clone(), self.memory.log().clone());
         let mut select = Select::new();
         let control = select.recv(&self.control);
         let requests = self.takes_requests().then(|| select.recv(&self.requests));
-        let log = (!self.group.parts.is_empty()).then(|| select.send(&self.log));
+        let disk = (!self.disk.is_empty()).then(|| select.send(&disk_log));
+        let memory = (!self.memory.is_empty()).then(|| select.send(&memory_log));
         let Ok(ready) = select.select_timeout(self.patience()) else { return Wake::Timeout };
         let index = ready.index();
         if index == control {
@@ -213,9 +229,13 @@ impl Sequencer {
         if Some(index) == requests {
             return ready.recv(&self.requests).map_or(Wake::Stopped, Wake::Request);
         }
-        debug_assert_eq!(Some(index), log);
-        let group = take_group(&mut self.group, &mut self.parts, &mut self.in_flight);
-        match ready.send(&self.log, group) {
+        debug_assert!(Some(index) == disk || Some(index) == memory);
+        self.in_flight += 1;
+        let (group, log) = match Some(index) == disk {
+            true => (self.disk.take(), &disk_log),
+            false => (self.memory.take(), &memory_log),
+        };
+        match ready.send(log, group) {
             Ok(()) => Wake::Handed,
             Err(_) => Wake::Stopped,
         }
@@ -237,7 +257,8 @@ impl Sequencer {
     }
 
     fn takes_requests(&self) -> bool {
-        self.group.bytes < limits::GROUP_BYTES_MAX && self.waiting.len() < limits::REQUESTS_IN_FLIGHT_MAX
+        self.disk.bytes() + self.memory.bytes() < limits::GROUP_BYTES_MAX
+            && self.waiting.len() < limits::REQUESTS_IN_FLIGHT_MAX
     }
 
     fn patience(&self) -> Duration {
@@ -249,14 +270,8 @@ impl Sequencer {
     }
 
     fn hand_on(&mut self) {
-        if self.group.parts.is_empty() {
-            return;
-        }
-        let group = take_group(&mut self.group, &mut self.parts, &mut self.in_flight);
-        if let Err(TrySendError::Full(group) | TrySendError::Disconnected(group)) = self.log.try_send(group) {
-            self.in_flight -= 1;
-            self.parts = group.parts.iter().enumerate().map(|(at, part)| (part.handle.id, at)).collect();
-            self.group = group;
+        for lane in [&mut self.memory, &mut self.disk] {
+            self.in_flight += usize::from(lane.hand_on());
         }
     }
 
@@ -430,8 +445,9 @@ impl Sequencer {
         for (tablet, to, peer) in said.messages {
             self.peer_says(tablet, to, peer);
         }
-        if !self.group.parts.is_empty() {
-            self.group.room.push(said.room);
+        let lane = if self.disk.is_empty() { &mut self.memory } else { &mut self.disk };
+        if !lane.is_empty() {
+            lane.hold(said.room);
         }
     }
 
@@ -523,13 +539,12 @@ impl Sequencer {
 
     /// Entries that were sequenced after ones that could not be written are never written.
     fn drop_pending(&mut self, starts: &[(TabletId, Seq)]) {
-        let failed: HashSet<TabletId> = starts.iter().map(|(id, _)| *id).collect();
-        self.group.parts.retain(|part| !failed.contains(&part.handle.id));
-        self.parts = self.group.parts.iter().enumerate().map(|(at, part)| (part.handle.id, at)).collect();
+        self.disk.drop_after(starts);
+        self.memory.drop_after(starts);
     }
 
     fn tell_drained(&mut self) {
-        if self.in_flight == 0 && self.group.parts.is_empty() {
+        if self.in_flight == 0 && self.disk.is_empty() && self.memory.is_empty() {
             for done in self.drained.drain(..) {
                 let _ = done.send(());
             }
@@ -541,7 +556,8 @@ impl Sequencer {
 
     /// Steps down once every request that was taken is answered.
     fn finish_drain(&mut self) {
-        let is_busy = self.in_flight > 0 || !self.group.parts.is_empty() || !self.waiting.is_empty();
+        let has_groups = self.in_flight > 0 || !self.disk.is_empty() || !self.memory.is_empty();
+        let is_busy = has_groups || !self.waiting.is_empty();
         if is_busy || !self.requests.is_empty() {
             return;
         }
@@ -699,11 +715,4 @@ impl Slot {
         self.servers.extend(&membership.members);
         self.has_peers |= membership.members.len() > 1;
     }
-}
-
-/// The pending group, counted as in flight.
-fn take_group(pending: &mut Group, parts: &mut HashMap<TabletId, usize>, in_flight: &mut usize) -> Group {
-    *in_flight += 1;
-    parts.clear();
-    std::mem::take(pending)
 }

@@ -95,6 +95,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let (registry, _) = Registry::open(&dir.path().join("registry")).unwrap();
         let record = ReplicaRecord {
+            kind: ebla_kernel::meta::TableKind::Durable,
             tablet: TABLET,
             table: TABLE,
             replica: ReplicaId(4),
@@ -156,7 +157,7 @@ impl Bench {
     }
 
     fn log(&self, entries: &[Entry]) {
-        let logged: Vec<Logged> = entries.iter().cloned().map(Logged::from).collect();
+        let logged: Vec<Arc<Logged>> = entries.iter().cloned().map(Logged::from).map(Arc::new).collect();
         let append = Append { tablet: TABLET, tail: Tail::Continue, entries: logged.iter().collect() };
         self.oplog.append_group(&[append], Fsync::Now).unwrap();
     }
@@ -168,7 +169,7 @@ impl Bench {
             let version = self.handle.uncovered(key.as_bytes(), version, Hlc::MAX)?;
             match version.body {
                 Body::Value(value) => Some(format!("{key}={}", String::from_utf8_lossy(&value))),
-                Body::Tombstone | Body::Counter(_) => None,
+                Body::Tombstone(_) | Body::Counter(_) => None,
             }
         };
         ["a", "b", "c"].iter().filter_map(seen).collect()
@@ -177,6 +178,7 @@ impl Bench {
 
 fn handle(end: LogEnd) -> Arc<TabletHandle> {
     Arc::new(TabletHandle::new(HandleSpec {
+        kind: ebla_kernel::meta::TableKind::Durable,
         id: TABLET,
         table: TABLE,
         range: KeyRange::all(),

@@ -88,6 +88,11 @@ impl Rooms {
         &self.registry
     }
 
+    /// Another server said something: it is not down.
+    pub fn heard_of(&self, server: ServerId) {
+        self.links.heard_of(server);
+    }
+
     /// The servers of the cluster as the map has them now.
     fn servers(&self) -> Arc<Servers> {
         let routes = self.node.routes.now();

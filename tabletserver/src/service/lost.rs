@@ -111,7 +111,7 @@ fn row_to_wire(change: &Change) -> v1::LostRow {
             let change = match body {
                 Body::Value(value) => Wire::Value(value.clone()),
                 Body::Counter(counter) => Wire::Counter(*counter),
-                Body::Tombstone => Wire::Deleted(true),
+                Body::Tombstone(_) => Wire::Deleted(true),
             };
             (key, change)
         }

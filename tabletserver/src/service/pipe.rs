@@ -9,6 +9,7 @@ use crate::limits;
 use crate::node::{Node, Write};
 use crate::pipeline::{Ask, Reply, Request};
 use crate::read::needs_evidence;
+use crate::store::memory_tables::Reserved;
 use crate::tablets::TabletHandle;
 use ebla_kernel::op::Token;
 use ebla_kernel::tablet::Answer;
@@ -52,6 +53,8 @@ struct Sequenced {
     call: u64,
     tablet: Arc<TabletHandle>,
     token: Token,
+    /// Its room in memory, until it is answered.
+    _room: Option<Reserved>,
 }
 
 /// Serves a stream until its client is gone.
@@ -144,12 +147,12 @@ impl Pipe {
             return None;
         }
         self.take_room().await;
-        let Write { tablet, ops, level, token, deadline } = write;
+        let Write { tablet, ops, level, token, deadline, room } = write;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let reply = Reply::Stream { call: number, to: self.answers.clone() };
         let ask = Ask::Write { ops, level, token: Some(token), evidence: Default::default() };
         let request = Request { tablet: tablet.id, ask, deadline, reply };
-        self.sequenced().insert(number, Sequenced { call: id, tablet, token });
+        self.sequenced().insert(number, Sequenced { call: id, tablet, token, _room: room });
         let error = self.node.submit(request).err()?;
         self.sequenced().remove(&number);
         self.room.add_permits(1);
@@ -205,7 +208,8 @@ impl Pipe {
 
     fn write_answer(&self, number: u64, result: Answer) -> PipeAnswer {
         let noted = self.sequenced().remove(&number);
-        let Sequenced { call, tablet, token } = noted.expect("a call is noted before it is handed over");
+        let Sequenced { call, tablet, token, _room } =
+            noted.expect("a call is noted before it is handed over");
         answer(call, self.node.write_response(&tablet, result, token).map(WireAnswer::Write))
     }
 

@@ -37,6 +37,7 @@ impl RoomPeerService for RoomPeer {
         let greeting =
             first.ok_or_else(|| Status::invalid_argument("a connection begins with a greeting"))?;
         let run = self.rooms.node.peers.check_address(&greeting)?;
+        self.rooms.heard_of(run.server);
         let own =
             self.rooms.node.peers.identity().ok_or_else(|| Status::unavailable("not registered yet"))?;
         let greeting = v1::TalkResponse { greeting: Some(own.greeting(run.server)), replies: Vec::new() };

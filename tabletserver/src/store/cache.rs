@@ -154,7 +154,7 @@ fn stripe_of(generation: u64, key: &[u8]) -> usize {
 fn detach(version: &Version) -> Version {
     let body = match &version.body {
         Body::Value(value) => Body::Value(Bytes::copy_from_slice(value)),
-        Body::Tombstone => Body::Tombstone,
+        Body::Tombstone(cause) => Body::Tombstone(*cause),
         Body::Counter(counter) => Body::Counter(*counter),
     };
     Version { body, ..*version }
@@ -163,7 +163,7 @@ fn detach(version: &Version) -> Version {
 fn weight(key: &[u8], version: &Version) -> usize {
     let value = match &version.body {
         Body::Value(value) => value.len(),
-        Body::Tombstone | Body::Counter(_) => 0,
+        Body::Tombstone(_) | Body::Counter(_) => 0,
     };
     ENTRY_BYTES + key.len() + value
 }

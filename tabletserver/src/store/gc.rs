@@ -68,6 +68,19 @@ impl Floors {
         });
     }
 
+    /// Raises the floor of one table.
+    pub fn raise(&self, table: TableId, floor: Hlc) {
+        if self.floor(table) >= floor {
+            return;
+        }
+        self.tables.rcu(|old| {
+            let mut new = BTreeMap::clone(old);
+            let raised = later(TableGarbage::Below(floor), old.get(&table).copied());
+            new.insert(table, raised);
+            new
+        });
+    }
+
     /// The floor of `table`; the least timestamp when there is none.
     #[must_use]
     pub fn floor(&self, table: TableId) -> Hlc {

@@ -5,6 +5,7 @@
 //! has been applied, and versions never change. `flush` has nothing to do: "durable" means
 //! in the memory of this process.
 
+use super::memory_tables::{MemoryTable, MemoryTables, VERSION_BYTES};
 use super::{Applied, Cursor, Incoming, Rising, Store, StoreError, StoreHealth, VersionName, value};
 use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
@@ -17,15 +18,35 @@ use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstone;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-type Rows = SkipMap<Vec<u8>, Bytes>;
+type Rows = SkipMap<Vec<u8>, Slot>;
+
+/// A stored value, and how hot its row was when this was its newest version.
+struct Slot {
+    value: Bytes,
+    heat: AtomicU32,
+}
 
 /// A store that lives as long as its process.
 #[derive(Default)]
 pub struct MemoryStore {
     rows: Rows,
-    bytes: AtomicU64,
+    tables: Arc<MemoryTables>,
+}
+
+/// A row that may make room for others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Evictable {
+    /// The row.
+    pub key: Bytes,
+    /// Its newest version.
+    pub ts: Hlc,
+    /// Bytes that all its versions take.
+    pub bytes: u64,
+    /// The lower, the sooner it goes.
+    pub worth: u32,
 }
 
 impl MemoryStore {
@@ -35,26 +56,118 @@ impl MemoryStore {
         Self::default()
     }
 
-    fn put(&self, stored_key: Vec<u8>, stored_value: Vec<u8>) {
-        let bytes = (stored_key.len() + stored_value.len()) as u64;
-        self.delete(&stored_key);
-        self.rows.insert(stored_key, stored_value.into());
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// The tables that are here, and what they take.
+    #[must_use]
+    pub fn tables(&self) -> &Arc<MemoryTables> {
+        &self.tables
     }
 
-    fn delete(&self, stored_key: &[u8]) {
-        if let Some(old) = self.rows.remove(stored_key) {
-            let bytes = (old.key().len() + old.value().len()) as u64;
-            self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    fn put(&self, table: &MemoryTable, stored_key: Vec<u8>, stored_value: Vec<u8>) {
+        self.delete(table, &stored_key);
+        let is_tombstone = value::Head::read(&stored_value).is_ok_and(value::Head::is_tombstone);
+        table.add(size(&stored_key, &stored_value));
+        let heat = AtomicU32::new(0);
+        let put = self.rows.insert(stored_key, Slot { value: stored_value.into(), heat });
+        let Ok((row, ts)) = super::split_stored(put.key()) else { return };
+        let is_same_row = |entry: &Entry<'_, Vec<u8>, Slot>| entry.key().starts_with(row);
+        let older = put.next().filter(is_same_row);
+        let before = older.as_ref().map(|older| older.value().heat.load(Ordering::Relaxed));
+        put.value().heat.store(self.tables.heat_of_write(table, before), Ordering::Relaxed);
+        if is_tombstone || older.is_some() || put.prev().is_some_and(|newer| is_same_row(&newer)) {
+            table.note_garbage(ts, row);
         }
     }
 
-    fn delete_between(&self, from: &[u8], to: &[u8]) {
+    /// Puts a range tombstone: its value is none of a row's, and the garbage pass removes it.
+    fn put_range(&self, table: &MemoryTable, stored_key: Vec<u8>, stored_value: Vec<u8>) {
+        self.delete(table, &stored_key);
+        table.add(size(&stored_key, &stored_value));
+        self.rows.insert(stored_key, Slot { value: stored_value.into(), heat: AtomicU32::new(0) });
+    }
+
+    fn delete(&self, table: &MemoryTable, stored_key: &[u8]) {
+        if let Some(old) = self.rows.remove(stored_key) {
+            table.sub(size(old.key(), &old.value().value));
+        }
+    }
+
+    fn delete_between(&self, table: &MemoryTable, from: &[u8], to: &[u8]) {
         let bounds = (Bound::Included(from), Bound::Excluded(to));
         for entry in self.rows.range::<[u8], _>(bounds) {
-            self.delete(entry.key());
+            self.delete(table, entry.key());
         }
     }
+
+    /// Removes what no read at or above `floor` can see, of up to `rows_max` rows that were
+    /// changed; whether there is more. Exact: what changed was noted when it did.
+    pub fn collect(&self, table: &MemoryTable, floor: Hlc, rows_max: usize) -> bool {
+        let notes = table.take_garbage(floor, rows_max);
+        for (_, row) in &notes {
+            self.collect_row(table, row, floor);
+        }
+        notes.len() == rows_max
+    }
+
+    /// Older versions go before the tombstone that hides them.
+    fn collect_row(&self, table: &MemoryTable, row: &[u8], floor: Hlc) {
+        let newest = [row, &(!floor.0).to_be_bytes()].concat();
+        let from = (Bound::Included(&newest[..]), Bound::Unbounded);
+        let versions = self.rows.range::<[u8], _>(from).take_while(|entry| entry.key().starts_with(row));
+        let mut gone: Vec<_> = versions.collect();
+        let is_tombstone = |entry: &Entry<'_, Vec<u8>, Slot>| {
+            value::Head::read(&entry.value().value).is_ok_and(value::Head::is_tombstone)
+        };
+        if gone.first().is_some_and(|newest| !is_tombstone(newest)) {
+            gone.remove(0);
+        }
+        for entry in gone.iter().rev() {
+            self.delete(table, entry.key());
+        }
+    }
+
+    /// Rows of `range` that hold a value, from its first on, found while looking at up to
+    /// `versions_max` versions; and where to go on, none at the end.
+    ///
+    /// # Errors
+    /// `Corrupt` for keys that are none.
+    pub fn sample(
+        &self,
+        table: TableId,
+        range: &KeyRange,
+        versions_max: usize,
+    ) -> Result<(Vec<Evictable>, Option<Bytes>), StoreError> {
+        let eviction = self.tables.get(table).map(|table| table.eviction()).unwrap_or_default();
+        let (from, to) = key::row_bounds(table, range);
+        let bounds = (Bound::Included(&from[..]), Bound::Excluded(&to[..]));
+        let mut rows: Vec<Evictable> = Vec::new();
+        let mut row: Vec<u8> = Vec::new();
+        let mut is_live = false;
+        for (at, entry) in self.rows.range::<[u8], _>(bounds).enumerate() {
+            let (prefix, ts) = super::split_stored(entry.key())?;
+            let bytes = size(entry.key(), &entry.value().value);
+            if prefix == &row[..] {
+                if let Some(known) = rows.last_mut().filter(|_| is_live) {
+                    known.bytes += bytes;
+                }
+                continue;
+            }
+            let key = super::user_key(entry.key())?;
+            if at >= versions_max {
+                return Ok((rows, Some(key)));
+            }
+            row = prefix.to_vec();
+            is_live = !value::Head::read(&entry.value().value)?.is_tombstone();
+            if is_live {
+                let worth = self.tables.worth(eviction, entry.value().heat.load(Ordering::Relaxed));
+                rows.push(Evictable { key, ts, bytes, worth });
+            }
+        }
+        Ok((rows, None))
+    }
+}
+
+fn size(stored_key: &[u8], stored_value: &[u8]) -> u64 {
+    VERSION_BYTES + (stored_key.len() + stored_value.len()) as u64
 }
 
 impl Store for MemoryStore {
@@ -65,18 +178,24 @@ impl Store for MemoryStore {
         if prefix != &wanted[..wanted.len() - key::TS_BYTES] {
             return Ok(None);
         }
-        value::decode(ts, entry.value()).map(Some)
+        if at == Hlc::MAX {
+            self.tables.touch(table, &entry.value().heat);
+        }
+        value::decode(ts, &entry.value().value).map(Some)
     }
 
     fn apply(&self, changes: &[Applied<'_>]) -> Result<(), StoreError> {
-        for Applied { table, ts, change } in changes {
+        let mut last: Option<(TableId, Arc<MemoryTable>)> = None;
+        for Applied { table: id, ts, change } in changes {
+            let known = last.take().filter(|(last, _)| last == id);
+            let (_, table) = last.insert(known.unwrap_or_else(|| (*id, self.tables.add(*id))));
             match change {
                 Change::Put { key, body, expires_ms } => {
-                    self.put(key::encode_row(*table, key, *ts), value::encode(body, *expires_ms));
+                    self.put(table, key::encode_row(*id, key, *ts), value::encode(body, *expires_ms));
                 }
                 Change::RangeTombstone { from, to } => {
-                    let stored_key = key::encode_range_tombstone(*table, from, *ts);
-                    self.put(stored_key, value::encode_upper_end(to.as_ref()));
+                    let stored_key = key::encode_range_tombstone(*id, from, *ts);
+                    self.put_range(table, stored_key, value::encode_upper_end(to.as_ref()));
                 }
             }
         }
@@ -85,7 +204,7 @@ impl Store for MemoryStore {
 
     fn remove(&self, versions: &[VersionName]) -> Result<(), StoreError> {
         for version in versions {
-            self.delete(&version.stored_key());
+            self.delete(&self.tables.add(version.table()), &version.stored_key());
         }
         Ok(())
     }
@@ -106,7 +225,7 @@ impl Store for MemoryStore {
             if !entry.key().starts_with(&from) {
                 break;
             }
-            let tombstone = super::read_range_tombstone(entry.key(), entry.value())?;
+            let tombstone = super::read_range_tombstone(entry.key(), &entry.value().value)?;
             if tombstone.range.overlaps(range) {
                 found.push(tombstone);
             }
@@ -119,10 +238,11 @@ impl Store for MemoryStore {
     }
 
     fn clear_range(&self, table: TableId, range: &KeyRange) -> Result<(), StoreError> {
+        let known = self.tables.add(table);
         let (from, to) = key::row_bounds(table, range);
-        self.delete_between(&from, &to);
+        self.delete_between(&known, &from, &to);
         let (from, to) = super::range_tombstone_bounds(table, range);
-        self.delete_between(&from, &to);
+        self.delete_between(&known, &from, &to);
         Ok(())
     }
 
@@ -142,11 +262,12 @@ impl Store for MemoryStore {
         let (from, to) = key::row_bounds(table, range);
         let bounds = (Bound::Included(&from[..]), Bound::Excluded(&to[..]));
         let rows = self.rows.range::<[u8], _>(bounds);
-        rows.map(|entry| (entry.key().len() + entry.value().len()) as u64).sum()
+        rows.map(|entry| (entry.key().len() + entry.value().value.len()) as u64).sum()
     }
 
     fn health(&self) -> StoreHealth {
-        StoreHealth { memtable_bytes: self.bytes.load(Ordering::Relaxed), ..StoreHealth::default() }
+        let used = self.tables.all().iter().map(|(_, table)| table.used()).sum();
+        StoreHealth { memtable_bytes: used, ..StoreHealth::default() }
     }
 }
 
@@ -169,12 +290,13 @@ impl Incoming for MemoryIncoming<'_> {
 
     fn install(self: Box<Self>, tombstones: &[RangeTombstone]) -> Result<(), StoreError> {
         self.store.clear_range(self.table, &self.range)?;
+        let table = self.store.tables.add(self.table);
         for (stored_key, stored_value) in self.versions {
-            self.store.put(stored_key.to_vec(), stored_value.to_vec());
+            self.store.put(&table, stored_key.to_vec(), stored_value.to_vec());
         }
         for tombstone in tombstones {
             let stored_key = key::encode_range_tombstone(self.table, tombstone.range.start(), tombstone.ts);
-            self.store.put(stored_key, value::encode_upper_end(tombstone.range.end()));
+            self.store.put_range(&table, stored_key, value::encode_upper_end(tombstone.range.end()));
         }
         Ok(())
     }
@@ -184,12 +306,12 @@ struct MemoryCursor<'a> {
     rows: &'a Rows,
     from: Vec<u8>,
     to: Vec<u8>,
-    here: Option<Entry<'a, Vec<u8>, Bytes>>,
+    here: Option<Entry<'a, Vec<u8>, Slot>>,
 }
 
 impl<'a> MemoryCursor<'a> {
     /// Stands at `entry` if that is within the range.
-    fn stand(&mut self, entry: Option<Entry<'a, Vec<u8>, Bytes>>) {
+    fn stand(&mut self, entry: Option<Entry<'a, Vec<u8>, Slot>>) {
         self.here = entry.filter(|entry| *entry.key() >= self.from && *entry.key() < self.to);
     }
 }
@@ -235,10 +357,10 @@ impl Cursor for MemoryCursor<'_> {
     }
 
     fn stored_value(&self) -> &[u8] {
-        self.here.as_ref().map_or(&[], |entry| &entry.value()[..])
+        self.here.as_ref().map_or(&[], |entry| &entry.value().value[..])
     }
 
     fn stored_value_owned(&self) -> Bytes {
-        self.here.as_ref().map(|entry| entry.value().clone()).unwrap_or_default()
+        self.here.as_ref().map(|entry| entry.value().value.clone()).unwrap_or_default()
     }
 }

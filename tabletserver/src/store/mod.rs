@@ -9,10 +9,12 @@
 //! A store does not know tablets, logs, leases or range tombstones' meaning: it keeps range
 //! tombstones as versions, and whoever reads a row compares it with them.
 
+pub mod both;
 pub mod cache;
 mod format;
 pub mod gc;
 pub mod memory;
+pub mod memory_tables;
 pub mod rocks;
 pub mod scan;
 pub mod split_points;

@@ -271,7 +271,7 @@ impl Page {
         let body = match &row.body {
             Some(Body::Value(value)) => value.len(),
             Some(Body::Counter(_)) => 8,
-            Some(Body::Tombstone) | None => 0,
+            Some(Body::Tombstone(_)) | None => 0,
         };
         let bytes = row.key.len() + body;
         match projection {

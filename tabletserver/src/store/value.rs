@@ -1,25 +1,28 @@
 //! The bytes of a stored value: `kind (1 byte) · [expiry, 8 bytes BE milliseconds] · body`.
 //!
-//! Kinds: 0 tombstone (no body), 1 value (the user's bytes), 2 counter (8 bytes BE, two's
-//! complement); bit 0x80 says that an expiry follows. The value of a range tombstone is
+//! Kinds: 0 tombstone of a deleted row (no body), 1 value (the user's bytes), 2 counter (8 bytes
+//! BE, two's complement), 3 and 4 tombstones of a row that expired or was evicted; bit 0x80 says
+//! that an expiry follows. The value of a range tombstone is
 //! 0 (no upper end) or 1 and the upper end. Worked bytes: `docs/formats.md`.
 
 use super::StoreError;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::op::{Body, Version};
+use ebla_kernel::op::{Body, Cause, Version};
 
-const TOMBSTONE: u8 = 0;
+const DELETED: u8 = 0;
 const VALUE: u8 = 1;
 const COUNTER: u8 = 2;
+const EXPIRED: u8 = 3;
+const EVICTED: u8 = 4;
 const EXPIRES: u8 = 0x80;
 const EXPIRY_BYTES: usize = 8;
 
 const NO_UPPER_END: u8 = 0;
 const UPPER_END: u8 = 1;
 
-/// A tombstone that does not expire.
-pub(super) const TOMBSTONE_VALUE: &[u8] = &[TOMBSTONE];
+/// A tombstone of a row that somebody deleted.
+pub(super) const TOMBSTONE_VALUE: &[u8] = &[DELETED];
 
 /// What the first bytes of a stored value say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +37,7 @@ impl Head {
     pub(super) fn read(stored: &[u8]) -> Result<Self, StoreError> {
         let (&first, rest) = stored.split_first().ok_or_else(|| StoreError::corrupt("empty value"))?;
         let kind = first & !EXPIRES;
-        if kind > COUNTER {
+        if kind > EVICTED {
             return Err(StoreError::corrupt(format!("value of unknown kind {first:#04x}")));
         }
         if first & EXPIRES == 0 {
@@ -47,7 +50,7 @@ impl Head {
 
     /// Whether a read at `at` finds a value here.
     pub(super) fn is_live(self, at: Hlc) -> bool {
-        self.kind != TOMBSTONE && !self.is_expired(at)
+        !self.is_tombstone() && !self.is_expired(at)
     }
 
     /// Whether a read at `at` finds the version expired.
@@ -57,7 +60,7 @@ impl Head {
 
     /// Whether this says that the row is deleted.
     pub(super) fn is_tombstone(self) -> bool {
-        self.kind == TOMBSTONE
+        matches!(self.kind, DELETED | EXPIRED | EVICTED)
     }
 
     /// The body of `stored`, whose head this is.
@@ -69,7 +72,9 @@ impl Head {
                 Ok(counter) => Ok(Body::Counter(i64::from_be_bytes(counter))),
                 Err(_) => Err(StoreError::corrupt(format!("counter of {} bytes", body.len()))),
             },
-            _ if body.is_empty() => Ok(Body::Tombstone),
+            DELETED if body.is_empty() => Ok(Body::Tombstone(Cause::Deleted)),
+            EXPIRED if body.is_empty() => Ok(Body::Tombstone(Cause::Expired)),
+            EVICTED if body.is_empty() => Ok(Body::Tombstone(Cause::Evicted)),
             _ => Err(StoreError::corrupt(format!("tombstone with {} bytes", body.len()))),
         }
     }
@@ -78,7 +83,9 @@ impl Head {
 /// The stored bytes of a version.
 pub(super) fn encode(body: &Body, expires_ms: Option<u64>) -> Vec<u8> {
     let (kind, bytes) = match body {
-        Body::Tombstone => (TOMBSTONE, 0),
+        Body::Tombstone(Cause::Deleted) => (DELETED, 0),
+        Body::Tombstone(Cause::Expired) => (EXPIRED, 0),
+        Body::Tombstone(Cause::Evicted) => (EVICTED, 0),
         Body::Value(value) => (VALUE, value.len()),
         Body::Counter(_) => (COUNTER, 8),
     };
@@ -91,7 +98,7 @@ pub(super) fn encode(body: &Body, expires_ms: Option<u64>) -> Vec<u8> {
         }
     }
     match body {
-        Body::Tombstone => {}
+        Body::Tombstone(_) => {}
         Body::Value(value) => out.extend_from_slice(value),
         Body::Counter(counter) => out.extend_from_slice(&counter.to_be_bytes()),
     }
@@ -130,7 +137,9 @@ mod tests {
 
     fn body() -> impl Strategy<Value = Body> {
         prop_oneof![
-            Just(Body::Tombstone),
+            Just(Body::Tombstone(Cause::Deleted)),
+            Just(Body::Tombstone(Cause::Expired)),
+            Just(Body::Tombstone(Cause::Evicted)),
             proptest::collection::vec(any::<u8>(), 0..20).prop_map(|value| Body::Value(value.into())),
             any::<i64>().prop_map(Body::Counter),
         ]
@@ -163,12 +172,14 @@ mod tests {
         };
         check("row-key", key::encode_row(TableId(1), b"a\0b", Hlc(2)));
         check("range-tombstone-key", key::encode_range_tombstone(TableId(1), b"m", Hlc(2)));
-        check("value-tombstone", encode(&Body::Tombstone, None));
+        check("value-tombstone", encode(&Body::Tombstone(Cause::Deleted), None));
+        check("value-expired", encode(&Body::Tombstone(Cause::Expired), None));
+        check("value-evicted", encode(&Body::Tombstone(Cause::Evicted), None));
         check("value-plain", encode(&Body::Value(Bytes::from_static(b"hi")), None));
         check("value-counter", encode(&Body::Counter(-2), None));
         check("value-expiring", encode(&Body::Value(Bytes::from_static(b"x")), Some(1_000)));
         check("range-tombstone-value", encode_upper_end(Some(&Bytes::from_static(b"z"))));
         assert_eq!(encode_upper_end(None), [0]);
-        assert_eq!(encode(&Body::Tombstone, None), TOMBSTONE_VALUE);
+        assert_eq!(encode(&Body::Tombstone(Cause::Deleted), None), TOMBSTONE_VALUE);
     }
 }

@@ -4,7 +4,7 @@ use super::model::Model;
 use super::*;
 use crate::store::gc::{GcPass, ReadPins, gc_pass};
 use crate::store::scan::{Order, PageLimits, Projection, ScanSpec, scan_page};
-use ebla_kernel::op::Version;
+use ebla_kernel::op::{Cause, Version};
 
 const LIMITS: PageLimits = PageLimits { rows_max: 1_000, bytes_max: 1 << 20, work_max: 100_000 };
 
@@ -140,13 +140,13 @@ fn a_tombstone_that_may_hide_another_level_is_kept() {
     apply_all(store, at(1), &[put(b"k", value(3), None)]);
     store.flush().unwrap();
     store.compact(TABLE, &KeyRange::all());
-    apply_all(store, at(2), &[put(b"k", Body::Tombstone, None)]);
+    apply_all(store, at(2), &[put(b"k", Body::Tombstone(Cause::Deleted), None)]);
     apply_all(store, at(2), &beside);
     disk.set_floor(at(9));
     store.flush().unwrap();
-    assert_eq!(store.get(TABLE, b"k", at(9)).unwrap().unwrap().body, Body::Tombstone);
+    assert_eq!(store.get(TABLE, b"k", at(9)).unwrap().unwrap().body, Body::Tombstone(Cause::Deleted));
     store.compact(TABLE, &KeyRange::all());
-    assert_eq!(store.get(TABLE, b"k", at(9)).unwrap().unwrap().body, Body::Tombstone);
+    assert_eq!(store.get(TABLE, b"k", at(9)).unwrap().unwrap().body, Body::Tombstone(Cause::Deleted));
     assert_eq!(versions(store).len(), 3, "what it hid went in the same compaction");
 }
 
@@ -161,7 +161,7 @@ fn the_bytes_of_an_expired_row_go_at_compaction() {
     assert_eq!(store.get(TABLE, b"k", at(9)).unwrap().unwrap().body, value(1_000));
     disk.set_floor(at(5));
     store.compact(TABLE, &KeyRange::all());
-    assert_eq!(store.get(TABLE, b"k", at(9)).unwrap().unwrap().body, Body::Tombstone);
+    assert_eq!(store.get(TABLE, b"k", at(9)).unwrap().unwrap().body, Body::Tombstone(Cause::Deleted));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::{Applied, Store, VersionName};
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
-use ebla_kernel::op::{Body, Change};
+use ebla_kernel::op::{Body, Cause, Change};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::{RangeTombstone, RangeTombstones};
 use proptest::prelude::*;
@@ -74,7 +74,8 @@ fn range() -> impl Strategy<Value = KeyRange> {
 
 fn change() -> impl Strategy<Value = Change> {
     let body = prop_oneof![
-        1 => Just(Body::Tombstone),
+        1 => Just(Body::Tombstone(Cause::Deleted)),
+        1 => Just(Body::Tombstone(Cause::Evicted)),
         2 => (0u8..9).prop_map(|byte| Body::Value(vec![byte; 3].into())),
         1 => any::<i64>().prop_map(Body::Counter),
     ];
@@ -92,11 +93,7 @@ fn batches() -> impl Strategy<Value = Vec<Vec<Change>>> {
 
 /// Range tombstones as the map that a tablet makes of them.
 fn loaded_map(loaded: &[RangeTombstone]) -> RangeTombstones {
-    let mut map = RangeTombstones::new();
-    for RangeTombstone { range, ts } in loaded {
-        map.insert(range.start().clone(), range.end().cloned(), *ts);
-    }
-    map
+    loaded.iter().cloned().collect()
 }
 
 fn apply_all(store: &dyn Store, ts: Hlc, changes: &[Change]) {

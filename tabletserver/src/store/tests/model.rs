@@ -67,7 +67,7 @@ impl Model {
         for key in self.rows.keys().filter(|key| range.contains(key)) {
             let Some(version) = self.get(key, at) else { continue };
             let is_expired = version.expires_ms.is_some_and(|expires_ms| expires_ms <= at.ms());
-            let is_gone = version.body == Body::Tombstone || is_expired;
+            let is_gone = matches!(version.body, Body::Tombstone(_)) || is_expired;
             if !is_gone && !self.is_covered(key, version.ts, at) {
                 rows.push(Row { key: key.clone(), ts: version.ts, body: Some(version.body) });
             }

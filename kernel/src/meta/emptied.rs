@@ -1,0 +1,129 @@
+//! A tablet of a memory table that has lost every copy comes back empty.
+//!
+//! A copy in memory is lost with its process. While one copy of the in-sync set is not lost, it
+//! is waited for: nobody else can know what was acknowledged. When all of them are lost there is
+//! nothing left to wait for, and the tablet begins anew by itself: empty copies under new ids,
+//! in a **new lineage**, so that positions, tokens and watches of before are told apart from
+//! those of now and never compared with them. The range stays: boundaries outlive their rows.
+//!
+//! ```text
+//!   in sync: r1 lost, r2 lost, r3 lost ──Empty──▶ r4, r5, r6: in sync, empty, nobody leads
+//!                                                  lineage + 1, epoch as before: the next
+//!                                                  election raises it
+//! ```
+
+use super::apply::{Changes, create_replica};
+use super::campaign::Batch;
+use super::control::Control;
+use super::job::{self, JobEnd, JobKind, JobState};
+use super::rejection::Rejection;
+use super::spec::TableKind;
+use super::state::{Emptied, Replica, State, Tablet};
+use crate::hlc::Hlc;
+use crate::ids::{Epoch, JobId, ServerId, TabletId};
+use crate::mutated;
+use std::collections::BTreeSet;
+
+/// Jobs that are ended for a tablet before it begins anew: its own, and the move that the end of
+/// a merge leaves behind.
+const JOBS_ENDED_MAX: usize = 3;
+
+impl State {
+    /// Whether a tablet keeps its rows in memory and every copy that counted is lost.
+    #[must_use]
+    pub fn is_bereft(&self, tablet: &Tablet) -> bool {
+        let kind = self.table(tablet.table).map(|table| table.spec.kind);
+        kind == Some(TableKind::Memory) && !tablet.in_sync_replicas().any(|copy| self.holds_data(copy))
+    }
+}
+
+impl Control {
+    /// Lets a tablet that has lost every copy begin anew; whether it has.
+    pub(super) fn begin_anew(&self, state: &State, tablet: &Tablet, batch: &mut Batch) -> bool {
+        let is_bereft = state.is_bereft(tablet);
+        if is_bereft {
+            batch.empty.push((tablet.id, tablet.epoch));
+        }
+        is_bereft
+    }
+}
+
+/// Lets a tablet begin anew, empty, where its copies were.
+pub(super) fn empty(
+    state: &mut State,
+    id: TabletId,
+    epoch: Epoch,
+    time_ms: u64,
+    changes: &mut Changes,
+) -> Result<Tablet, Rejection> {
+    let tablet = state.tablet(id).ok_or(Rejection::NoTablet(id))?;
+    if tablet.epoch != epoch {
+        return Err(Rejection::StaleEpoch(Box::new(tablet.clone())));
+    }
+    if !state.is_bereft(tablet) {
+        return Err(Rejection::HasData(Box::new(tablet.clone())));
+    }
+    end_jobs(state, id, time_ms, changes);
+    let mut tablet = state.tablet(id).ok_or(Rejection::NoTablet(id))?.clone();
+    let servers = places(state, &tablet);
+    let (before, lineage) = (tablet.lineage, state.next.lineage);
+    let begins_new_lineage = !mutated!(EmptyUnderOldLineage);
+    if begins_new_lineage {
+        state.next.lineage = lineage.next();
+        tablet.lineage = lineage;
+    }
+    note_copies_gone(&tablet, &servers, changes);
+    tablet.replicas =
+        servers.iter().map(|server| create_replica(state, TableKind::Memory, *server)).collect();
+    tablet.in_sync = tablet.replicas.iter().map(|replica| replica.id).collect();
+    tablet.config_version = tablet.config_version.next();
+    (tablet.leader, tablet.former, tablet.moving) = (None, None, None);
+    (tablet.recovering, tablet.degraded) = (false, false);
+    tablet.joined_ts = Hlc::MIN;
+    tablet.parents.clear();
+    let times = tablet.emptied.map_or(0, |emptied| emptied.times).saturating_add(1);
+    tablet.emptied = Some(Emptied { time_ms, before, times });
+    changes.tablets.insert(id);
+    state.replace_tablet(tablet.clone());
+    Ok(tablet)
+}
+
+/// Whatever was under way with the tablet was about rows that are gone.
+fn end_jobs(state: &mut State, id: TabletId, time_ms: u64, changes: &mut Changes) {
+    for _ in 0..JOBS_ENDED_MAX {
+        let Some((job, kind)) = state.job_of(id).map(|job| (job.id, job.kind.clone())) else { return };
+        match kind {
+            JobKind::Move(_) => fail(state, job, time_ms, changes),
+            JobKind::Split(_) | JobKind::Merge(_) => {
+                let end = JobEnd::Failed { error: why() };
+                if job::end(state, job, None, end, time_ms, changes).is_err() {
+                    fail(state, job, time_ms, changes);
+                }
+            }
+        }
+    }
+}
+
+fn fail(state: &mut State, job: JobId, time_ms: u64, changes: &mut Changes) {
+    state.finish_job(job, JobState::Failed, Some(why()), time_ms, changes);
+}
+
+fn why() -> String {
+    "every copy in memory was lost, and the tablet began anew".to_owned()
+}
+
+/// The servers of its copies, those that counted first, as many as the table wants.
+fn places(state: &State, tablet: &Tablet) -> Vec<ServerId> {
+    let wanted = state.table(tablet.table).map_or(1, |table| usize::from(table.spec.replicas));
+    let counted = |copy: &&Replica| tablet.in_sync.contains(&copy.id);
+    let (first, rest): (Vec<_>, Vec<_>) = tablet.replicas.iter().partition(counted);
+    let mut known = BTreeSet::new();
+    let servers = first.into_iter().chain(rest).map(|copy| copy.server);
+    servers.filter(|server| known.insert(*server)).take(wanted).collect()
+}
+
+/// Servers that get no new copy are told that they hold none.
+fn note_copies_gone(tablet: &Tablet, stays: &[ServerId], changes: &mut Changes) {
+    let gone = tablet.replicas.iter().filter(|copy| !stays.contains(&copy.server));
+    changes.removed_copies.extend(gone.map(|copy| (tablet.id, copy.server)));
+}
