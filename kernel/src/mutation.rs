@@ -220,7 +220,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that the simulator is to find, or not to find.
-    pub const ALL: [Self; 88] = [
+    pub const ALL: [Self; 89] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,

@@ -79,6 +79,8 @@ struct Slot {
     /// The present sequence was said and not answered.
     is_under_way: bool,
     is_leaving: bool,
+    /// Came into doubt while something was under way: its answer may be of the past.
+    is_doubted: bool,
 }
 
 /// The core: everything that one server wants of rooms.
@@ -202,7 +204,9 @@ impl Subscriptions {
             return;
         }
         let slot = self.slot(room);
+        let is_doubted = std::mem::take(&mut slot.is_doubted);
         match slot.phase {
+            Phase::Wanted | Phase::Set if is_doubted => self.enqueue(room),
             Phase::Wanted => {
                 slot.phase = Phase::Set;
                 effects.push(Effect::Ready(room));
@@ -244,7 +248,9 @@ impl Subscriptions {
     }
 
     fn doubt(&mut self, room: RoomId) {
-        if matches!(self.slot(room).phase, Phase::Set | Phase::Wanted) && !mutated!(DoubtIgnored) {
+        let slot = self.slot(room);
+        if matches!(slot.phase, Phase::Set | Phase::Wanted) && !mutated!(DoubtIgnored) {
+            slot.is_doubted = slot.is_under_way;
             self.enqueue(room);
         }
     }
@@ -419,6 +425,15 @@ mod tests {
         assert_eq!(core.at(6, Input::Done(ROOM, FIRST)), []);
         assert_eq!(core.at(ROOM_REASSERT_MS - 1, Input::Tick), []);
         assert_eq!(core.at(ROOM_REASSERT_MS, Input::Tick), [Effect::Set(ROOM, FIRST)]);
+    }
+
+    #[test]
+    fn an_answer_from_before_a_doubt_is_not_believed() {
+        let mut core = Core::new();
+        core.at(0, Input::Join(ROOM));
+        assert_eq!(core.at(1, Input::Doubt(ROOM)), []);
+        assert_eq!(core.at(2, Input::Done(ROOM, FIRST)), [Effect::Set(ROOM, FIRST)]);
+        assert_eq!(core.at(3, Input::Done(ROOM, FIRST)), [Effect::Ready(ROOM)]);
     }
 
     #[test]
