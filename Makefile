@@ -28,7 +28,7 @@ ROWS ?= 100000
 CASES ?= 60
 MINUTES ?= 10
 
-.PHONY: help deps run test build check fix bench bench-meta bench-ops sim sim-mutants chaos chaos-bin matrix storm doc
+.PHONY: help deps run test build check fix bench bench-meta bench-ops bench-rooms sim sim-mutants chaos chaos-bin matrix storm doc
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,10 @@ bench: deps ## measure the cluster beside raw RocksDB, as a markdown table; ARGS
 bench-meta: deps ## measure the metadata core with 1,000 servers and 1,000,000 tablets
 	cargo build --locked --release --bin ebla-bench-meta
 	"$(TARGET_DIR)/release/ebla-bench-meta" $(ARGS)
+
+bench-rooms: deps ## measure rooms beside nats-server and redis-server, if installed; ARGS="--rooms 100000"
+	cargo build --locked --release --bin ebla --bin ebla-bench-rooms
+	"$(TARGET_DIR)/release/ebla-bench-rooms" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
 
 bench-ops: deps ## measure what splits, drains, drops and deletions cost others; ARGS="--split-mb 10"
 	cargo build --locked --release --bin ebla --bin ebla-bench-ops

@@ -109,3 +109,9 @@ pub const ROOMS_PER_REQUEST: usize = 1_000;
 
 /// Requests of a subscriber that wait to be sent.
 pub const SUBSCRIBE_REQUESTS_WAITING: usize = 4;
+
+/// Messages of a publisher that wait for a frame.
+pub const PUBLISH_QUEUE_MAX: usize = 4_096;
+
+/// Messages of one frame of a publisher.
+pub const PUBLISH_CALLS_MAX: usize = 512;

@@ -86,7 +86,7 @@ impl Client {
             let request = request.clone();
             async move { rooms.publish(request).await }
         };
-        let v1::PublishResponse { delivered, seq } = self.at_some_server(call).await?;
+        let v1::PublishResponse { delivered, seq } = self.at_some_server(Nature::Message, call).await?;
         Ok(Published { delivered, seq })
     }
 
@@ -101,7 +101,8 @@ impl Client {
             let request = v1::WhoRequest { room: room.clone() };
             async move { rooms.who(request).await }
         };
-        let v1::WhoResponse { subscribers, server_ids, partial } = self.at_some_server(call).await?;
+        let v1::WhoResponse { subscribers, server_ids, partial } =
+            self.at_some_server(Nature::Question, call).await?;
         Ok(Who { subscribers, server_ids, partial })
     }
 
@@ -140,14 +141,23 @@ impl Client {
         }
     }
 
-    pub(crate) fn rooms_at(&self, address: &str) -> Result<Rooms, Error> {
+    /// The first tablet server to which a stream of messages can be opened.
+    pub(crate) async fn any_rooms(&self) -> Result<Rooms, Error> {
+        let deadline = Deadline::after(self.timeout);
+        let servers = self.room_servers(deadline).await?;
+        let first =
+            servers.first().ok_or_else(|| Error::new(Reason::Unavailable, "no tablet server is known"))?;
+        self.rooms_at(first)
+    }
+
+    fn rooms_at(&self, address: &str) -> Result<Rooms, Error> {
         let client = RoomServiceClient::new(self.shared.channels.get(address, Lane::Rooms)?);
         Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
     /// Makes a call at the first server that can be reached. A call that may have been carried out
     /// is not made again.
-    async fn at_some_server<T, F, C>(&self, call: C) -> Result<T, Error>
+    async fn at_some_server<T, F, C>(&self, nature: Nature, call: C) -> Result<T, Error>
     where
         C: Fn(Rooms) -> F,
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
@@ -158,12 +168,14 @@ impl Client {
             let mut last = None;
             for address in self.room_servers(deadline).await? {
                 let asked = tokio::time::timeout_at(deadline.at, call(self.rooms_at(&address)?)).await;
-                let error = match asked {
+                let status = match asked {
                     Ok(Ok(answer)) => return Ok(answer.into_inner()),
-                    Ok(Err(status)) => Error::from_status(&status),
+                    Ok(Err(status)) => status,
                     Err(_) => return Err(Error::timed_out("the request", self.timeout, None).indefinite()),
                 };
-                if !is_elsewhere(&error) {
+                let error = Error::from_status(&status);
+                let not_sent = error.is_definite() || was_not_sent(&status) || nature == Nature::Question;
+                if !not_sent || !matches!(error.reason(), Reason::Unavailable | Reason::Draining) {
                     return Err(error);
                 }
                 last = Some(error);
@@ -176,12 +188,28 @@ impl Client {
     }
 }
 
-/// Whether nothing was done and another server may do it: the server is stopping or not there.
-fn is_elsewhere(error: &Error) -> bool {
-    error.reason() == Reason::Draining || (error.reason() == Reason::Unavailable && error.is_definite())
+/// What a call does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Nature {
+    /// It changes nothing and may be made twice.
+    Question,
+    /// It must not be carried out twice.
+    Message,
 }
 
-fn bad_room(bad: ebla_kernel::room::BadRoom) -> Error {
+/// Whether there was no connection to send a request by.
+fn was_not_sent(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+pub(crate) fn bad_room(bad: ebla_kernel::room::BadRoom) -> Error {
     Error::new(Reason::BadRequest, bad.to_string())
 }
 

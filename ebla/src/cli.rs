@@ -272,12 +272,15 @@ pub struct CreateTable {
     /// Key at which to cut the table into tablets from the start; give it as often as needed
     #[arg(long, allow_hyphen_values = true, value_name = "KEY")]
     pub split_at: Vec<OsString>,
+    /// Make every committed change of key K a message in the room TABLE/K
+    #[arg(long)]
+    pub publish_changes: bool,
     #[command(flatten)]
     pub wait: Wait,
 }
 
 #[derive(Args, Debug)]
-#[group(id = "what_to_set", required = true, multiple = true, args = ["split_size", "split_load", "auto_merge"])]
+#[group(id = "what_to_set", required = true, multiple = true, args = ["split_size", "split_load", "auto_merge", "publish_changes"])]
 pub struct SetTable {
     /// Name of the table
     pub name: String,
@@ -290,8 +293,20 @@ pub struct SetTable {
     /// Which small idle neighbours the cluster merges by itself
     #[arg(long, value_enum, value_name = "WHICH")]
     pub auto_merge: Option<AutoMerge>,
+    /// Whether every committed change of key K is a message in the room TABLE/K
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub publish_changes: Option<Switch>,
     #[command(flatten)]
     pub wait: Wait,
+}
+
+/// On or off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Switch {
+    /// It is so.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// Which idle neighbours are merged.

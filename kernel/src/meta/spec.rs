@@ -118,6 +118,8 @@ pub struct TableSpec {
     pub memory_bytes_max: Option<u64>,
     /// What a memory table does when it is full.
     pub eviction: Eviction,
+    /// Whether every committed change of a key is a message in the room of table and key.
+    pub publish_changes: bool,
 }
 
 /// What may be changed of a table; what is none stays.
@@ -131,6 +133,8 @@ pub struct TableChange {
     pub auto_merge: Option<AutoMerge>,
     /// Replication factor R; it only rises, and D stays what it was.
     pub replicas: Option<u8>,
+    /// Whether changes are published.
+    pub publish_changes: Option<bool>,
 }
 
 impl Default for TableSpec {
@@ -147,6 +151,7 @@ impl Default for TableSpec {
             auto_merge: AutoMerge::default(),
             memory_bytes_max: None,
             eviction: Eviction::None,
+            publish_changes: false,
         }
     }
 }
@@ -277,6 +282,7 @@ impl TableSpec {
         self.auto_merge = change.auto_merge.unwrap_or(self.auto_merge);
         let replicas = change.replicas.filter(|replicas| (self.replicas..=REPLICAS_MAX).contains(replicas));
         self.replicas = replicas.unwrap_or(self.replicas);
+        self.publish_changes = change.publish_changes.unwrap_or(self.publish_changes);
     }
 
     /// What the table of rooms promises when it is made with so many servers up. It rather goes on

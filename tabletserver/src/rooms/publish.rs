@@ -81,10 +81,13 @@ impl Publication {
         self.publisher.answer(result);
     }
 
-    /// It was refused: it goes on if another try may help.
+    /// It was refused, so nobody has it: it goes on if another try may help.
     pub fn refused(self: Box<Self>, error: ApiError, failed: &FailedPublications) {
-        let is_definite = matches!(error.reason, Reason::NotLeader | Reason::StaleRoute);
-        if !is_definite {
+        let is_passing = matches!(
+            error.reason,
+            Reason::NotLeader | Reason::StaleRoute | Reason::Unavailable | Reason::TableNotFound
+        );
+        if !is_passing {
             self.answer(Err(error));
         } else if let Err(gone) = failed.send((self, CallFailed::NotSent)) {
             gone.0.0.answer(Err(error));
@@ -323,10 +326,9 @@ fn unpublished(why: CallFailed) -> ApiError {
             "nobody leads the room's row, so the message was not published: try again",
         ),
         CallFailed::Lost => ApiError::new(
-            Reason::Unavailable,
+            Reason::TimedOut,
             "the leader of the room's row went away: the message may have reached some of the subscribers",
-        )
-        .with("definite", "false"),
+        ),
     }
 }
 
