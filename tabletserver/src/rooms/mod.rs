@@ -26,7 +26,7 @@ mod who;
 pub use link::FRAME;
 pub use mailbox::{Frames, Mailbox};
 pub use members::{Message, Parcel, Subscriber};
-pub use publish::{Publication, Publisher};
+pub use publish::{Publication, Publisher, Unpublished};
 pub use registry::{Joined, Registry, RoomLimits};
 
 use crate::node::Node;

@@ -95,6 +95,14 @@ impl Publication {
     }
 }
 
+/// A message that was not published, and why.
+pub struct Unpublished {
+    /// The message.
+    pub publication: Publication,
+    /// Why.
+    pub error: ApiError,
+}
+
 /// A message on its way to several servers.
 pub struct Flight {
     under_way: AtomicUsize,
@@ -158,7 +166,8 @@ impl Rooms {
         }
         match self.leader(&publication.room) {
             Ok(Leader::Here) => {
-                if let Err((publication, error)) = self.publish_here(publication) {
+                if let Err(unpublished) = self.publish_here(publication) {
+                    let Unpublished { publication, error } = *unpublished;
                     Box::new(publication).refused(error, &self.failed);
                 }
             }
@@ -209,10 +218,10 @@ impl Rooms {
     /// # Errors
     /// The message and why it was not published: this server does not lead the row, or has lost
     /// touch with the other copies.
-    pub fn publish_here(&self, publication: Publication) -> Result<(), (Publication, ApiError)> {
+    pub fn publish_here(&self, publication: Publication) -> Result<(), Box<Unpublished>> {
         let (row, epoch) = match self.read_row(&publication.room) {
             Ok(read) => read,
-            Err(error) => return Err((publication, error)),
+            Err(error) => return Err(Box::new(Unpublished { publication, error })),
         };
         let Publication { room, message, publisher, .. } = publication;
         let servers = self.servers();

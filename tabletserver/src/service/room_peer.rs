@@ -1,7 +1,9 @@
 //! `RoomPeerService`: what other servers ask about rooms.
 
 use crate::limits;
-use crate::rooms::{FRAME, Frames, Mailbox, Message, PARCEL_BYTES, Publication, Publisher, Rooms};
+use crate::rooms::{
+    FRAME, Frames, Mailbox, Message, PARCEL_BYTES, Publication, Publisher, Rooms, Unpublished,
+};
 use ebla_kernel::ids::Incarnation;
 use ebla_kernel::room::{Stamp, SubSeq};
 use ebla_proto::error::{ApiError, Reason};
@@ -78,7 +80,8 @@ fn take_call(rooms: &Arc<Rooms>, replies: &Replies, id: u64, call: Option<Call>)
             let publisher = Publisher::Peer(id, Arc::clone(replies));
             // Whoever asked tries again, perhaps elsewhere.
             let publication = Publication { room, message, publisher, deadline: Instant::now() };
-            if let Err((publication, error)) = rooms.publish_here(publication) {
+            if let Err(unpublished) = rooms.publish_here(publication) {
+                let Unpublished { publication, error } = *unpublished;
                 publication.answer(Err(error));
             }
         }
