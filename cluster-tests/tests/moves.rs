@@ -79,6 +79,26 @@ fn a_wiped_server_gets_its_copies_back() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_has_just_come_serves_after_a_restart() -> Result<()> {
+    let mut cluster = Cluster::start(1, 2)?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["table", "create", "t", "--replicas", "1"]).expect(exit::OK);
+    let client = cluster.connect(REPAIR_MAX).await?;
+    let before = client.add("t", "n", 1).await?.committed()?;
+    ensure!(before.counters == [Some(1)], "{before:?}");
+    let tablet = cluster.first_tablet()?;
+    let (id, from) = (tablet["id"].to_string(), tablet["leader"].as_u64().context("it is led")?);
+    let at = (0..2).find(|at| cluster.id_of(*at).is_ok_and(|id| id != from)).context("another server")?;
+    let to = cluster.id_of(at)?.to_string();
+    let _ = cli.run(&["tablet", "move", &id, "--from", &from.to_string(), "--to", &to]).expect(exit::OK);
+    cluster.servers[at].kill_and_restart()?;
+    // Its log holds none of what came before, and yet it knows that these writes are new.
+    let after = client.add("t", "n", 1).await?.committed()?;
+    ensure!(after.counters == [Some(2)], "{after:?}");
+    Ok(())
+}
+
 #[test]
 fn a_copy_moves_and_its_rows_go_with_it() -> Result<()> {
     let mut cluster = Cluster::start(1, 4)?;

@@ -16,7 +16,7 @@ use crate::ledger::Ledger;
 use crate::limits;
 use crate::oplog::{Oplog, OplogConfig};
 use crate::pipeline::{CutStores, finish_cuts};
-use crate::registry::{EpochSpan, Registry, ReplicaRecord, ReplicaState, StagedRecord};
+use crate::registry::{Built, EpochSpan, Registry, ReplicaRecord, ReplicaState, StagedRecord};
 use crate::replicas::Replicas;
 use crate::store::both::BothStores;
 use crate::store::gc::Floors;
@@ -256,7 +256,7 @@ impl Replay {
         match self.end {
             // What came before the first entry is purged; its own time bounds theirs.
             None if entry.seq() > Seq(1) => {
-                self.tokens = TokenTable::complete_from(entry.ts.ms() + TOKEN_CLOCK_SLACK_MS + 1);
+                self.tokens = Built::tokens_at(record.built, entry);
             }
             None => {}
             Some(end) if end.is_followed_by(entry) => {}

@@ -12,11 +12,13 @@ use crate::limits::{
     EPOCHS_PER_REPLICA_MAX, REGISTRY_BLOCK_CACHE_BYTES, REGISTRY_FILES_OPEN_MAX, REGISTRY_WRITE_BUFFER_BYTES,
 };
 use borsh::{BorshDeserialize, BorshSerialize};
-use ebla_kernel::entry::{LogEnd, SealRecord};
+use ebla_kernel::entry::{Entry, LogEnd, SealRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, Pos, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::meta::TableKind;
 use ebla_kernel::range::KeyRange;
+use ebla_kernel::tablet::token::TokenTable;
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBRecoveryMode, ErrorKind, IteratorMode, Options, WriteBatch, WriteOptions,
 };
@@ -24,7 +26,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Version of the records' layout, the first byte of each.
-pub const REGISTRY_FORMAT: u8 = 4;
+pub const REGISTRY_FORMAT: u8 = 5;
 
 const REPLICA: u8 = b'r';
 const STAGED: u8 = b's';
@@ -149,6 +151,28 @@ pub struct ReplicaRecord {
     pub rows_estimate: u64,
     /// Bytes of its rows, about.
     pub bytes_estimate: u64,
+    /// How it began, if it was built from another copy's rows.
+    pub built: Option<Built>,
+}
+
+/// How a copy began that was built from another's rows: its log holds nothing of what was before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct Built {
+    /// The entry that its log began with.
+    pub at: Pos,
+    /// No token of an entry up to that one was issued at this time or later, in milliseconds
+    /// since 1970.
+    pub tokens_from_ms: u64,
+}
+
+impl Built {
+    /// What is known of tokens at `first`, the first entry that is left of a log: those of before
+    /// are forgotten, and were issued before its own time unless the copy began with it.
+    #[must_use]
+    pub fn tokens_at(built: Option<Self>, first: &Entry) -> TokenTable {
+        let known = built.filter(|built| built.at == first.pos).map(|built| built.tokens_from_ms);
+        TokenTable::complete_from(known.unwrap_or(first.ts.ms() + TOKEN_CLOCK_SLACK_MS + 1))
+    }
 }
 
 /// What is to take the place of a sealed tablet. It neither serves nor answers.
@@ -177,6 +201,8 @@ pub struct RetiredRecord {
     pub flushed: LogEnd,
     /// The tablets that it was made of itself, in key order.
     pub parents: Vec<TabletId>,
+    /// How it began, if it was built from another copy's rows.
+    pub built: Option<Built>,
 }
 
 /// Everything in a registry.
@@ -453,6 +479,7 @@ mod tests {
             config_version: ConfigVersion(4),
             rows_estimate: 10,
             bytes_estimate: 1_000,
+            built: None,
         }
     }
 
@@ -470,7 +497,7 @@ mod tests {
         let (seal, flushed) = (replica(5).flushed, LogEnd::default());
         let (range, parents) = (KeyRange::all(), vec![TabletId(2)]);
         let kind = TableKind::Durable;
-        RetiredRecord { tablet: TabletId(tablet), kind, range, seal, flushed, parents }
+        RetiredRecord { tablet: TabletId(tablet), kind, range, seal, flushed, parents, built: None }
     }
 
     #[test]

@@ -483,6 +483,7 @@ impl Committed {
             config_version: ConfigVersion(0),
             rows_estimate: 0,
             bytes_estimate: 0,
+            built: None,
         }
     }
 }
@@ -614,6 +615,7 @@ impl Assigned {
             config_version: self.membership.version,
             rows_estimate: 0,
             bytes_estimate: 0,
+            built: None,
         }
     }
 

@@ -4,7 +4,7 @@
 //! request's way, so one lock over record and commit keeps them in order.
 
 use crate::registry::{
-    EpochSpan, Registry, RegistryBatch, RegistryContent, RegistryError, ReplicaRecord, ReplicaState,
+    Built, EpochSpan, Registry, RegistryBatch, RegistryContent, RegistryError, ReplicaRecord, ReplicaState,
     RetiredRecord, StagedRecord, Truncation,
 };
 use ebla_failpoints::failpoint;
@@ -169,8 +169,8 @@ impl Replicas {
     pub fn switch(&self, switch: Switch) -> Result<(), RegistryError> {
         let (mut records, mut succession) = (self.lock(), self.succession());
         let retired = |(tablet, seal): &(TabletId, LogEnd)| {
-            let ReplicaRecord { kind, range, flushed, parents, .. } = records.get(tablet)?.clone();
-            Some(RetiredRecord { tablet: *tablet, kind, range, seal: *seal, flushed, parents })
+            let ReplicaRecord { kind, range, flushed, parents, built, .. } = records.get(tablet)?.clone();
+            Some(RetiredRecord { tablet: *tablet, kind, range, seal: *seal, flushed, parents, built })
         };
         let retired: Vec<RetiredRecord> = switch.parents.iter().filter_map(retired).collect();
         if retired.len() < switch.parents.len() {
@@ -282,6 +282,7 @@ impl Replicas {
         &self,
         tried: &ReplicaRecord,
         built: &Flushed,
+        tokens_from_ms: u64,
     ) -> Result<Option<ReplicaRecord>, RegistryError> {
         failpoint!("bootstrap.whole");
         let mut ended = None;
@@ -292,6 +293,7 @@ impl Replicas {
             if let Some(record) = record.filter(is_meant) {
                 record.state = ReplicaState::Active;
                 record.flushed = built.end;
+                record.built = Some(Built { at: built.end.pos, tokens_from_ms });
                 record.epochs = latest(&built.epochs);
                 (record.rows_estimate, record.bytes_estimate) = (built.rows, built.bytes);
                 touched.push(tried.tablet);
@@ -506,7 +508,7 @@ mod tests {
         let (seal, flushed) = (LogEnd::default(), LogEnd::default());
         let parents = parents.iter().copied().map(TabletId).collect();
         let kind = TableKind::Durable;
-        RetiredRecord { tablet: TabletId(tablet), kind, range, seal, flushed, parents }
+        RetiredRecord { tablet: TabletId(tablet), kind, range, seal, flushed, parents, built: None }
     }
 
     fn record(tablet: u64, range: KeyRange, parents: &[u64]) -> ReplicaRecord {
@@ -528,6 +530,7 @@ mod tests {
             config_version: ConfigVersion(1),
             rows_estimate: 0,
             bytes_estimate: 0,
+            built: None,
         }
     }
 

@@ -12,7 +12,7 @@
 use crate::error::Error;
 use crate::limits;
 use crate::oplog::Oplog;
-use crate::registry::{ReplicaRecord, RetiredRecord, StagedRecord};
+use crate::registry::{Built, ReplicaRecord, RetiredRecord, StagedRecord};
 use crate::replicas::{Ancestor, Replicas};
 use crate::store::{Applied, Store, StoreError, VersionName};
 use crate::tablets::TabletHandle;
@@ -20,7 +20,6 @@ use bytes::Bytes;
 use ebla_kernel::entry::{Entry, LogEnd, RevertedRow, SealRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Attempt, Seq, TableId, TabletId};
-use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::op::Change;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::{RangeTombstone, RangeTombstones};
@@ -203,7 +202,7 @@ impl Inherited {
         each(oplog, retired, first, |entry| {
             if std::mem::take(&mut is_first) && !goes_on {
                 // What came before is purged; its own time bounds the tokens of that.
-                self.tokens = TokenTable::complete_from(entry.ts.ms() + TOKEN_CLOCK_SLACK_MS + 1);
+                self.tokens = Built::tokens_at(retired.built, entry);
             }
             self.tokens.note_entry(entry);
             reverted.extend(entry.reverts().iter().map(|target| target.pos.seq));
@@ -239,9 +238,9 @@ pub fn apply_sealed(
     if record.flushed.pos.seq >= staged.end.pos.seq {
         return Ok(());
     }
-    let ReplicaRecord { tablet, kind, range, flushed, parents, .. } = record.clone();
+    let ReplicaRecord { tablet, kind, range, flushed, parents, built, .. } = record.clone();
     let ranges = vec![range.clone()];
-    let retired = RetiredRecord { tablet, kind, range, seal: staged.end, flushed, parents };
+    let retired = RetiredRecord { tablet, kind, range, seal: staged.end, flushed, parents, built };
     Inherited::default().replay(record.table, &Ancestor { retired, ranges }, oplog, store)
 }
 
@@ -410,12 +409,15 @@ mod tests {
             config_version: ConfigVersion(1),
             rows_estimate: 0,
             bytes_estimate: 0,
+            built: None,
         }
     }
 
     fn ancestor(seal: LogEnd, flushed: LogEnd, range: KeyRange) -> Ancestor {
         let (kind, parents) = (TableKind::Durable, Vec::new());
-        let retired = RetiredRecord { tablet: PARENT, kind, range: KeyRange::all(), seal, flushed, parents };
+        let (range_of_all, built) = (KeyRange::all(), None);
+        let retired =
+            RetiredRecord { tablet: PARENT, kind, range: range_of_all, seal, flushed, parents, built };
         Ancestor { retired, ranges: vec![range] }
     }
 

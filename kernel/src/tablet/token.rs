@@ -189,6 +189,14 @@ impl TokenTable {
         self.floor_ms
     }
 
+    /// Issue time, milliseconds since 1970, from which on no token is known and none is
+    /// forgotten.
+    #[must_use]
+    pub fn unknown_from_ms(&self) -> u64 {
+        let latest = self.records.last_key_value().map_or(0, |(token, _)| token.issued_ms + 1);
+        self.floor_ms.max(latest)
+    }
+
     /// How many tokens are remembered.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -75,6 +75,8 @@ struct Base {
     tombstones: Vec<RangeTombstone>,
     /// Rows and bytes, about.
     size: (u64, u64),
+    /// No token of what the versions contain was issued then or later.
+    tokens_from_ms: u64,
 }
 
 /// What came in of a copy so far; kept when a stream breaks.
@@ -158,6 +160,7 @@ impl Target {
     pub async fn finish(&self, fetched: Fetched) -> Result<Option<Arrived>, Error> {
         let Fetched { record, tokens, base, probe, writer: Writer { parts, whole, ended } } = fetched;
         drop(parts);
+        let base = Base { tokens_from_ms: tokens.unknown_from_ms(), ..base };
         let told = whole.send(base.clone());
         let ended = ended.await.map_err(|error| Error::Fatal { what: format!("copying ({error})") })??;
         let record = match (ended, told) {
@@ -303,7 +306,7 @@ impl Target {
         let (rows, bytes) = base.size;
         let built = Flushed { tablet, replica: record.replica, end, epochs: base.epochs, rows, bytes };
         // From here on the copy acknowledges what it has.
-        let ended = self.replicas.end_bootstrap(record, &built)?;
+        let ended = self.replicas.end_bootstrap(record, &built, base.tokens_from_ms)?;
         Ok(ended.map_or(Installed::Superseded, |record| Installed::Yes(Box::new(record))))
     }
 }
@@ -411,7 +414,7 @@ fn read_manifest(
         epoch: Epoch(manifest.leader_epoch),
         message: PeerMessage::Probe,
     };
-    Ok((Base { entry, epochs: epochs.collect(), tombstones, size }, probe))
+    Ok((Base { entry, epochs: epochs.collect(), tombstones, size, tokens_from_ms: 0 }, probe))
 }
 
 /// A directory of files on their way in; it goes with them.

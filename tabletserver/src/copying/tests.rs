@@ -33,6 +33,7 @@ fn learner() -> ReplicaRecord {
         config_version: ConfigVersion(1),
         rows_estimate: 0,
         bytes_estimate: 0,
+        built: None,
     }
 }
 
@@ -77,13 +78,13 @@ fn what_is_half_built_is_nothing_and_what_is_built_begins_at_its_base() {
         };
         // Another try, or another copy, has taken its place.
         let later = ReplicaRecord { state: ReplicaState::Bootstrapping { attempt: 2 }, ..learner() };
-        assert!(opened.replicas.end_bootstrap(&later, &built(later.replica)).unwrap().is_none());
+        assert!(opened.replicas.end_bootstrap(&later, &built(later.replica), 7).unwrap().is_none());
         let other = ReplicaRecord { replica: ReplicaId(8), ..learner() };
-        assert!(opened.replicas.end_bootstrap(&other, &built(other.replica)).unwrap().is_none());
+        assert!(opened.replicas.end_bootstrap(&other, &built(other.replica), 7).unwrap().is_none());
         // A flush of rows says nothing of a copy that is not whole.
         assert!(opened.replicas.flushed(opened.replicas.cuts(), &[built(ReplicaId(9))]).unwrap());
         assert_eq!(opened.replicas.get(TabletId(5)), Some(learner()));
-        let ended = opened.replicas.end_bootstrap(&learner(), &built(ReplicaId(9))).unwrap();
+        let ended = opened.replicas.end_bootstrap(&learner(), &built(ReplicaId(9)), 7).unwrap();
         assert_eq!(ended.map(|record| record.state), Some(ReplicaState::Active));
     }
     let opened = open(&config).unwrap();
@@ -91,5 +92,5 @@ fn what_is_half_built_is_nothing_and_what_is_built_begins_at_its_base() {
     assert_eq!(recovered.end, last.entry.end());
     assert_eq!(recovered.epochs, [EpochSpan { epoch: Epoch(3), first: Seq(30) }]);
     assert_eq!(recovered.record.promised_epoch, Epoch(3));
-    assert!(recovered.tokens.floor_ms() > 0, "tokens before the base are forgotten");
+    assert_eq!(recovered.tokens.floor_ms(), 7, "tokens of what was before are forgotten, and no others");
 }

@@ -112,6 +112,7 @@ impl Bench {
             config_version: ConfigVersion(1),
             rows_estimate: 0,
             bytes_estimate: 0,
+            built: None,
         };
         let replicas = Replicas::new(Arc::new(registry), RegistryContent::default());
         replicas.put(vec![record]).unwrap();
