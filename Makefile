@@ -28,7 +28,7 @@ ROWS ?= 100000
 CASES ?= 60
 MINUTES ?= 10
 
-.PHONY: help deps run test build check fix bench bench-meta bench-ops bench-rooms sim sim-mutants chaos chaos-bin matrix storm doc
+.PHONY: help deps run test build check fix bench bench-meta bench-ops bench-rooms bench-watch sim sim-mutants chaos chaos-bin matrix storm doc
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,10 @@ bench-rooms: deps ## measure rooms beside nats-server and redis-server, if insta
 bench-ops: deps ## measure what splits, drains, drops and deletions cost others; ARGS="--split-mb 10"
 	cargo build --locked --release --bin ebla --bin ebla-bench-ops
 	"$(TARGET_DIR)/release/ebla-bench-ops" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
+
+bench-watch: deps ## measure how long changes take to those who watch; ARGS="--rate 10000 --watches 1"
+	cargo build --locked --release --bin ebla --bin ebla-bench-watch
+	"$(TARGET_DIR)/release/ebla-bench-watch" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
 
 sim: deps ## models, then many seeds of the simulator; SEEDS=20000, or one in words with SEED=n
 	cargo build --locked --release --bin sim --bin models

@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "heat",
         "room",
         "room_peer",
+        "watch",
     ];
     let files = names.map(|name| format!("ebla/v1/{name}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;

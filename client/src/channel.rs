@@ -19,6 +19,8 @@ pub(crate) enum Lane {
     Scans,
     /// Everything about rooms.
     Rooms,
+    /// Streams of changes, which a slow consumer may leave unread.
+    Watches,
 }
 
 /// The connections of one client. Bounded by the addresses of the cluster.

@@ -100,6 +100,8 @@ impl Error {
             | Reason::MemoryLimit
             | Reason::DiskFull
             | Reason::TimestampOutOfRange
+            | Reason::WatchTooOld
+            | Reason::WatchTooSlow
             | Reason::TokenTooOld
             | Reason::TokenFenced
             | Reason::Reverted

@@ -40,6 +40,8 @@ mod row;
 mod scan;
 mod session;
 mod split;
+mod watch;
+mod watch_piece;
 mod write;
 
 pub use admin::Admin;
@@ -60,4 +62,5 @@ pub use row::{Cell, Row, Value};
 pub use scan::{Scan, ScanCount, ScanStream};
 pub use session::{MalformedSession, SessionToken};
 pub use split::Part;
+pub use watch::{MalformedWatchToken, Since, Watch, WatchChange, WatchEvent, WatchStream, WatchToken};
 pub use write::{Batch, WriteOptions};

@@ -115,3 +115,14 @@ pub const PUBLISH_QUEUE_MAX: usize = 4_096;
 
 /// Messages of one frame of a publisher.
 pub const PUBLISH_CALLS_MAX: usize = 512;
+
+/// Messages of changes that wait for a slow caller; behind them the servers wait, and cut the
+/// watch off when that lasts.
+pub const WATCH_MESSAGES_AHEAD: usize = 16;
+
+/// Silence after which a stream of changes counts as lost: a server says once a second that it
+/// lives.
+pub const WATCH_SILENCE: Duration = Duration::from_secs(5);
+
+/// Shortest time between two resolved timestamps of a watch: each tablet gives one a second.
+pub const WATCH_RESOLVED_EVERY: Duration = Duration::from_millis(900);

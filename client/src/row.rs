@@ -25,7 +25,7 @@ impl Value {
         }
     }
 
-    fn from_wire(bytes: Bytes, counter: bool, keys_only: bool) -> Result<Self, Error> {
+    pub(crate) fn from_wire(bytes: Bytes, counter: bool, keys_only: bool) -> Result<Self, Error> {
         if !counter || keys_only {
             return Ok(Self::Bytes(bytes));
         }

@@ -2,15 +2,21 @@
 //! stderr out.
 
 use crate::binary;
+use crate::cluster::eventually;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::fmt;
-use std::io::{Read, Write as _};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// No command may take longer; commands have deadlines of their own.
 const COMMAND_MAX: Duration = Duration::from_secs(120);
+
+/// How long a command that goes on may take to print something.
+const RUNNING_MAX: Duration = Duration::from_secs(30);
 
 /// Exit codes that scripts rely on.
 pub mod exit {
@@ -115,6 +121,77 @@ fn wait(child: &mut Child, args: &[&str]) -> i32 {
             panic!("`ebla {}` does not end", args.join(" "));
         }
         thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A command that goes on until it is ended, and the JSON lines that it has printed.
+pub struct Running {
+    child: Child,
+    lines: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Cli {
+    /// Starts a command that does not end by itself.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, args: &[&str]) -> Result<Running> {
+        let mut child = Command::new(binary::ebla())
+            .args(args)
+            .env("EBLA_ENDPOINTS", &self.endpoints)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let out = BufReader::new(child.stdout.take().context("stdout is a pipe")?);
+        let lines: Arc<Mutex<Vec<Value>>> = Arc::default();
+        let shared = Arc::clone(&lines);
+        thread::spawn(move || {
+            for line in out.lines().map_while(|line| line.ok()) {
+                let parsed = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                shared.lock().expect("no holder panics").push(parsed);
+            }
+        });
+        Ok(Running { child, lines })
+    }
+}
+
+impl Running {
+    /// Waits for so many lines.
+    ///
+    /// # Errors
+    /// When they do not come.
+    pub fn wait_for_lines(&self, count: usize) -> Result<()> {
+        self.wait_until(|lines| lines.len() >= count)
+    }
+
+    /// Waits until the lines are as wanted.
+    ///
+    /// # Errors
+    /// When they do not become so.
+    pub fn wait_until(&self, mut wanted: impl FnMut(&[Value]) -> bool) -> Result<()> {
+        let is_done = || wanted(&self.lines.lock().expect("no holder panics"));
+        eventually("the command prints what is wanted", RUNNING_MAX, is_done)
+            .with_context(|| format!("{:#?}", self.lines.lock().expect("no holder panics")))?;
+        Ok(())
+    }
+
+    /// Ends it; gives everything that it printed.
+    ///
+    /// # Errors
+    /// When it cannot be ended.
+    pub fn end(mut self) -> Result<Vec<Value>> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(self.lines.lock().expect("no holder panics").clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

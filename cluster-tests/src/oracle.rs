@@ -19,7 +19,7 @@ use bytes::Bytes;
 use ebla_kernel::entry::{Entry, Payload};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Pos, ReplicaId, Seq, TabletId};
-use ebla_kernel::op::{AckLevel, Action, Committed, Op, Token, Version};
+use ebla_kernel::op::{AckLevel, Action, Change, Committed, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Reject;
 use std::collections::{BTreeMap, BTreeSet};
@@ -173,6 +173,54 @@ impl Operation {
 pub struct History {
     /// Every operation.
     pub operations: Vec<Operation>,
+    /// What the watch of all keys was told.
+    pub seen: Vec<Seen>,
+}
+
+/// Something that a watch was told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Seen {
+    /// A row has a new version.
+    Change {
+        /// The row.
+        key: Bytes,
+        /// Its version.
+        version: Version,
+    },
+    /// What was told of a range counts no more; its rows as of a time follow.
+    Break {
+        /// The range.
+        range: KeyRange,
+        /// The time.
+        at: Hlc,
+    },
+    /// Nothing at or below a timestamp follows.
+    Resolved {
+        /// Of this range.
+        range: KeyRange,
+        /// The timestamp.
+        ts: Hlc,
+    },
+}
+
+impl Seen {
+    /// What a change written at `ts` says; ranges stay small here.
+    #[must_use]
+    pub fn change(change: &Change, ts: Hlc) -> Option<Self> {
+        match change {
+            Change::Put { key, body, expires_ms } => {
+                let version = Version { ts, body: body.clone(), expires_ms: *expires_ms };
+                Some(Self::Change { key: key.clone(), version })
+            }
+            Change::RangeTombstone { .. } => None,
+        }
+    }
+
+    /// Whether it is about a row of `range`.
+    #[must_use]
+    pub fn is_in(&self, range: &KeyRange) -> bool {
+        matches!(self, Self::Change { key, .. } if range.contains(key))
+    }
 }
 
 impl History {

@@ -95,6 +95,8 @@ pub enum Command {
     Add(Add),
     /// Read rows in key order
     Range(Range),
+    /// Show changes as they are committed
+    Watch(Watch),
     /// Write the rows of a file
     Load(Load),
     /// Ask how a write ended whose outcome was unknown
@@ -748,6 +750,33 @@ pub struct Range {
     /// Read as of a timestamp: a version's ts, an RFC 3339 time, or a duration ago such as -5m
     #[arg(long, allow_hyphen_values = true, value_parser = parse::at, value_name = "TS")]
     pub at: Option<ebla_client::Hlc>,
+    #[command(flatten)]
+    pub wait: Wait,
+}
+
+#[derive(Args, Debug)]
+pub struct Watch {
+    /// Name of the table
+    pub table: String,
+    /// Only this row
+    #[arg(conflicts_with_all = ["from", "to", "prefix"])]
+    pub key: Option<OsString>,
+    /// First key
+    #[arg(long, allow_hyphen_values = true, value_name = "K")]
+    pub from: Option<OsString>,
+    /// First key above the range
+    #[arg(long, allow_hyphen_values = true, value_name = "K")]
+    pub to: Option<OsString>,
+    /// Only keys that begin so
+    #[arg(long, allow_hyphen_values = true, value_name = "P")]
+    pub prefix: Option<OsString>,
+    /// Begin after the event with this token, or with what was written after this timestamp: a
+    /// version's ts, an RFC 3339 time, or a duration ago such as -5m
+    #[arg(long, allow_hyphen_values = true, value_parser = parse::since, value_name = "TS|TOKEN")]
+    pub since: Option<ebla_client::Since>,
+    /// Begin with the rows as they are
+    #[arg(long, conflicts_with = "since")]
+    pub snapshot: bool,
     #[command(flatten)]
     pub wait: Wait,
 }

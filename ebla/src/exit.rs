@@ -140,6 +140,8 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::MemoryLimit
         | Reason::DiskFull
         | Reason::TimestampOutOfRange
+        | Reason::WatchTooOld
+        | Reason::WatchTooSlow
         | Reason::TokenTooOld
         | Reason::TokenFenced
         | Reason::Reverted

@@ -25,6 +25,7 @@ pub fn start(cli: &Cli) {
         | Command::Add(_)
         | Command::Range(_)
         | Command::Load(_)
+        | Command::Watch(_)
         | Command::Outcome(_)
         | Command::Lost(_)
         | Command::Top(_)

@@ -5,7 +5,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{ContentArrangement, Table, TableComponent};
-use ebla_client::{AckLevel, Cell, Row, Value};
+use ebla_client::{AckLevel, Cell, Row, Value, WatchChange, WatchEvent};
 use serde_json::{Map, Value as Json, json};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -139,6 +139,48 @@ impl Output {
         object.into()
     }
 
+    /// An event of a watch as an object: type, what it is about, ts, token.
+    pub fn event_json(&self, event: &WatchEvent) -> Json {
+        let mut object = Map::new();
+        object.insert("type".to_owned(), type_name(&event.change).into());
+        let (mut is_text, mut at) = (true, None);
+        match &event.change {
+            WatchChange::Set { key, value, ts } => {
+                is_text = self.put_bytes(&mut object, "key", key);
+                is_text &= self.put_value(&mut object, value);
+                at = Some(*ts);
+            }
+            WatchChange::Delete { key, ts, is_evicted } => {
+                is_text = self.put_bytes(&mut object, "key", key);
+                if *is_evicted {
+                    object.insert("reason".to_owned(), "evicted".into());
+                }
+                at = Some(*ts);
+            }
+            WatchChange::Expire { key, ts } => {
+                is_text = self.put_bytes(&mut object, "key", key);
+                at = Some(*ts);
+            }
+            WatchChange::DeleteRange { from, to, ts } => {
+                is_text = self.put_bytes(&mut object, "from", from);
+                is_text &= self.put_bytes(&mut object, "to", to);
+                at = Some(*ts);
+            }
+            WatchChange::Resolved { ts } => at = Some(*ts),
+            WatchChange::Break { from, to, reason } => {
+                is_text = self.put_bytes(&mut object, "from", from);
+                is_text &= self.put_bytes(&mut object, "to", to);
+                object.insert("reason".to_owned(), reason.as_str().into());
+            }
+        }
+        if let Some(ts) = at {
+            object.insert("ts".to_owned(), ts.0.to_string().into());
+        }
+        object.insert("token".to_owned(), event.token.to_string().into());
+        self.mark(&mut object, is_text);
+        object.into()
+    }
+
     /// Bytes as people read them.
     pub fn text(&self, bytes: &[u8]) -> String {
         match std::str::from_utf8(bytes) {
@@ -193,6 +235,18 @@ pub fn argument_bytes(argument: &OsStr, hex: bool) -> bytes::Bytes {
     let raw = argument.as_bytes();
     let decoded = if hex { from_hex(raw) } else { None };
     decoded.map_or_else(|| bytes::Bytes::copy_from_slice(raw), bytes::Bytes::from)
+}
+
+/// The word for a kind of change.
+pub fn type_name(change: &WatchChange) -> &'static str {
+    match change {
+        WatchChange::Set { .. } => "set",
+        WatchChange::Delete { .. } => "delete",
+        WatchChange::Expire { .. } => "expire",
+        WatchChange::DeleteRange { .. } => "delete_range",
+        WatchChange::Resolved { .. } => "resolved",
+        WatchChange::Break { .. } => "break",
+    }
 }
 
 /// An acknowledgement level as an optional field.

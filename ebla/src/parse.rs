@@ -1,6 +1,6 @@
 //! Arguments to values. Messages say what to give instead.
 
-use ebla_client::{AckLevel, Hlc, SessionToken};
+use ebla_client::{AckLevel, Hlc, SessionToken, Since};
 use ebla_kernel::limits::REPLICAS_MAX;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -113,6 +113,17 @@ pub fn session(text: &str) -> Result<SessionToken, String> {
 /// A timestamp to read at: a version's ts, an RFC 3339 time, or `-` and a duration.
 pub fn at(text: &str) -> Result<Hlc, String> {
     at_from(text, SystemTime::now())
+}
+
+/// Where a watch begins: the token of an event, or a timestamp.
+pub fn since(text: &str) -> Result<Since, String> {
+    if text.starts_with('w') {
+        return text
+            .parse()
+            .map(Since::Token)
+            .map_err(|error: ebla_client::MalformedWatchToken| error.to_string());
+    }
+    at(text).map(Since::Ts).map_err(|error| format!("{error}, or the token of an event"))
 }
 
 fn at_from(text: &str, now: SystemTime) -> Result<Hlc, String> {
@@ -255,6 +266,13 @@ mod tests {
             assert!(at(bad).is_err(), "{bad}");
         }
         assert!(at("soon").unwrap_err().contains("-5m"));
+    }
+
+    #[test]
+    fn a_watch_begins_at_a_time_or_a_token() {
+        assert_eq!(since("17"), Ok(Since::Ts(Hlc(17))));
+        assert!(since("w00").unwrap_err().contains("token"));
+        assert!(since("soon").unwrap_err().contains("token"));
     }
 
     #[test]

@@ -355,3 +355,18 @@ pub const ROOM_BITS_IN_FLIGHT_MAX: usize = 16_384;
 /// How long old versions of room rows are kept, in milliseconds: as long as a list of all rooms may
 /// take to be read. Nobody reads the past of a room.
 pub const ROOMS_RETENTION_MS: u64 = 60_000;
+
+/// How often an idle tablet that is watched closes its past, in milliseconds: its watchers learn
+/// about once a second that they have missed nothing.
+pub const WATCH_CLOSE_EVERY_MS: u64 = 1_000;
+
+/// Entries a second that idle watched tablets of one server write for that, all together: a
+/// small share of what its log takes.
+pub const WATCH_CLOSES_PER_S_MAX: u64 = 200;
+
+/// Bytes of a watch's token that are read: some thousands of pieces.
+pub const WATCH_TOKEN_BYTES_MAX: usize = 1024 * 1024;
+
+/// Pieces of the watched range whose exact places a token of a watch keeps; of more, all but one
+/// are joined by time, so that the token of an event stays short.
+pub const WATCH_TOKEN_PIECES_EXACT: usize = 8;

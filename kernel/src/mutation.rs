@@ -204,6 +204,14 @@ pub enum Mutation {
     DoubtIgnored,
     /// A subscriber is told that it is in before the bit is set.
     SubscribedBeforeSet,
+    /// A watch shows what is not at or below a Q.
+    FeedAboveQ,
+    /// A watch shows what was taken back.
+    FeedShowsReverted,
+    /// A watch goes on from whatever entry stands at its position.
+    ResumeUnchecked,
+    /// A watch goes on in the log of a child whatever of the parent's it has not seen.
+    ChildFeedSkips,
 }
 
 impl Mutation {
@@ -220,7 +228,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that the simulator is to find, or not to find.
-    pub const ALL: [Self; 89] = [
+    pub const ALL: [Self; 93] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -310,6 +318,10 @@ impl Mutation {
         Self::IngestBeforeFlush,
         Self::ForgottenBeforeFlush,
         Self::ClearTouchesNeighbour,
+        Self::FeedAboveQ,
+        Self::FeedShowsReverted,
+        Self::ResumeUnchecked,
+        Self::ChildFeedSkips,
     ];
 
     /// Why an honest search finds nothing when this rule is left out, if so: another rule holds
@@ -445,6 +457,10 @@ impl Mutation {
             | Self::OldRunsBitCounts
             | Self::DoubtIgnored
             | Self::SubscribedBeforeSet => "1.17 rooms",
+            Self::FeedAboveQ => "a watch shows only what is at or below Q",
+            Self::FeedShowsReverted => "a watch never shows what was taken back",
+            Self::ResumeUnchecked => "a watch goes on only in its own history",
+            Self::ChildFeedSkips => "a watch sees what the parent's log had",
         }
     }
     /// What it stands for: rules of the protocol, sections of the protocol on the order of
@@ -550,6 +566,9 @@ impl Mutation {
             | Self::OldRunsBitCounts
             | Self::DoubtIgnored
             | Self::SubscribedBeforeSet => &["1.17"],
+            Self::FeedAboveQ | Self::FeedShowsReverted => &["I7"],
+            Self::ResumeUnchecked => &["KIP-320"],
+            Self::ChildFeedSkips => &["pegasus-2284"],
         }
     }
 }

@@ -127,6 +127,9 @@ pub enum Condition {
     TsIs(Hlc),
     /// The live version has exactly this value.
     ValueIs(Bytes),
+    /// The newest version has this timestamp, whether it is live or not. Servers ask so when they
+    /// delete what expired; clients cannot.
+    NewestIs(Hlc),
 }
 
 /// What an operation does.

@@ -101,6 +101,34 @@ impl KeyRange {
         is_next.then(|| Self { start: self.start.clone(), end: other.end.clone() })
     }
 
+    /// What of this range does not lie in `other`, in key order.
+    pub fn without(&self, other: &Self) -> impl Iterator<Item = Self> {
+        let below = self.intersect(&Self { start: Bytes::new(), end: Some(other.start.clone()) });
+        let above = other.end.clone().and_then(|end| self.intersect(&Self { start: end, end: None }));
+        [below, above].into_iter().flatten()
+    }
+
+    /// Its key, if it holds exactly one.
+    #[must_use]
+    pub fn only_key(&self) -> Option<&Bytes> {
+        let end = self.end.as_ref()?;
+        let is_next = end.split_last() == Some((&0, &self.start[..]));
+        is_next.then_some(&self.start)
+    }
+
+    /// Whether `other` begins where this range ends, or above.
+    #[must_use]
+    pub fn ends_below(&self, other: &Self) -> bool {
+        self.end.as_ref().is_some_and(|end| *end <= other.start)
+    }
+
+    /// Whether its end is above its start, as [`Self::new`] makes sure; a range that was read
+    /// from bytes may be otherwise.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.end.as_ref().is_none_or(|end| *end > self.start)
+    }
+
     /// Cuts the whole key space at `keys`.
     ///
     /// # Errors
@@ -173,6 +201,20 @@ mod tests {
         fn intersection_holds_what_both_hold(a in range(), b in range(), probe in key()) {
             let both = a.intersect(&b).is_some_and(|r| r.contains(&probe));
             prop_assert_eq!(both, a.contains(&probe) && b.contains(&probe));
+        }
+
+        #[test]
+        fn without_holds_what_only_the_first_holds(a in range(), b in range(), probe in key()) {
+            let left: Vec<KeyRange> = a.without(&b).collect();
+            let holders = left.iter().filter(|range| range.contains(&probe)).count();
+            prop_assert_eq!(holders, usize::from(a.contains(&probe) && !b.contains(&probe)));
+            prop_assert!(left.iter().all(KeyRange::is_sound));
+        }
+
+        #[test]
+        fn the_only_key_is_the_only_one(key in key()) {
+            let one = KeyRange::new(key.clone().into(), Some(crate::key::successor(&key))).unwrap();
+            prop_assert_eq!(one.only_key().map(|key| key.to_vec()), Some(key));
         }
 
         #[test]

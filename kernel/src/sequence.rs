@@ -310,8 +310,11 @@ impl Batch<'_> {
     }
 
     fn check(&self, index: usize, condition: &Condition, key: &Bytes) -> Result<(), Reject> {
-        let live = self.live(key)?;
-        let holds = match (condition, &live) {
+        let newest = self.newest(key)?;
+        let is_newest = |ts: Hlc| newest.as_ref().is_some_and(|version| version.ts == ts);
+        let live = newest.as_ref().filter(|version| version.is_live(self.ts));
+        let holds = match (condition, live) {
+            (Condition::NewestIs(ts), _) => is_newest(*ts),
             (Condition::Absent, live) => live.is_none(),
             (Condition::TsIs(ts), Some(live)) => live.ts == *ts,
             (Condition::ValueIs(value), Some(live)) => body_is(&live.body, value),
@@ -383,14 +386,18 @@ impl Batch<'_> {
 
     /// The live version of `key` as this operation finds it.
     fn live(&self, key: &Bytes) -> Result<Option<Version>, Reject> {
-        let newest = match self.rows.get(key) {
+        Ok(self.newest(key)?.filter(|version| version.is_live(self.ts)))
+    }
+
+    /// The newest version of `key` as this operation finds it, whatever it says.
+    fn newest(&self, key: &Bytes) -> Result<Option<Version>, Reject> {
+        match self.rows.get(key) {
             Some((body, expires_ms)) => {
-                Some(Version { ts: self.ts, body: body.clone(), expires_ms: *expires_ms })
+                Ok(Some(Version { ts: self.ts, body: body.clone(), expires_ms: *expires_ms }))
             }
-            None if self.deleted.iter().any(|range| range.contains(key)) => None,
-            None => self.sequenced(key)?,
-        };
-        Ok(newest.filter(|version| version.is_live(self.ts)))
+            None if self.deleted.iter().any(|range| range.contains(key)) => Ok(None),
+            None => self.sequenced(key),
+        }
     }
 
     fn sequenced(&self, key: &Bytes) -> Result<Option<Version>, Reject> {

@@ -5,6 +5,7 @@ use crate::error::{ApiError, Reason};
 use crate::v1;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
+use ebla_kernel::limits::KEY_BYTES_MAX;
 use ebla_kernel::op::{self, AckLevel, Action, BadRequest, Cause, Committed, Condition, Op, OpResult, Token};
 use ebla_kernel::range::KeyRange;
 
@@ -88,7 +89,8 @@ pub fn op_to_wire(op: Op) -> v1::WriteOp {
     };
     let condition = op.condition.map(|condition| match condition {
         Condition::Absent => WireCondition::Absent(true),
-        Condition::TsIs(ts) => WireCondition::IfTs(ts.0),
+        // No client makes the latter.
+        Condition::TsIs(ts) | Condition::NewestIs(ts) => WireCondition::IfTs(ts.0),
         Condition::ValueIs(value) => WireCondition::IfValue(value),
     });
     v1::WriteOp { op: action, condition }
@@ -158,6 +160,21 @@ pub fn results_to_wire(results: &[OpResult]) -> Vec<v1::WriteResult> {
 /// `BAD_REQUEST` when it is inverted.
 pub fn range(start: Bytes, end: Bytes) -> Result<KeyRange, ApiError> {
     KeyRange::new(start, non_empty(end)).map_err(|_| BadRequest::InvertedRange.into())
+}
+
+/// The keys in `[from, to)` that begin with `prefix`, of which empty ones mean unbounded; none
+/// when prefix and range have no key in common.
+///
+/// # Errors
+/// `BAD_REQUEST` when the range is inverted or a key is too long.
+pub fn scan_range(from: &Bytes, to: &Bytes, prefix: &Bytes) -> Result<Option<KeyRange>, ApiError> {
+    for key in [from, to, prefix] {
+        if key.len() > KEY_BYTES_MAX {
+            return Err(BadRequest::KeyTooLong { bytes: key.len() }.into());
+        }
+    }
+    let bounds = range(from.clone(), to.clone())?;
+    Ok(bounds.intersect(&KeyRange::prefix(prefix.clone())))
 }
 
 /// The range of a tablet as metadata states it.

@@ -103,6 +103,10 @@ reasons! {
     DiskFull = "DISK_FULL", ResourceExhausted;
     /// The timestamp is outside of what is kept.
     TimestampOutOfRange = "TIMESTAMP_OUT_OF_RANGE", OutOfRange;
+    /// What a watch wants is no longer kept.
+    WatchTooOld = "WATCH_TOO_OLD", OutOfRange;
+    /// The consumer of a watch did not keep up; it goes on with its token.
+    WatchTooSlow = "WATCH_TOO_SLOW", ResourceExhausted;
     /// The write token is older than what is remembered; it was not run now.
     TokenTooOld = "TOKEN_TOO_OLD", FailedPrecondition;
     /// The write token was fenced by a question for its outcome; it will never run.

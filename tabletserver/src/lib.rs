@@ -41,7 +41,9 @@ mod server;
 mod service;
 pub mod store;
 mod succession;
+mod sweeper;
 mod tablets;
+mod watch;
 
 pub use config::Config;
 pub use error::Error;

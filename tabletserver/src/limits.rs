@@ -512,3 +512,53 @@ pub const ROOM_SWEEP_ROWS: usize = 10_000;
 
 /// Pause between two steps of a sweep.
 pub const ROOM_SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// Watches that a server serves at once; each costs some kilobytes and wakes up at every commit
+/// of its tablet.
+pub const WATCHES_MAX: usize = 10_000;
+
+/// Bytes of entries that a watch reads at once, but for the last one.
+pub const WATCH_READ_BYTES: usize = 512 * 1024;
+
+/// Bytes of events in one message of a watch, but for the last one.
+pub const WATCH_MESSAGE_BYTES: usize = 256 * 1024;
+
+/// Events in one message of a watch.
+pub const WATCH_MESSAGE_EVENTS: usize = 1_000;
+
+/// Messages that wait for a slow consumer.
+pub const WATCH_MESSAGES_WAITING: usize = 4;
+
+/// How long a watch waits for its consumer to take a message before it is cut off; it goes on
+/// with its token, from the log.
+pub const WATCH_CONSUMER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a watch says that it lives, and that it has missed nothing.
+pub const WATCH_BEAT: Duration = Duration::from_secs(1);
+
+/// How often a watch of a sealed tablet looks whether others have taken its place.
+pub const WATCH_SEALED_LOOK: Duration = Duration::from_millis(10);
+
+/// Pause of a watch that found nothing and has missed a call: its tablet moved just then.
+pub const WATCH_LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// How long a watch may wait for what it begins with to be safe.
+pub const WATCH_BEGIN_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Pages of rows and old versions that are read for watches at once: those that begin must not
+/// slow down everybody else.
+pub const WATCH_PAGES_AT_ONCE: usize = 4;
+
+/// How often expired rows of watched tablets are looked for: their watchers are told so much
+/// later at most, when there are not very many.
+pub const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Versions that one such look reads in one tablet: some tens of milliseconds; it goes on there
+/// the next time.
+pub const SWEEP_WORK_MAX: usize = 200_000;
+
+/// Expired rows that one look deletes in one tablet.
+pub const SWEEP_ROWS_MAX: usize = 10_000;
+
+/// Expired rows that are deleted by one write.
+pub const SWEEP_BATCH_ROWS: usize = 100;

@@ -296,6 +296,14 @@ impl Node {
         ApiError::new(Reason::TimestampOutOfRange, hint).with("oldest", oldest.0)
     }
 
+    /// Raises the clock above a timestamp from outside.
+    ///
+    /// # Errors
+    /// `TIMESTAMP_OUT_OF_RANGE` for the future.
+    pub fn observe(&self, at: Hlc) -> Result<(), ApiError> {
+        self.clock.observe(at).map_err(|error| future_timestamp(at, error))
+    }
+
     /// Waits until everything up to `at` is in the store and nothing at or below can follow.
     ///
     /// # Errors
@@ -304,7 +312,7 @@ impl Node {
         if at <= tablet.applied_ts() {
             return Ok(());
         }
-        self.clock.observe(at).map_err(|error| future_timestamp(at, error))?;
+        self.observe(at)?;
         let answer = self.ask(tablet.id, Ask::Barrier, self.deadline(0)).await?;
         match answer {
             Answer::Reached => Ok(()),

@@ -27,10 +27,12 @@ use crate::replica_set::ReplicaSet;
 use crate::replication::{Identity, Links, Replication, keep_connected};
 use crate::rooms::{RoomLimits, Rooms};
 use crate::routes::RouteCache;
-use crate::service::{HeatReport, Kv, Lost, Room, RoomPeer, Route, Split};
+use crate::service::{HeatReport, Kv, Lost, Room, RoomPeer, Route, Split, Watch};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
+use crate::sweeper::Sweeper;
+use crate::watch::Watches;
 use arc_swap::ArcSwap;
 use crossbeam::channel::{self, Receiver};
 use ebla_kernel::ids::{Incarnation, ServerId, ServerRun, TabletId};
@@ -44,6 +46,7 @@ use ebla_proto::v1::room_peer_service_server::RoomPeerServiceServer;
 use ebla_proto::v1::room_service_server::RoomServiceServer;
 use ebla_proto::v1::route_service_server::RouteServiceServer;
 use ebla_proto::v1::split_service_server::SplitServiceServer;
+use ebla_proto::v1::watch_service_server::WatchServiceServer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -139,6 +142,7 @@ impl TabletServer {
             rooms,
             source: Source::new(Arc::clone(&node), Arc::clone(&opened.oplog), rate),
             node: Arc::clone(&node),
+            watches: Arc::new(Watches::new(Arc::clone(&node), Arc::clone(&opened.oplog))),
             ledger: Arc::clone(&opened.ledger),
             replication: Replication { links: links.clone() },
         };
@@ -149,6 +153,11 @@ impl TabletServer {
         });
         server.spawn(ended, async move {
             keeping_rooms.await;
+            Ok(())
+        });
+        let sweeper = Sweeper::new(Arc::clone(&node));
+        server.spawn(server.ending.subscribe(), async move {
+            sweeper.run().await;
             Ok(())
         });
         let masters = Arc::new(Masters::new(config.masters.clone()));
@@ -465,6 +474,7 @@ fn spawn_thread(
 struct Services {
     rooms: Arc<Rooms>,
     node: Arc<Node>,
+    watches: Arc<Watches>,
     ledger: Arc<Ledger>,
     replication: Replication,
     source: Source,
@@ -473,10 +483,11 @@ struct Services {
 impl Services {
     /// The gRPC server.
     async fn serve(self, incoming: MainConnections, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
-        let Self { rooms, node, ledger, replication, source } = self;
+        let Self { rooms, node, watches, ledger, replication, source } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<KvServiceServer<Kv>>().await;
         health.set_serving::<RouteServiceServer<Route>>().await;
+        health.set_serving::<WatchServiceServer<Watch>>().await;
         health.set_serving::<RoomServiceServer<Room>>().await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -485,6 +496,9 @@ impl Services {
         };
         let bad_descriptors = |error| Error::Fatal { what: format!("reflection ({error})") };
         let kv = KvServiceServer::new(Kv { node: Arc::clone(&node) })
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let watch = WatchServiceServer::new(Watch { watches })
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let heat = HeatServiceServer::new(HeatReport { node: Arc::clone(&node) });
@@ -506,6 +520,7 @@ impl Services {
             .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
             .add_service(kv)
             .add_service(route)
+            .add_service(watch)
             .add_service(lost)
             .add_service(heat)
             .add_service(split)

@@ -9,6 +9,7 @@ use crate::handover::Handover;
 use crate::heat::TabletLoad;
 use crate::promises::Leases;
 use crate::replication::Tail;
+use crate::watch::Progress;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use ebla_kernel::entry::LogEnd;
@@ -53,6 +54,8 @@ pub struct TabletHandle {
     pub joined_ts: Hlc,
     /// The latest entries, for other copies.
     pub tail: Tail,
+    /// Who watches it.
+    pub progress: Progress,
     /// Whether requests wait for it, or for whoever takes its place.
     pub handover: Handover,
     /// The end of the parents' logs that its own goes on from; zero for one that was created.
@@ -76,7 +79,6 @@ pub struct TabletHandle {
 }
 
 /// Rows and bytes of a tablet: counted now and then, adjusted by each write between counts.
-#[derive(Default)]
 pub struct Size {
     /// Live rows.
     pub rows: AtomicU64,
@@ -86,6 +88,20 @@ pub struct Size {
     pub is_stale: AtomicBool,
     /// Holds versions that garbage collection may remove.
     pub has_garbage: AtomicBool,
+    /// May hold rows whose time ends; whoever looked through all of them knows.
+    pub may_expire: AtomicBool,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self {
+            rows: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            is_stale: AtomicBool::new(false),
+            has_garbage: AtomicBool::new(false),
+            may_expire: AtomicBool::new(true),
+        }
+    }
 }
 
 impl Size {
@@ -166,6 +182,7 @@ impl TabletHandle {
             lineage: spec.lineage,
             joined_ts: spec.joined_ts,
             tail: Tail::default(),
+            progress: Progress::default(),
             handover: Handover::default(),
             base: spec.base,
             recovered: spec.end,
@@ -194,6 +211,7 @@ impl TabletHandle {
     /// Opens or closes the replica to requests.
     pub fn set_serving(&self, epoch: Option<Epoch>) {
         self.serving.store(epoch.map_or(0, |epoch| epoch.0), Ordering::Release);
+        self.progress.moved();
     }
 
     /// Notes that an epoch was given up; metadata is told so that it names a new leader, if
@@ -229,7 +247,9 @@ impl TabletHandle {
 
     /// Publishes what is at or below a Q: it is never cut nor taken back.
     pub fn set_safe(&self, safe: Seq) {
-        self.safe_seq.store(safe.0, Ordering::Release);
+        if self.safe_seq.swap(safe.0, Ordering::AcqRel) != safe.0 {
+            self.progress.moved();
+        }
     }
 
     /// Everything up to here is at or below a Q.
@@ -333,6 +353,7 @@ impl TabletHandle {
         *self.applied_end.lock().expect("no holder of this lock panics") = end;
         self.applied_ts.store(end.ts.0, Ordering::Release);
         self.applied_seq.store(end.pos.seq.0, Ordering::Release);
+        self.progress.moved();
     }
 
     /// `version` of `key` as a read at `at` sees it, range tombstones counted in.

@@ -29,6 +29,7 @@ mod snapshots;
 mod tokens_once;
 mod truth_is_told;
 mod ts_rises;
+mod watches;
 
 #[cfg(test)]
 mod bad_histories;
@@ -329,6 +330,7 @@ impl Watch {
             Box::new(semantics::Semantics),
             Box::new(snapshots::Snapshots),
             Box::new(sessions::Sessions),
+            Box::new(watches::Watches),
             Box::new(linearizable::Linearizable),
             Box::new(search::Search),
         ];

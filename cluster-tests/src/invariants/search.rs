@@ -207,8 +207,9 @@ fn holds(condition: &Condition, row: &Option<Body>) -> bool {
         (Condition::ValueIs(expected), Some(Body::Value(value))) => value == expected,
         (Condition::ValueIs(expected), Some(Body::Counter(value))) => value.to_be_bytes()[..] == expected[..],
         (Condition::ValueIs(_), None | Some(Body::Tombstone(_))) => false,
-        (Condition::TsIs(ts), None) => *ts == Hlc::MAX,
-        (Condition::TsIs(_), Some(_)) => false,
+        // Only servers ask for the newest version, of rows that expire.
+        (Condition::TsIs(ts) | Condition::NewestIs(ts), None) => *ts == Hlc::MAX,
+        (Condition::TsIs(_) | Condition::NewestIs(_), Some(_)) => false,
     }
 }
 

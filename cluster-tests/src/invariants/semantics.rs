@@ -140,12 +140,12 @@ fn live<'a>(rows: &'a Newest, key: &Bytes) -> Option<&'a (Hlc, Body)> {
 fn holds(condition: &Condition, live: Option<&(Hlc, Body)>) -> bool {
     match (condition, live) {
         (Condition::Absent, live) => live.is_none(),
-        (Condition::TsIs(expected), Some((ts, _))) => ts == expected,
+        (Condition::TsIs(expected) | Condition::NewestIs(expected), Some((ts, _))) => ts == expected,
         (Condition::ValueIs(expected), Some((_, Body::Value(value)))) => value == expected,
         (Condition::ValueIs(expected), Some((_, Body::Counter(value)))) => {
             value.to_be_bytes()[..] == expected[..]
         }
         (Condition::ValueIs(_), Some((_, Body::Tombstone(_)))) => false,
-        (Condition::TsIs(_) | Condition::ValueIs(_), None) => false,
+        (Condition::TsIs(_) | Condition::NewestIs(_) | Condition::ValueIs(_), None) => false,
     }
 }

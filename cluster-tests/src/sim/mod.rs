@@ -34,6 +34,7 @@ mod succession;
 #[cfg(feature = "mutations")]
 mod suit;
 pub mod truncation;
+pub mod watcher;
 pub mod workload;
 pub mod world;
 

@@ -197,7 +197,19 @@ impl Profile {
                 self.reshapes();
                 self.patience_us = (20_000, 200_000);
             }
-            Mutation::StagedChildServes => self.reshapes(),
+            Mutation::StagedChildServes | Mutation::ChildFeedSkips => self.reshapes(),
+            Mutation::FeedAboveQ | Mutation::FeedShowsReverted => {
+                self.copies(3, 2);
+                self.cuts();
+                self.waits();
+                self.deadline_ms = (20, 400);
+            }
+            Mutation::ResumeUnchecked => {
+                self.copies(3, 2);
+                self.spec.policy = Policy::Degraded;
+                self.crashes();
+                self.wipe = Some(((200_000, SECOND_US), WipeBudget::Within));
+            }
             Mutation::SwitchInTwoSteps
             | Mutation::StagedNotReplayed
             | Mutation::RetiredNotReplayed

@@ -7,6 +7,7 @@ use super::meta::MetaNode;
 use super::network::{Address, Message};
 use super::rng::Rng;
 use super::server::Server;
+use super::watcher::{LOOK_EVERY, Watcher};
 use super::workload::{Client, Timer, counter_key, row_key};
 use crate::invariants::{Observation, Violation};
 use crate::oracle::{Asked, Fate, Outcome, Trust};
@@ -76,6 +77,7 @@ pub struct World {
     pub(super) meta: MetaNode,
     pub(super) servers: Vec<Server>,
     clients: Vec<Client>,
+    watcher: Watcher,
 }
 
 impl World {
@@ -92,7 +94,7 @@ impl World {
         let clients = (0..profile.clients).map(Client::new).collect();
         let mut env = Env::new(rng, profile);
         env.watch.oracle.rebuilds = env.profile.repairs;
-        Self { env, events: 0, meta: MetaNode::new(), servers, clients }
+        Self { env, events: 0, meta: MetaNode::new(), servers, clients, watcher: Watcher::default() }
     }
 
     /// From the first start to the last judgement.
@@ -169,6 +171,9 @@ impl World {
             self.events += 1;
             self.happen(event);
             self.look_at_leases();
+            if self.events.is_multiple_of(LOOK_EVERY) {
+                self.watcher.look(&self.servers, self.env.now_us, &mut self.env.history.seen);
+            }
             if let Some(violation) = self.env.watch.failure.take() {
                 return Err(violation);
             }

@@ -74,7 +74,7 @@ class ClientTest(unittest.TestCase):
         generate_stubs(place / "stubs")
         cls.modules = {
             name: importlib.import_module(f"ebla.v1.{name}")
-            for service in ("kv", "admin", "route", "room")
+            for service in ("kv", "admin", "route", "room", "watch")
             for name in (f"{service}_pb2", f"{service}_pb2_grpc")
         }
         cls.cluster = Cluster(place)
@@ -129,7 +129,15 @@ class ClientTest(unittest.TestCase):
     def test_reflection_names_the_services(self):
         for channel, wanted in (
             (self.master, {"ebla.v1.AdminService", "ebla.v1.RouteService"}),
-            (self.channel_of(b"a"), {"ebla.v1.KvService", "ebla.v1.RouteService", "ebla.v1.RoomService"}),
+            (
+                self.channel_of(b"a"),
+                {
+                    "ebla.v1.KvService",
+                    "ebla.v1.RouteService",
+                    "ebla.v1.WatchService",
+                    "ebla.v1.RoomService",
+                },
+            ),
         ):
             database = ProtoReflectionDescriptorDatabase(channel)
             names = set(database.get_services())
@@ -146,6 +154,39 @@ class ClientTest(unittest.TestCase):
         self.assertEqual((row.value, row.ts), (b"\x00red\xff", written.ts))
         self.write(b"apple", self.op(delete=kv.DeleteOp(key=b"apple")))
         self.assertFalse(self.get(b"apple").found)
+
+    def watch(self, key, **fields):
+        """Events of a watch that is served where `key` is, as they come."""
+        watch = self.modules["watch_pb2"]
+        stub = self.modules["watch_pb2_grpc"].WatchServiceStub(self.channel_of(key))
+        call = stub.Watch(watch.WatchRequest(table="t", **fields), timeout=DEADLINE_S)
+        return call, (event for message in call for event in message.events)
+
+    def test_changes_are_watched_and_a_token_goes_on(self):
+        watch = self.modules["watch_pb2"]
+        kv = self.modules["kv_pb2"]
+        call, events = self.watch(b"watched", prefix=b"watched")
+        begun = next(events)
+        self.assertEqual(begun.type, watch.WATCH_EVENT_TYPE_RESOLVED)
+        one = self.write(b"watched-1", self.set(b"watched-1", b"one"))
+        self.write(b"watched-1", self.op(delete=kv.DeleteOp(key=b"watched-1")))
+        changes = (event for event in events if event.type != watch.WATCH_EVENT_TYPE_RESOLVED)
+        first, second = next(changes), next(changes)
+        call.cancel()
+        self.assertEqual((first.type, first.key), (watch.WATCH_EVENT_TYPE_SET, b"watched-1"))
+        self.assertEqual((first.value, first.ts), (b"one", one.ts))
+        self.assertEqual((second.type, second.key), (watch.WATCH_EVENT_TYPE_DELETE, b"watched-1"))
+        call, events = self.watch(b"watched", prefix=b"watched", token=first.token)
+        again = next(event for event in events if event.type != watch.WATCH_EVENT_TYPE_RESOLVED)
+        call.cancel()
+        self.assertEqual((again.type, again.ts), (second.type, second.ts))
+
+    def test_a_watch_of_a_table_that_is_not_there_is_refused(self):
+        watch = self.modules["watch_pb2"]
+        stub = self.modules["watch_pb2_grpc"].WatchServiceStub(self.channel_of(b"a"))
+        with self.assertRaises(grpc.RpcError) as caught:
+            next(stub.Watch(watch.WatchRequest(table="nosuch"), timeout=DEADLINE_S))
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)
 
     def test_a_condition_that_does_not_hold_changes_nothing(self):
         self.write(b"c", self.set(b"c", b"one"))

@@ -24,6 +24,7 @@ mod status;
 mod table;
 mod tablet;
 mod top;
+mod watch;
 mod written;
 
 use crate::cli::{Cli, Command, Global, Wait};
@@ -52,6 +53,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::DeleteRange(args) => delete_range::run(&global, args).await,
         Command::Add(args) => add::run(&global, args).await,
         Command::Range(args) => range::run(&global, args).await,
+        Command::Watch(args) => watch::run(&global, args).await,
         Command::Load(args) => load::run(&global, args).await,
         Command::Outcome(args) => outcome::run(&global, args).await,
         Command::Lost(command) => lost::run(&global, command).await,

@@ -260,6 +260,9 @@ impl Apply {
             each_put(entries(), |key, version| {
                 let is_row = !matches!(version.body, Body::Tombstone(_));
                 handle.size.put(is_row, key.len() + version.body.bytes());
+                if version.expires_ms.is_some() {
+                    handle.size.may_expire.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
                 if handle.kind == TableKind::Durable {
                     self.cache.after_apply(handle.generation, key, version);
                 }

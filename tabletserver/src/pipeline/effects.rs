@@ -87,7 +87,8 @@ impl Sequencer {
             metrics::counter!("ebla_reverted_writes_total").increment(entry.reverts().len() as u64);
         }
         let logged: Arc<Logged> = Arc::new(entry.into());
-        if slot.has_peers && slot.tablet.leading().is_some() {
+        let is_wanted = slot.has_peers || slot.handle.progress.is_watched();
+        if is_wanted && slot.tablet.leading().is_some() {
             slot.handle.tail.push(Arc::clone(&logged));
             self.with_tails.insert(id);
         }

@@ -1,5 +1,6 @@
 //! One connection between two servers: frames out, frames in.
 
+use super::entries::entries;
 use super::peers::{Identity, Opened, Outgoing, Peer};
 use crate::limits;
 use crate::node::Node;
@@ -293,30 +294,15 @@ impl Writing<'_> {
 
     /// The entries of a stream, from memory or else from the log.
     async fn entries(&self, handle: &Arc<TabletHandle>, stream: Stream) -> Result<Vec<Arc<Logged>>, Looked> {
-        let Stream { from, upto, .. } = stream;
-        if from > upto {
-            return Ok(Vec::new());
-        }
-        if let Some(entries) = handle.tail.take(from, upto, limits::FRAME_BYTES) {
-            return Ok(entries);
-        }
-        let (oplog, tablet) = (Arc::clone(&self.links.oplog), handle.id);
-        let read = tokio::task::spawn_blocking(move || oplog.read(tablet, from, limits::FRAME_BYTES)).await;
-        match read {
-            Ok(Ok(mut entries)) => {
-                entries.retain(|entry| entry.seq() <= upto);
-                Ok(entries.into_iter().map(|entry| Arc::new(entry.into())).collect())
-            }
-            Ok(Err(error @ OplogError::Purged { .. })) => {
+        let (tablet, window) = (handle.id, (stream.from, stream.upto));
+        match entries(&self.links.oplog, handle, window, limits::FRAME_BYTES).await {
+            Ok(entries) => Ok(entries),
+            Err(error @ OplogError::Purged { .. }) => {
                 info!(tablet = %tablet, to = %stream.to, %error, "a copy is too far behind to be caught up");
                 Err(Looked::Purged)
             }
-            Ok(Err(error)) => {
-                warn!(tablet = %tablet, to = %stream.to, %error, "entries for a copy cannot be read");
-                Err(Looked::Failed)
-            }
             Err(error) => {
-                warn!(tablet = %tablet, %error, "entries for a copy cannot be read");
+                warn!(tablet = %tablet, to = %stream.to, %error, "entries for a copy cannot be read");
                 Err(Looked::Failed)
             }
         }

@@ -7,11 +7,13 @@
 //!
 //! Not here: what is sent when (the cores decide), and promises ([`crate::promises`]).
 
+mod entries;
 mod link;
 mod peers;
 mod service;
 mod tail;
 
+pub use entries::entries;
 pub use link::{Links, connect_peer, endpoint, keep_connected};
 pub use peers::{Identity, Outgoing, Peer, Peers};
 pub use service::Replication;

@@ -9,6 +9,7 @@ mod room_peer;
 mod route;
 mod scan;
 mod split;
+mod watch;
 
 pub use heat::Heat as HeatReport;
 pub use kv::Kv;
@@ -17,3 +18,4 @@ pub use room::Room;
 pub use room_peer::RoomPeer;
 pub use route::Route;
 pub use split::Split;
+pub use watch::Watch;

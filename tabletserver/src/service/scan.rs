@@ -14,8 +14,7 @@ use crate::tablets::TabletHandle;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::limits::KEY_BYTES_MAX;
-use ebla_kernel::op::{BadRequest, Body};
+use ebla_kernel::op::Body;
 use ebla_kernel::range::KeyRange;
 use ebla_proto::convert;
 use ebla_proto::error::{ApiError, Reason};
@@ -78,7 +77,7 @@ pub async fn scan(
 /// Checks the request; none when there is nothing left to read.
 fn prepare(node: Arc<Node>, request: &v1::ScanRequest) -> Result<Option<Scan>, ApiError> {
     let order = if request.reverse { Order::Reverse } else { Order::Forward };
-    let asked = asked_range(request)?;
+    let asked = convert::scan_range(&request.from, &request.to, &request.prefix)?;
     let table = node.table(&request.table)?;
     let resume = resume(&request.resume)?;
     let at = match (&resume, request.at_ts) {
@@ -102,17 +101,6 @@ fn prepare(node: Arc<Node>, request: &v1::ScanRequest) -> Result<Option<Scan>, A
         (false, false) => Projection::Rows,
     };
     Ok(Some(Scan { node, table, range, at, order, projection, left, given, _pin: pin }))
-}
-
-/// The keys that a request names; none when `prefix` and bounds exclude each other.
-fn asked_range(request: &v1::ScanRequest) -> Result<Option<KeyRange>, ApiError> {
-    for key in [&request.from, &request.to, &request.prefix] {
-        if key.len() > KEY_BYTES_MAX {
-            return Err(BadRequest::KeyTooLong { bytes: key.len() }.into());
-        }
-    }
-    let bounds = convert::range(request.from.clone(), request.to.clone())?;
-    Ok(bounds.intersect(&KeyRange::prefix(request.prefix.clone())))
 }
 
 fn resume(token: &Bytes) -> Result<Option<Resume>, ApiError> {

@@ -11,6 +11,8 @@
 
 pub mod both;
 pub mod cache;
+pub mod changes;
+pub mod expired;
 mod format;
 pub mod gc;
 pub mod memory;
@@ -318,4 +320,25 @@ fn range_tombstone_bounds(table: TableId, range: &KeyRange) -> (Vec<u8>, Vec<u8>
 
 fn malformed_key(stored: &[u8]) -> StoreError {
     StoreError::corrupt(format!("malformed stored key {}", stored.escape_ascii()))
+}
+
+/// The stored key of the row `prefix` at `ts`.
+fn with_ts(prefix: &[u8], ts: Hlc) -> Vec<u8> {
+    [prefix, &(!ts.0).to_be_bytes()].concat()
+}
+
+/// Above every stored key of the row `prefix`, below those of every later row.
+fn after_row(prefix: &[u8]) -> Vec<u8> {
+    let mut above = Vec::with_capacity(prefix.len() + key::TS_BYTES + 1);
+    above.extend_from_slice(prefix);
+    above.resize(prefix.len() + key::TS_BYTES, 0xFF);
+    above.push(0);
+    above
+}
+
+/// The timestamp of the version where `cursor` is, if it is one of the row `prefix`.
+fn ts_of(cursor: &dyn Cursor, prefix: &[u8]) -> Result<Option<Hlc>, StoreError> {
+    let Some(stored) = cursor.stored_key()? else { return Ok(None) };
+    let (own, ts) = split_stored(stored)?;
+    Ok((own == prefix).then_some(ts))
 }

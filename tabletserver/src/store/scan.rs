@@ -8,12 +8,11 @@
 //! timestamp keeps the reads equal, so it must be pinned ([`super::gc::ReadPins`]).
 
 use super::value::Head;
-use super::{Cursor, Store, StoreError, split_stored, user_key};
+use super::{Cursor, Store, StoreError, after_row, split_stored, ts_of, user_key, with_ts};
 use crate::limits::VERSIONS_STEPPED_MAX;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
-use ebla_kernel::key;
 use ebla_kernel::op::Body;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
@@ -185,7 +184,7 @@ impl<'a> Scanner<'a> {
         let prefix = &first[..prefix_bytes];
         let mut steps = 0;
         let mut taken = None;
-        while let Some(ts) = self.ts_of(prefix)? {
+        while let Some(ts) = ts_of(&*self.cursor, prefix)? {
             *work += 1;
             if taken.is_none() && ts <= self.at {
                 taken = Some(self.read_row(ts)?);
@@ -213,7 +212,7 @@ impl<'a> Scanner<'a> {
         let prefix = &last[..prefix_bytes];
         let mut steps = 0;
         let mut newest = None;
-        while let Some(ts) = self.ts_of(prefix)? {
+        while let Some(ts) = ts_of(&*self.cursor, prefix)? {
             *work += 1;
             if ts > self.at {
                 self.cursor.seek_back(prefix);
@@ -221,7 +220,7 @@ impl<'a> Scanner<'a> {
             }
             if steps == VERSIONS_STEPPED_MAX {
                 self.cursor.seek(&with_ts(prefix, self.at));
-                newest = self.ts_of(prefix)?.map(|ts| self.read_row(ts)).transpose()?;
+                newest = ts_of(&*self.cursor, prefix)?.map(|ts| self.read_row(ts)).transpose()?;
                 self.cursor.seek_back(prefix);
                 break;
             }
@@ -230,13 +229,6 @@ impl<'a> Scanner<'a> {
             self.cursor.step_back();
         }
         Ok(newest.flatten())
-    }
-
-    /// The timestamp of the version here, if it is one of the row `prefix`.
-    fn ts_of(&self, prefix: &[u8]) -> Result<Option<Hlc>, StoreError> {
-        let Some(stored) = self.cursor.stored_key()? else { return Ok(None) };
-        let (own, ts) = split_stored(stored)?;
-        Ok((own == prefix).then_some(ts))
     }
 
     /// The row of the version here, written at `ts`, if that is visible.
@@ -282,18 +274,4 @@ impl Page {
             Projection::Count => 0,
         }
     }
-}
-
-/// The stored key of the row `prefix` at `ts`.
-fn with_ts(prefix: &[u8], ts: Hlc) -> Vec<u8> {
-    [prefix, &(!ts.0).to_be_bytes()].concat()
-}
-
-/// Above every stored key of the row `prefix`, below those of every later row.
-fn after_row(prefix: &[u8]) -> Vec<u8> {
-    let mut above = Vec::with_capacity(prefix.len() + key::TS_BYTES + 1);
-    above.extend_from_slice(prefix);
-    above.resize(prefix.len() + key::TS_BYTES, 0xFF);
-    above.push(0);
-    above
 }
