@@ -193,6 +193,41 @@ fn rooms_split_with_their_range_while_they_are_used() -> Result<()> {
 }
 
 #[test]
+fn changes_of_a_table_are_messages() -> Result<()> {
+    let (cluster, runtime) = (Cluster::start(1, 3)?, Runtime::new()?);
+    let cli = cluster.cli();
+    let created = cli.json(&["table", "create", "towns", "--publish-changes"]);
+    assert_eq!(created["publish_changes"], true);
+    let _ = cli.run(&["table", "create", "silent"]).expect(exit::OK);
+    let mut subscriber = runtime.block_on(at(&runtime, &cluster, 0)?.subscriber())?;
+    runtime.block_on(subscriber.join(["towns/ebla", "silent/ebla"]))?;
+    let mut next = || -> Result<serde_json::Value> {
+        Ok(serde_json::from_slice(&runtime.block_on(hear(&mut subscriber))?.message)?)
+    };
+    let _ = cli.run(&["set", "silent", "ebla", "unheard"]).expect(exit::OK);
+    let _ = cli.run(&["set", "towns", "mari", "another room"]).expect(exit::OK);
+    let written = cli.json(&["set", "towns", "ebla", "3500 BC"]);
+    let heard = next()?;
+    assert_eq!(
+        (&heard["type"], &heard["key"], &heard["value"]),
+        (&"set".into(), &"ebla".into(), &"3500 BC".into())
+    );
+    assert_eq!(heard["ts"], written["ts"]);
+    let _ = cli.run(&["delete", "towns", "ebla"]).expect(exit::OK);
+    assert_eq!(next()?["type"], "delete");
+    let turned = cli.json(&["table", "set", "towns", "--publish-changes", "off"]);
+    assert_eq!(turned["publish_changes"], false);
+    let turned = cli.json(&["table", "set", "silent", "--publish-changes", "on"]);
+    assert_eq!(turned["publish_changes"], true);
+    // The servers hear of it in their own time.
+    let told = eventually("the change is heard", SOON, || {
+        let _ = cli.run(&["set", "silent", "ebla", "heard"]).expect(exit::OK);
+        next().is_ok_and(|heard| heard["value"] == "heard")
+    });
+    told.map(drop)
+}
+
+#[test]
 fn a_subscriber_that_does_not_read_is_cut_off_alone() -> Result<()> {
     let (cluster, runtime) = (Cluster::start(1, 1)?, Runtime::new()?);
     let client = at(&runtime, &cluster, 0)?;

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{ContentArrangement, Table, TableComponent};
 use ebla_client::{AckLevel, Cell, Row, Value, WatchChange, WatchEvent};
+use ebla_kernel::text::escape;
 use serde_json::{Map, Value as Json, json};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -318,19 +319,6 @@ fn hex(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("a string takes everything");
         text
     })
-}
-
-/// Everything that is UTF-8 as it is, all other bytes as `\xNN`; a backslash becomes `\x5c`,
-/// so that the text can be read back.
-fn escape(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() + 16);
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(&chunk.valid().replace('\\', "\\x5c"));
-        for byte in chunk.invalid() {
-            write!(text, "\\x{byte:02x}").expect("a string takes everything");
-        }
-    }
-    text
 }
 
 fn from_hex(text: &[u8]) -> Option<Vec<u8>> {

@@ -562,3 +562,12 @@ pub const SWEEP_ROWS_MAX: usize = 10_000;
 
 /// Expired rows that are deleted by one write.
 pub const SWEEP_BATCH_ROWS: usize = 100;
+
+/// How often it is looked for tablets that begin to serve among those whose changes are published.
+pub const PUBLISHED_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Longest wait for the next change of a tablet before it is looked whether it still serves.
+pub const PUBLISHED_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a change is tried to be published while nobody leads its room's row.
+pub const PUBLISHED_CHANGE_TIMEOUT: Duration = Duration::from_secs(10);

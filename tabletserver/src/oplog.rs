@@ -311,7 +311,8 @@ impl Oplog {
     /// # Errors
     /// `Write` or `SyncFailed`.
     pub fn compact_to(&self, keep_from: &[(TabletId, Seq)]) -> Result<(), OplogError> {
-        let (memory, keep_from): (Vec<(TabletId, Seq)>, Vec<(TabletId, Seq)>) =
+        type Kept = Vec<(TabletId, Seq)>;
+        let (memory, keep_from): (Kept, Kept) =
             keep_from.iter().partition(|(tablet, _)| self.memory.has(*tablet));
         memory.into_iter().for_each(|(tablet, seq)| self.memory.compact_to(tablet, seq));
         if keep_from.is_empty() {

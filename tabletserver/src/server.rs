@@ -137,7 +137,7 @@ impl TabletServer {
         let rate = Arc::new(Rate::new(config.bootstrap_bytes_per_s));
         let rooms_limits =
             RoomLimits { per_stream: config.subscriptions_per_stream, per_server: config.subscriptions_max };
-        let (rooms, keeping_rooms) = Rooms::start(Arc::clone(&node), rooms_limits);
+        let (rooms, keeping_rooms) = Rooms::start(Arc::clone(&node), Arc::clone(&opened.oplog), rooms_limits);
         let services = Services {
             rooms,
             source: Source::new(Arc::clone(&node), Arc::clone(&opened.oplog), rate),

@@ -14,6 +14,7 @@
 //!   but being said again twice a minute with a thousand others in one call.
 
 mod bits;
+mod changes;
 mod link;
 mod mailbox;
 mod members;
@@ -30,6 +31,7 @@ pub use publish::{Publication, Publisher, Unpublished};
 pub use registry::{Joined, Registry, RoomLimits};
 
 use crate::node::Node;
+use crate::oplog::Oplog;
 use arc_swap::ArcSwap;
 use ebla_kernel::ids::{Incarnation, Ordinal, ServerId};
 use ebla_kernel::room::ServerRuns;
@@ -57,7 +59,11 @@ pub struct Rooms {
 
 impl Rooms {
     /// The rooms of a server, and what runs for them as long as the server does.
-    pub fn start(node: Arc<Node>, limits: RoomLimits) -> (Arc<Self>, impl Future<Output = ()> + Send) {
+    pub fn start(
+        node: Arc<Node>,
+        oplog: Arc<Oplog>,
+        limits: RoomLimits,
+    ) -> (Arc<Self>, impl Future<Output = ()> + Send) {
         let (failed, failures) = mpsc::unbounded_channel();
         let jitter = uuid::Uuid::now_v7().as_u64_pair().1;
         let rooms = Arc::new(Self {
@@ -75,6 +81,7 @@ impl Rooms {
                     Arc::clone(&rooms).keep_bits(),
                     Arc::clone(&rooms).watch_leaders(),
                     Arc::clone(&rooms).retry_publications(failures),
+                    Arc::clone(&rooms).publish_changes(oplog),
                     rooms.sweep(),
                 );
             }

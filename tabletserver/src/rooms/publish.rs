@@ -36,6 +36,8 @@ pub enum Publisher {
     Stream(u64, Arc<Mailbox<v1::PublishAnswer>>),
     /// A message that another server was asked to publish.
     Peer(u64, Arc<Mailbox<v1::RoomReply>>),
+    /// Nobody.
+    Nobody,
 }
 
 impl Publisher {
@@ -59,6 +61,7 @@ impl Publisher {
                 };
                 let _ = to.put(v1::RoomReply { id, reply: Some(reply) }, super::PARCEL_BYTES);
             }
+            Self::Nobody => {}
         }
     }
 }
@@ -254,7 +257,7 @@ impl Rooms {
     }
 
     /// The row of a room and the epoch in which it is led here.
-    fn read_row(&self, room: &[u8]) -> Result<(RoomRow, u64), ApiError> {
+    pub(super) fn read_row(&self, room: &[u8]) -> Result<(RoomRow, u64), ApiError> {
         let table = self.node.table(ROOMS_TABLE)?;
         let tablet = self.node.locate(&table, room)?;
         let epoch = tablet.serving().map_or(0, |epoch| epoch.0);

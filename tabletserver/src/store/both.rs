@@ -54,7 +54,7 @@ impl Store for BothStores {
             return self.disk.apply(changes);
         }
         let (memory, disk): (Vec<Applied<'_>>, Vec<Applied<'_>>) =
-            changes.iter().partition(|change| is_in_memory(&change));
+            changes.iter().partition(|change| is_in_memory(change));
         if !memory.is_empty() {
             self.memory.apply(&memory)?;
         }
