@@ -55,16 +55,7 @@ impl Ebla {
     /// # Errors
     /// The first error of a call.
     pub async fn get(&self, callers: usize, time: Duration) -> Result<Measured> {
-        let (client, rows) = (self.client.clone(), self.rows);
-        run_tasks(callers, time, move |rng: &mut SmallRng| {
-            let (client, number) = (client.clone(), rows.any(rng));
-            async move {
-                let found = client.get(TABLE, Rows::key(number)).await?;
-                ensure!(found.is_some(), "row {number} is missing");
-                Ok(())
-            }
-        })
-        .await
+        get(&self.client, TABLE, self.rows, callers, time).await
     }
 
     /// The same, a call of its own for each.
@@ -89,16 +80,7 @@ impl Ebla {
     /// # Errors
     /// The first error of a call.
     pub async fn set(&self, callers: usize, level: AckLevel, time: Duration) -> Result<Measured> {
-        let (client, rows) = (self.client.clone(), self.rows);
-        run_tasks(callers, time, move |rng: &mut SmallRng| {
-            let (client, number) = (client.clone(), rows.any(rng));
-            async move {
-                let batch = Batch::new().set(Rows::key(number), rows.value(number));
-                client.write(TABLE, batch, WriteOptions { ack: Some(level) }).await?.committed()?;
-                Ok(())
-            }
-        })
-        .await
+        set(&self.client, TABLE, self.rows, (callers, level), time).await
     }
 
     /// Reads every row in order.
@@ -112,6 +94,52 @@ impl Ebla {
         ensure!(count == self.rows.count, "the scan found {count} of {} rows", self.rows.count);
         Ok(Measured::whole(count, began.elapsed()))
     }
+}
+
+/// Gets of any rows of a table, through the client's `Pipe`.
+///
+/// # Errors
+/// The first error of a call.
+pub async fn get(
+    client: &Client,
+    table: &'static str,
+    rows: Rows,
+    callers: usize,
+    time: Duration,
+) -> Result<Measured> {
+    let client = client.clone();
+    run_tasks(callers, time, move |rng: &mut SmallRng| {
+        let (client, number) = (client.clone(), rows.any(rng));
+        async move {
+            let found = client.get(table, Rows::key(number)).await?;
+            ensure!(found.is_some(), "row {number} is missing");
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// Sets of any rows of a table at a level; each has reached it when it returns.
+///
+/// # Errors
+/// The first error of a call.
+pub async fn set(
+    client: &Client,
+    table: &'static str,
+    rows: Rows,
+    (callers, level): (usize, AckLevel),
+    time: Duration,
+) -> Result<Measured> {
+    let client = client.clone();
+    run_tasks(callers, time, move |rng: &mut SmallRng| {
+        let (client, number) = (client.clone(), rows.any(rng));
+        async move {
+            let batch = Batch::new().set(Rows::key(number), rows.value(number));
+            client.write(table, batch, WriteOptions { ack: Some(level) }).await?.committed()?;
+            Ok(())
+        }
+    })
+    .await
 }
 
 /// Loads all of `rows` into a table in batches.

@@ -25,7 +25,7 @@ use ebla_kernel::meta::Eviction;
 use ebla_kernel::op::{AckLevel, Action, Cause, Condition, Op};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::Answer;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -45,6 +45,8 @@ struct Hand {
     next: Bytes,
     /// Bytes of evictions that were asked for.
     asked: u64,
+    /// Bytes of rows that are evicted, and take room until the floor has passed their ends.
+    freeing: VecDeque<(Hlc, u64)>,
     answers: mpsc::UnboundedReceiver<(u64, Answer)>,
     answer_to: mpsc::UnboundedSender<(u64, Answer)>,
 }
@@ -52,7 +54,25 @@ struct Hand {
 impl Default for Hand {
     fn default() -> Self {
         let (answer_to, answers) = mpsc::unbounded_channel();
-        Self { next: Bytes::new(), asked: 0, answers, answer_to }
+        Self { next: Bytes::new(), asked: 0, freeing: VecDeque::new(), answers, answer_to }
+    }
+}
+
+impl Hand {
+    fn take_answers(&mut self, floor: Hlc) {
+        while let Ok((bytes, answer)) = self.answers.try_recv() {
+            self.asked = self.asked.saturating_sub(bytes);
+            match answer {
+                Answer::Committed(committed) => {
+                    let rows = committed.results.len() as u64;
+                    metrics::counter!("ebla_memory_evicted_rows_total").increment(rows);
+                    self.freeing.push_back((committed.ts, bytes));
+                }
+                // Somebody wrote a row meanwhile, or another server leads: its rows are as good.
+                Answer::Refused(_) | Answer::Reverted | Answer::Unknown | Answer::Reached => {}
+            }
+        }
+        self.freeing.retain(|(ts, _)| *ts > floor);
     }
 }
 
@@ -112,24 +132,17 @@ impl MemoryKeeper {
 
     /// Removes the coldest rows of what is led here while the table takes too much.
     fn evict(&self, id: TableId, table: &MemoryTable, hand: &mut Hand) {
-        while let Ok((bytes, answer)) = hand.answers.try_recv() {
-            hand.asked = hand.asked.saturating_sub(bytes);
-            match answer {
-                Answer::Committed(committed) => {
-                    metrics::counter!("ebla_memory_evicted_rows_total")
-                        .increment(committed.results.len() as u64);
-                }
-                // Somebody wrote a row meanwhile, or another server leads: its rows are as good.
-                Answer::Refused(_) | Answer::Reverted | Answer::Unknown | Answer::Reached => {}
-            }
-        }
+        hand.take_answers(self.node.floors.floor(id));
         let Some(limit) = table.limit().filter(|_| table.eviction() != Eviction::None) else { return };
         let (used, aim) = (table.used(), part(limit, limits::MEMORY_EVICT_TO));
         if used <= part(limit, limits::MEMORY_EVICT_ABOVE) || hand.asked > 0 {
             return;
         }
-        // What was replaced goes first, and costs nobody anything.
-        let wanted = used - aim;
+        let freeing: u64 = hand.freeing.iter().map(|(_, bytes)| bytes).sum();
+        let wanted = used.saturating_sub(freeing).saturating_sub(aim);
+        if wanted == 0 {
+            return;
+        }
         let mut found = BTreeMap::new();
         for _ in 0..limits::MEMORY_EVICT_STRETCHES {
             if hand.asked >= wanted {

@@ -311,10 +311,14 @@ impl Oplog {
     /// # Errors
     /// `Write` or `SyncFailed`.
     pub fn compact_to(&self, keep_from: &[(TabletId, Seq)]) -> Result<(), OplogError> {
-        type Kept = Vec<(TabletId, Seq)>;
-        let (memory, keep_from): (Kept, Kept) =
-            keep_from.iter().partition(|(tablet, _)| self.memory.has(*tablet));
-        memory.into_iter().for_each(|(tablet, seq)| self.memory.compact_to(tablet, seq));
+        let mut keep_from = keep_from.to_vec();
+        keep_from.retain(|(tablet, seq)| {
+            let is_in_memory = self.memory.has(*tablet);
+            if is_in_memory {
+                self.memory.compact_to(*tablet, *seq);
+            }
+            !is_in_memory
+        });
         if keep_from.is_empty() {
             return Ok(());
         }

@@ -22,7 +22,6 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
     Attempt, ConfigVersion, Epoch, Incarnation, Lineage, ReplicaId, Seq, ServerId, TableId, TabletId,
 };
-use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::meta::{Parent, TableKind};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
@@ -578,11 +577,12 @@ struct Assigned {
 
 impl Assigned {
     /// What a copy that begins empty knows of tokens. Those of before every copy was lost are
-    /// forgotten: their writes were perhaps acknowledged, and are never to run again.
+    /// forgotten: their writes were perhaps acknowledged, and nobody may be told that they never
+    /// ran. No slack for clocks: it would turn away the first writes of the new life.
     fn tokens(&self) -> TokenTable {
         match self.emptied_ms {
             0 => TokenTable::default(),
-            emptied_ms => TokenTable::complete_from(emptied_ms + TOKEN_CLOCK_SLACK_MS + 1),
+            emptied_ms => TokenTable::complete_from(emptied_ms + 1),
         }
     }
 

@@ -11,7 +11,7 @@ use super::network::{Assignment, Assignments};
 use super::server::{Copy, Server, Timed};
 use crate::invariants::Observation;
 use ebla_kernel::entry::{Entry, LogEnd};
-use ebla_kernel::ids::{Attempt, Epoch, Generation, ReplicaId, Seq, TabletId};
+use ebla_kernel::ids::{Attempt, Epoch, ReplicaId, Seq, TabletId};
 use ebla_kernel::lease::LeaseTerms;
 use ebla_kernel::meta;
 use ebla_kernel::mutated;
@@ -23,6 +23,7 @@ use std::rc::Rc;
 impl Server {
     /// Takes what metadata says of copies here.
     pub(super) fn assignments(&mut self, env: &mut Env, message: Assignments) {
+        let generation = self.generation(env);
         let Some(run) = self.run.as_mut().filter(|run| run.identity.is_some()) else { return };
         let (own, meant) = (run.identity, (message.run.server, message.run.incarnation));
         let is_late = message.number < run.heard || own != Some(meant);
@@ -30,9 +31,9 @@ impl Server {
             run.heard = message.number;
         }
         let Assignments { full, assignments, removed, .. } = message;
-        // What was said of an earlier disk is over (m15, m16).
-        let own = Generation::Disk(self.disk.generation);
-        let is_ours = |assignment: &Assignment| assignment.generation == own || mutated!(LostCopyAnswers);
+        // What was said of an earlier disk, or process, is over (m15, m16).
+        let is_ours =
+            |assignment: &Assignment| assignment.generation == generation || mutated!(LostCopyAnswers);
         let assignments: Vec<Assignment> = assignments.into_iter().filter(is_ours).collect();
         if !is_late {
             for parent in assignments.iter().filter_map(|assignment| assignment.parent) {
@@ -229,7 +230,7 @@ impl Server {
     /// A core begins.
     pub(super) fn install(&mut self, env: &mut Env, core: Tablet) {
         let (tablet, replica, promised) = (core.id(), core.replica(), core.promised());
-        let (server, generation) = (self.index, Generation::Disk(self.disk.generation));
+        let (server, generation) = (self.index, self.generation(env));
         env.observe(&Observation::Opened { tablet, server, replica, generation, promised });
         let settled = core.applied_seq();
         let copy = Copy {

@@ -13,7 +13,7 @@ use super::network::{Address, Message};
 use super::pipeline::floor_above;
 use super::server::{Internal, Server};
 use ebla_kernel::entry::LogEnd;
-use ebla_kernel::ids::{Generation, ReplicaId, Seq, ServerRun, TabletId};
+use ebla_kernel::ids::{ReplicaId, Seq, ServerRun, TabletId};
 use ebla_kernel::mutated;
 use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Input, PeerInput, PeerMessage, PeerRun};
@@ -121,7 +121,7 @@ impl Server {
         }
         let Some(end) = self.disk.log.tablet(id).and_then(|log| log.end_at(safe)) else { return };
         let rows = self.disk.store.snapshot(copy.core.range(), end.ts);
-        let run = PeerRun { server, generation: Generation::Disk(self.disk.generation) };
+        let run = PeerRun { server, generation: self.generation(env) };
         let probe = PeerInput { from: copy.core.replica(), run, epoch, message: PeerMessage::Probe };
         let tokens = copy.core.tokens_upto(safe);
         let shipment = Rc::new(Shipment { fetch, end, rows, tokens, probe });

@@ -60,6 +60,13 @@ impl Disk {
         self.registry.identity = identity;
     }
 
+    /// A process ends whose tables are in memory: of its copies nothing is left.
+    pub fn forget_memory(&mut self) {
+        let Registry { identity, bound, longest_lease_ms, .. } = self.registry;
+        *self = Self::new(self.generation);
+        self.registry = Registry { identity, bound, longest_lease_ms, ..Registry::default() };
+    }
+
     /// The oldest registry change that is being written is durable; gives it.
     pub fn sync_registry(&mut self) -> Option<RegistryChange> {
         let change = self.registry.writing.pop_front()?;

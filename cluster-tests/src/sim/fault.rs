@@ -4,7 +4,7 @@
 //! Source: Groce et al., "Swarm Testing", ISSTA 2012.
 
 use super::rng::Rng;
-use ebla_kernel::meta::{Policy, TableSpec};
+use ebla_kernel::meta::{Policy, TableKind, TableSpec};
 
 /// Microseconds of simulated time, from and to.
 pub type SpanUs = (u64, u64);
@@ -190,6 +190,14 @@ impl Profile {
             retired_us: [100_000, SECOND_US, 3 * SECOND_US][rng.index(3)],
             log_full_pm: [0, 0, 100][rng.index(3)],
         }
+    }
+
+    /// The table is in memory: a process that ends loses its copies, and they are built anew.
+    pub fn keep_in_memory(&mut self) {
+        self.spec.kind = TableKind::Memory;
+        self.repairs = true;
+        self.blackout_us = None;
+        self.wipe = None;
     }
 
     /// The same cluster without any fault: what it must recover in.

@@ -28,6 +28,7 @@ use ebla_kernel::ids::{
     Tick,
 };
 use ebla_kernel::lease::LeaseTerms;
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::tablet::{Appointment, Input, Tablet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -292,6 +293,15 @@ impl Server {
         Address::Server(self.index)
     }
 
+    /// What a copy here lives and dies with.
+    pub(super) fn generation(&self, env: &Env) -> Generation {
+        let run = self.run.as_ref().and_then(|run| run.identity);
+        match env.profile.spec.kind {
+            TableKind::Durable => Generation::Disk(self.disk.generation),
+            TableKind::Memory => Generation::Process(run.map_or(Incarnation(0), |(_, run)| run)),
+        }
+    }
+
     /// The holder's clock.
     pub(super) fn now(&self, env: &Env) -> Tick {
         self.clock.holder(env.now_us)
@@ -352,6 +362,11 @@ impl Server {
         let index = self.index;
         env.say(|| format!("server {index} crashes"));
         self.run = None;
+        if env.profile.spec.kind == TableKind::Memory {
+            self.disk.forget_memory();
+            env.observe(&Observation::Wiped { server: index });
+            return;
+        }
         let survived = self.disk.crash(&mut env.rng);
         survived.changes.iter().for_each(|change| self.show_change(env, change));
         for record in survived.records {

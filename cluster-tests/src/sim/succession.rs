@@ -7,7 +7,7 @@ use super::network::{Address, Message};
 use super::pipeline::floor_above;
 use super::server::{Internal, Server};
 use ebla_kernel::entry::{LogEnd, SealRecord, SealedChild};
-use ebla_kernel::ids::{Epoch, Generation, TabletId};
+use ebla_kernel::ids::{Epoch, TabletId};
 use ebla_kernel::limits::SEAL_CONTACT_MS;
 use ebla_kernel::meta::{Parent, SealOrder, SplitCommit};
 use ebla_kernel::mutated;
@@ -44,7 +44,7 @@ impl Server {
         let Some(run) = self.server_run() else { return };
         let index = self.index;
         env.say(|| format!("server {index} {id} asks for the commit {proposal:?}"));
-        let own = Generation::Disk(self.disk.generation);
+        let own = self.generation(env);
         let ready = proposal.ready.iter().map(|(id, run)| (*id, run.map_or(own, |run| run.generation)));
         let (attempt, epoch, seal) = (proposal.attempt, proposal.epoch, proposal.seal);
         let commit = SplitCommit { tablet: id, attempt, epoch, seal, ready: ready.collect() };

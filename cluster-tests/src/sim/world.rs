@@ -13,6 +13,7 @@ use crate::invariants::{Observation, Violation};
 use crate::oracle::{Asked, Fate, Outcome, Trust};
 use bytes::Bytes;
 use ebla_kernel::ids::TabletId;
+use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::{AckLevel, Action, Op, Token};
 use std::collections::BTreeMap;
 
@@ -125,6 +126,9 @@ impl World {
         self.be_alive()?;
         self.come_to_rest()?;
         self.judge("at rest")?;
+        if self.env.profile.spec.kind == TableKind::Memory {
+            return Ok(()); // nothing is left of it
+        }
         self.lose_power();
         self.come_to_rest()?;
         self.judge("after a power loss of everything")
@@ -247,7 +251,9 @@ impl World {
             }
             Fault::StopServer => {
                 let victim = self.env.rng.index(self.servers.len());
-                self.servers[victim].stop(&mut self.env);
+                if self.env.profile.spec.kind == TableKind::Durable {
+                    self.servers[victim].stop(&mut self.env);
+                }
                 self.schedule(profile.transfer_us, fault);
             }
             Fault::Transfer => {
@@ -340,11 +346,20 @@ impl World {
     }
 
     pub(super) fn crash(&mut self, victim: usize) {
-        if self.servers[victim].is_up() {
+        if self.servers[victim].is_up() && self.bears_crash(victim) {
             self.servers[victim].crash(&mut self.env);
             let down = self.env.profile.down_us;
             self.schedule(Some(down), Fault::StartServer(victim));
         }
+    }
+
+    /// Whether tables in memory bear that a process ends: their copies are lost with it. What
+    /// comes of it when all are lost is for the scripts of the metadata core and real processes.
+    fn bears_crash(&self, victim: usize) -> bool {
+        let oracle = &self.env.watch.oracle;
+        let mut routes = self.env.directory.routes.iter();
+        self.env.profile.spec.kind == TableKind::Durable
+            || routes.all(|route| oracle.bears(route.tablet, Some(victim)))
     }
 
     /// A disk of chance is lost, if every table bears it, or shall not.

@@ -53,8 +53,7 @@ impl Store for BothStores {
         if !changes.iter().any(|change| is_in_memory(&change)) {
             return self.disk.apply(changes);
         }
-        let (memory, disk): (Vec<Applied<'_>>, Vec<Applied<'_>>) =
-            changes.iter().partition(|change| is_in_memory(change));
+        let (memory, disk): (Vec<Applied<'_>>, Vec<Applied<'_>>) = changes.iter().partition(is_in_memory);
         if !memory.is_empty() {
             self.memory.apply(&memory)?;
         }

@@ -2,6 +2,7 @@
 
 mod differential;
 mod garbage;
+mod in_memory;
 mod incoming;
 mod model;
 
