@@ -65,6 +65,10 @@ pub const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// See [`STREAM_WINDOW_BYTES`].
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
+/// Flow control window of a subscriber: one that does not read holds so much of the window of the
+/// connection that it shares with others, and many of them must not fill that.
+pub const ROOM_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+
 /// Pages of one tablet that a scan reads ahead of its caller.
 pub const SCAN_PAGES_AHEAD: usize = 2;
 

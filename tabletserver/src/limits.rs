@@ -446,10 +446,6 @@ pub const ROOM_CALLS_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Calls about rooms to one server that wait for their answers.
 pub const ROOM_CALLS_WAITING_MAX: usize = 262_144;
 
-/// Messages of one stream of a publisher that wait for their answers; above it the stream is not
-/// read on.
-pub const PUBLISHES_WAITING_MAX: u32 = 65_536;
-
 /// Subscriptions of one stream: a few hundred MiB would be needed to say what more of them missed.
 pub const SUBSCRIPTIONS_PER_STREAM_DEFAULT: usize = 500_000;
 

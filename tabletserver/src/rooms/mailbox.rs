@@ -2,6 +2,7 @@
 //! transport has room for one. Nobody waits for company, and nobody waits at a full queue: whoever
 //! puts something in is told, and decides what that means.
 
+use ebla_proto::error::{ApiError, Reason};
 use futures::task::AtomicWaker;
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -74,6 +75,17 @@ impl<T> Mailbox<T> {
             self.waker.wake();
         }
         Ok(())
+    }
+
+    /// Puts in something that its reader must not miss: one that leaves too much unread is cut off.
+    pub fn put_or_end(&self, item: T, bytes: usize) {
+        match self.put(item, bytes) {
+            Ok(()) | Err(NotTaken::Ended) => {}
+            Err(NotTaken::Full) => {
+                let hint = "too many answers were left unread: read them, and open another stream";
+                self.end(Some(ApiError::new(Reason::Overloaded, hint).into()));
+            }
+        }
     }
 
     /// Wants a frame to be sent, be it an empty one.

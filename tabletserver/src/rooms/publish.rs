@@ -52,14 +52,14 @@ impl Publisher {
                     }
                     Err(error) => v1::PublishAnswer { id, error: Some(error.into()), ..Default::default() },
                 };
-                let _ = to.put(answer, super::PARCEL_BYTES);
+                to.put_or_end(answer, super::PARCEL_BYTES);
             }
             Self::Peer(id, to) => {
                 let reply = match result {
                     Ok(published) => Reply::Published(published),
                     Err(error) => Reply::Error(error.into()),
                 };
-                let _ = to.put(v1::RoomReply { id, reply: Some(reply) }, super::PARCEL_BYTES);
+                to.put_or_end(v1::RoomReply { id, reply: Some(reply) }, super::PARCEL_BYTES);
             }
             Self::Nobody => {}
         }

@@ -41,8 +41,7 @@ pub struct JoinRequest {
 impl JoinRequest {
     fn answer(&self, error: Option<ApiError>) {
         let answer = v1::SubscribeAnswer { id: self.id, error: error.map(Into::into) };
-        // One that is gone or does not read hears nothing.
-        let _ = self.mailbox.put(Parcel::Answer(answer), super::PARCEL_BYTES);
+        self.mailbox.put_or_end(Parcel::Answer(answer), super::PARCEL_BYTES);
     }
 
     /// One room less to wait for.
@@ -145,7 +144,8 @@ impl Registry {
             mailbox: Arc::clone(&subscriber.mailbox),
             deadline: now.plus_ms(limits::ROOM_JOIN_TIMEOUT_MS),
         });
-        match state.check_limits(self.limits, joined, request.join.len()) {
+        let more = request.join.iter().filter(|name| !state.is_in(joined, name)).count();
+        match state.check_limits(self.limits, joined, more) {
             Err(error) => answer.answer(Some(error)),
             Ok(()) => {
                 for name in &request.join {
@@ -239,6 +239,10 @@ impl Registry {
 }
 
 impl State {
+    fn is_in(&self, joined: &Joined, name: &[u8]) -> bool {
+        self.by_name.get(name).is_some_and(|room| joined.rooms.contains(room))
+    }
+
     fn check_limits(&self, limits: RoomLimits, joined: &Joined, more: usize) -> Result<(), ApiError> {
         let reached = |whose: &str, max: usize, hint: &str| {
             let hint = format!("{whose} has {max} subscriptions, which is the limit: {hint}");

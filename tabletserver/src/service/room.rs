@@ -114,8 +114,7 @@ fn take_request(
 ) {
     if let Err(error) = check_names(request) {
         let answer = v1::SubscribeAnswer { id: request.id, error: Some(error.into()) };
-        // One that does not read is cut off by what it does not read.
-        let _ = subscriber.mailbox.put(Parcel::Answer(answer), PARCEL_BYTES);
+        subscriber.mailbox.put_or_end(Parcel::Answer(answer), PARCEL_BYTES);
         return;
     }
     rooms.registry().request(rooms.node.clock.tick(), subscriber, joined, request);

@@ -110,7 +110,5 @@ fn take_call(rooms: &Arc<Rooms>, replies: &Replies, id: u64, call: Option<Call>)
 fn answer(replies: &Replies, id: u64, reply: Reply) {
     let reply = v1::RoomReply { id, reply: Some(reply) };
     let bytes = reply.encoded_len() + PARCEL_BYTES;
-    if replies.put(reply, bytes).is_err() {
-        replies.end(Some(Status::resource_exhausted("too many answers wait to be read")));
-    }
+    replies.put_or_end(reply, bytes);
 }
