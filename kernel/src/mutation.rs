@@ -216,13 +216,14 @@ pub enum Mutation {
 
 impl Mutation {
     /// Rules of which the lack does no harm that a search could find, and why.
-    pub const REDUNDANT: [(Self, &'static str); 5] = [
+    pub const REDUNDANT: [(Self, &'static str); 6] = [
         (Self::ProgressSurvivesRun, "what another run had is still there, unless its data is lost (m16)"),
         (Self::SafeEntriesCut, "no leader asks for it as long as every other rule holds"),
         (
             Self::NewCopyPromisesNothing,
             "a built copy's log begins in the present epoch, and that is a promise (m34)",
         ),
+        (Self::CommitOfAnyDisk, "a child's copy has the data of the parent's: lost data stays lost (m16)"),
         (Self::BootstrapWithoutClear, "whatever was there went with the copy before, cleared and flushed"),
         (Self::IngestBeforeFlush, "whatever was there went with the copy before, cleared and flushed"),
     ];
