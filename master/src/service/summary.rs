@@ -69,21 +69,29 @@ pub(super) fn server(shared: &Shared, state: &State, server: &Server) -> v1::Ser
     let leads = |tablet: &&Tablet| {
         tablet.leader.is_some_and(|leader| leader.server == server.id && state.is_current(&leader))
     };
+    let (tablets, of_system): (Vec<&Tablet>, Vec<&Tablet>) =
+        state.tablets_on(server.id).partition(|tablet| is_users(state, tablet));
     v1::ServerSummary {
         server: Some(server_to_wire(server, health.state)),
-        tablets: state.tablet_count_on(server.id) as u64,
-        leaders: state.tablets_on(server.id).filter(leads).count() as u64,
+        tablets: tablets.len() as u64,
+        leaders: tablets.into_iter().filter(leads).count() as u64,
+        system_tablets: of_system.len() as u64,
+        system_leaders: of_system.into_iter().filter(leads).count() as u64,
         silent_ms: u64::try_from(health.silent.as_millis()).unwrap_or(u64::MAX),
         disk_bytes: health.disk_bytes,
         disk_bytes_free: health.disk_bytes_free,
     }
 }
 
+/// Whether a tablet belongs to a table of users, not of the system.
+fn is_users(state: &State, tablet: &Tablet) -> bool {
+    state.table(tablet.table).is_some_and(|table| !is_system_name(&table.name))
+}
+
 pub(super) fn status(shared: &Shared, state: &State) -> v1::GetStatusResponse {
-    let is_users =
-        |tablet: &&Tablet| state.table(tablet.table).is_some_and(|table| !is_system_name(&table.name));
-    let tablets = state.tablets().filter(is_users).count();
-    let serving = shared.liveness.count_serving(state, state.tablets().filter(is_users));
+    let tablets = state.tablets().filter(|tablet| is_users(state, tablet)).count();
+    let serving =
+        shared.liveness.count_serving(state, state.tablets().filter(|tablet| is_users(state, tablet)));
     let not_serving = state.tablet_count() - shared.liveness.count_serving(state, state.tablets());
     let servers = servers(shared, state);
     v1::GetStatusResponse {
