@@ -28,7 +28,7 @@ ROWS ?= 100000
 CASES ?= 60
 MINUTES ?= 10
 
-.PHONY: help deps run test build check fix bench bench-memory bench-meta bench-ops bench-watch sim sim-mutants chaos chaos-bin matrix storm doc
+.PHONY: help deps run test build check fix bench bench-memory bench-meta bench-ops bench-rooms bench-watch sim sim-mutants chaos chaos-bin matrix storm doc
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,10 @@ bench-memory: deps ## measure a table in memory beside one on disk; ARGS="--rows
 bench-meta: deps ## measure the metadata core with 1,000 servers and 1,000,000 tablets
 	cargo build --locked --release --bin ebla-bench-meta
 	"$(TARGET_DIR)/release/ebla-bench-meta" $(ARGS)
+
+bench-rooms: deps ## measure rooms beside nats-server and redis-server, if installed; ARGS="--rooms 100000"
+	cargo build --locked --release --bin ebla --bin ebla-bench-rooms
+	"$(TARGET_DIR)/release/ebla-bench-rooms" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
 
 bench-ops: deps ## measure what splits, drains, drops and deletions cost others; ARGS="--split-mb 10"
 	cargo build --locked --release --bin ebla --bin ebla-bench-ops

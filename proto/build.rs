@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "lost",
         "split",
         "heat",
+        "room",
+        "room_peer",
         "watch",
     ];
     let files = names.map(|name| format!("ebla/v1/{name}.proto"));

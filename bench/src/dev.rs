@@ -12,6 +12,8 @@ use std::time::Duration;
 /// A running cluster, ended when dropped.
 pub struct Dev {
     process: Child,
+    /// Where its master listens.
+    pub address: String,
     /// A client of it, whose calls end after a minute.
     pub client: Client,
 }
@@ -35,8 +37,20 @@ impl Dev {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         ensure!(line.starts_with("ready "), "the cluster did not become ready: {line:?}");
-        let client = Client::builder().endpoints([listen]).timeout(Duration::from_secs(60)).connect().await?;
-        Ok(Self { process, client })
+        let client =
+            Client::builder().endpoints([&listen]).timeout(Duration::from_secs(60)).connect().await?;
+        Ok(Self { process, address: listen, client })
+    }
+
+    /// Memory that the cluster has now.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
+        Ok(kib * 1024)
     }
 }
 

@@ -101,12 +101,24 @@ impl Admin {
         }
     }
 
-    /// All tables.
+    /// All tables of users.
     ///
     /// # Errors
     /// `UNAVAILABLE` and what a master reports.
     pub async fn list_tables(&self) -> Result<Vec<v1::TableSummary>, Error> {
-        let call = |mut admin: AdminClient| async move { admin.list_tables(v1::ListTablesRequest {}).await };
+        self.list(v1::ListTablesRequest { system: false }).await
+    }
+
+    /// All tables, those that the cluster keeps for itself included.
+    ///
+    /// # Errors
+    /// As [`Self::list_tables`].
+    pub async fn list_all_tables(&self) -> Result<Vec<v1::TableSummary>, Error> {
+        self.list(v1::ListTablesRequest { system: true }).await
+    }
+
+    async fn list(&self, request: v1::ListTablesRequest) -> Result<Vec<v1::TableSummary>, Error> {
+        let call = |mut admin: AdminClient| async move { admin.list_tables(request).await };
         Ok(self.ask(call).await?.tables)
     }
 

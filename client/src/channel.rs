@@ -3,7 +3,8 @@
 
 use crate::error::Error;
 use crate::limits::{
-    CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
+    CONNECT_TIMEOUT, CONNECTION_WINDOW_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
+    ROOM_STREAM_WINDOW_BYTES, STREAM_WINDOW_BYTES,
 };
 use ebla_proto::error::Reason;
 use std::collections::HashMap;
@@ -17,6 +18,8 @@ pub(crate) enum Lane {
     Calls,
     /// Streams of rows.
     Scans,
+    /// Everything about rooms.
+    Rooms,
     /// Streams of changes, which a slow consumer may leave unread.
     Watches,
 }
@@ -34,7 +37,12 @@ impl Channels {
         if let Some(channel) = open.get(&(address.to_owned(), lane)) {
             return Ok(channel.clone());
         }
-        let channel = endpoint(address)?.connect_lazy();
+        let endpoint = endpoint(address)?;
+        let endpoint = match lane {
+            Lane::Calls | Lane::Scans | Lane::Watches => endpoint,
+            Lane::Rooms => endpoint.initial_stream_window_size(ROOM_STREAM_WINDOW_BYTES),
+        };
+        let channel = endpoint.connect_lazy();
         open.insert((address.to_owned(), lane), channel.clone());
         Ok(channel)
     }

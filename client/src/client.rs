@@ -128,6 +128,11 @@ impl Shared {
         }
     }
 
+    /// The addresses that the client was given.
+    pub(crate) fn endpoints(&self) -> &[String] {
+        &self.endpoints
+    }
+
     /// Addresses to ask for routes, the most promising first.
     pub(crate) fn sources(&self) -> Vec<String> {
         let last = self.last_source.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -194,7 +199,7 @@ impl Shared {
     }
 }
 
-fn distinct(addresses: impl Iterator<Item = String>) -> Vec<String> {
+pub(crate) fn distinct(addresses: impl Iterator<Item = String>) -> Vec<String> {
     let mut seen = HashSet::new();
     addresses.filter(|address| seen.insert(address.clone())).collect()
 }

@@ -96,6 +96,7 @@ impl Error {
             | Reason::NotACounter
             | Reason::CounterOverflow
             | Reason::LimitReached
+            | Reason::SubscriberTooSlow
             | Reason::MemoryLimit
             | Reason::DiskFull
             | Reason::TimestampOutOfRange

@@ -65,6 +65,10 @@ pub const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// See [`STREAM_WINDOW_BYTES`].
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
+/// Flow control window of a subscriber: one that does not read holds so much of the window of the
+/// connection that it shares with others, and many of them must not fill that.
+pub const ROOM_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+
 /// Pages of one tablet that a scan reads ahead of its caller.
 pub const SCAN_PAGES_AHEAD: usize = 2;
 
@@ -103,6 +107,18 @@ pub const SUGGEST_SPLIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a job that is waited for is looked at.
 pub const JOB_POLL: Duration = Duration::from_millis(100);
+
+/// Rooms in one request of a subscriber: the longest names fit a message.
+pub const ROOMS_PER_REQUEST: usize = 1_000;
+
+/// Requests of a subscriber that wait to be sent.
+pub const SUBSCRIBE_REQUESTS_WAITING: usize = 4;
+
+/// Messages of a publisher that wait for a frame.
+pub const PUBLISH_QUEUE_MAX: usize = 4_096;
+
+/// Messages of one frame of a publisher.
+pub const PUBLISH_CALLS_MAX: usize = 512;
 
 /// Messages of changes that wait for a slow caller; behind them the servers wait, and cut the
 /// watch off when that lasts.

@@ -162,6 +162,11 @@ impl RouteCache {
         map.masters.iter().chain(map.servers.values()).cloned().collect()
     }
 
+    /// Addresses of the tablet servers.
+    pub(crate) fn servers(&self) -> Vec<String> {
+        self.map.read().unwrap_or_else(PoisonError::into_inner).servers.values().cloned().collect()
+    }
+
     /// Addresses of the masters.
     pub(crate) fn masters(&self) -> Vec<String> {
         self.map.read().unwrap_or_else(PoisonError::into_inner).masters.clone()

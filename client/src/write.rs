@@ -247,7 +247,12 @@ impl Client {
 /// The key by which a batch finds its tablet: that of its first operation.
 pub(crate) fn route_key(ops: &[Op]) -> Bytes {
     match ops.first().map(|op| &op.action) {
-        Some(Action::Set { key, .. } | Action::Delete { key, .. } | Action::Add { key, .. }) => key.clone(),
+        Some(
+            Action::Set { key, .. }
+            | Action::Delete { key, .. }
+            | Action::Add { key, .. }
+            | Action::Room { key, .. },
+        ) => key.clone(),
         Some(Action::DeleteRange { from, .. }) => from.clone(),
         None => Bytes::new(),
     }

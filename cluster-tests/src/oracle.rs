@@ -86,7 +86,10 @@ impl Asked {
             | Self::InSession { key, .. } => key,
             Self::Write { ops, .. } => match &ops.first().expect("a batch has operations").action {
                 Action::DeleteRange { from, .. } => from,
-                Action::Set { key, .. } | Action::Delete { key, .. } | Action::Add { key, .. } => key,
+                Action::Set { key, .. }
+                | Action::Delete { key, .. }
+                | Action::Add { key, .. }
+                | Action::Room { key, .. } => key,
             },
         }
     }
@@ -97,9 +100,10 @@ impl Asked {
     #[must_use]
     pub fn touches(&self, range: &KeyRange) -> bool {
         let about = |op: &Op| match &op.action {
-            Action::Set { key, .. } | Action::Delete { key, .. } | Action::Add { key, .. } => {
-                range.contains(key)
-            }
+            Action::Set { key, .. }
+            | Action::Delete { key, .. }
+            | Action::Add { key, .. }
+            | Action::Room { key, .. } => range.contains(key),
             Action::DeleteRange { from, to } => {
                 KeyRange::new(from.clone(), to.clone()).is_ok_and(|asked| asked.overlaps(range))
             }

@@ -1,5 +1,9 @@
 //! Commands and flags. They are stable: scripts and tests depend on them.
 
+mod room;
+
+pub use room::{ListRooms, PublishRoom, Room, RoomName, SubscribeRooms};
+
 use crate::output::Format;
 use crate::parse;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -106,6 +110,9 @@ pub enum Command {
     Lost(Lost),
     /// The busiest tablets and keys, live
     Top(Top),
+    /// Subscribe to rooms, publish to them, see who is there
+    #[command(subcommand)]
+    Room(Room),
 }
 
 impl Command {
@@ -199,6 +206,12 @@ pub struct Tabletserver {
     /// Bytes per second, such as 50MiB, at which copies are sent to servers that lack them
     #[arg(long, default_value = "50MiB", value_parser = parse::bytes, value_name = "BYTES")]
     pub bootstrap_rate: u64,
+    /// Most rooms that one stream of a subscriber may be in
+    #[arg(long, default_value_t = ebla_tabletserver::limits::SUBSCRIPTIONS_PER_STREAM_DEFAULT, value_name = "N")]
+    pub subscriptions_per_stream: usize,
+    /// Most subscriptions of rooms at this server
+    #[arg(long, default_value_t = ebla_tabletserver::limits::SUBSCRIPTIONS_PER_SERVER_DEFAULT, value_name = "N")]
+    pub subscriptions_max: usize,
     /// Serve /health, /ready, /metrics and /version here
     #[arg(long, value_parser = parse::address, value_name = "HOST:PORT")]
     pub http: Option<String>,
@@ -209,13 +222,22 @@ pub enum Table {
     /// Create a table and wait until it serves
     Create(CreateTable),
     /// List all tables
-    List(Wait),
+    List(ListTables),
     /// Describe one table
     Describe(TableName),
     /// Change when a table is split and merged
     Set(SetTable),
     /// Drop a table with all its rows
     Drop(DropTable),
+}
+
+#[derive(Args, Debug)]
+pub struct ListTables {
+    /// Also those that the cluster keeps for itself
+    #[arg(long)]
+    pub system: bool,
+    #[command(flatten)]
+    pub wait: Wait,
 }
 
 #[derive(Args, Debug)]
@@ -256,12 +278,15 @@ pub struct CreateTable {
     /// Key at which to cut the table into tablets from the start; give it as often as needed
     #[arg(long, allow_hyphen_values = true, value_name = "KEY")]
     pub split_at: Vec<OsString>,
+    /// Make every committed change of key K a message in the room TABLE/K
+    #[arg(long)]
+    pub publish_changes: bool,
     #[command(flatten)]
     pub wait: Wait,
 }
 
 #[derive(Args, Debug)]
-#[group(id = "what_to_set", required = true, multiple = true, args = ["split_size", "split_load", "auto_merge"])]
+#[group(id = "what_to_set", required = true, multiple = true, args = ["split_size", "split_load", "auto_merge", "publish_changes"])]
 pub struct SetTable {
     /// Name of the table
     pub name: String,
@@ -274,8 +299,20 @@ pub struct SetTable {
     /// Which small idle neighbours the cluster merges by itself
     #[arg(long, value_enum, value_name = "WHICH")]
     pub auto_merge: Option<AutoMerge>,
+    /// Whether every committed change of key K is a message in the room TABLE/K
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub publish_changes: Option<Switch>,
     #[command(flatten)]
     pub wait: Wait,
+}
+
+/// On or off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Switch {
+    /// It is so.
+    On,
+    /// It is not.
+    Off,
 }
 
 /// Which idle neighbours are merged.

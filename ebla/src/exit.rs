@@ -136,6 +136,7 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::NotACounter
         | Reason::CounterOverflow
         | Reason::LimitReached
+        | Reason::SubscriberTooSlow
         | Reason::MemoryLimit
         | Reason::DiskFull
         | Reason::TimestampOutOfRange

@@ -28,7 +28,8 @@ pub fn start(cli: &Cli) {
         | Command::Watch(_)
         | Command::Outcome(_)
         | Command::Lost(_)
-        | Command::Top(_) => "warn",
+        | Command::Top(_)
+        | Command::Room(_) => "warn",
     };
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
     let is_terminal = std::io::stderr().is_terminal();

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{ContentArrangement, Table, TableComponent};
 use ebla_client::{AckLevel, Cell, Row, Value, WatchChange, WatchEvent};
+use ebla_kernel::text::escape;
 use serde_json::{Map, Value as Json, json};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -125,6 +126,18 @@ impl Output {
     pub fn cell_json(&self, key: &[u8], cell: &Cell) -> Json {
         let row = Row { key: bytes::Bytes::copy_from_slice(key), value: cell.value.clone(), ts: cell.ts };
         self.row_json(&row, false)
+    }
+
+    /// An object whose first fields are bytes: marked when some of them are not UTF-8.
+    pub fn bytes_json(&self, fields: &[(&str, &[u8])], others: Json) -> Json {
+        let mut object = Map::new();
+        let mut is_text = true;
+        for (name, bytes) in fields {
+            is_text &= self.put_bytes(&mut object, name, bytes);
+        }
+        object.extend(others.as_object().cloned().unwrap_or_default());
+        self.mark(&mut object, is_text);
+        object.into()
     }
 
     /// An event of a watch as an object: type, what it is about, ts, token.
@@ -306,19 +319,6 @@ fn hex(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("a string takes everything");
         text
     })
-}
-
-/// Everything that is UTF-8 as it is, all other bytes as `\xNN`; a backslash becomes `\x5c`,
-/// so that the text can be read back.
-fn escape(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() + 16);
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(&chunk.valid().replace('\\', "\\x5c"));
-        for byte in chunk.invalid() {
-            write!(text, "\\x{byte:02x}").expect("a string takes everything");
-        }
-    }
-    text
 }
 
 fn from_hex(text: &[u8]) -> Option<Vec<u8>> {

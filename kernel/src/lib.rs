@@ -21,8 +21,10 @@ pub mod op;
 pub mod plan;
 pub mod range;
 pub mod range_tombstones;
+pub mod room;
 pub mod sequence;
 pub mod tablet;
+pub mod text;
 pub mod watch;
 
 /// Whether a bug of `mutation::Mutation` is seeded; the constant `false` in every build

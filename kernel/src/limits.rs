@@ -331,6 +331,31 @@ pub const LOAD_SAMPLE_RETRY_MS: u64 = 5_000;
 /// How long a leadership that is handed over counts as handed over already.
 pub const HAND_OVER_PATIENCE_MS: u64 = 10_000;
 
+/// Longest name of a room in bytes: a key of a row, and in memory once for every room of a server.
+pub const ROOM_NAME_BYTES_MAX: usize = 1024;
+
+/// Longest message to a room in bytes: it waits in the queue of each subscriber.
+pub const ROOM_MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long after the last subscriber left a server clears its bit, in milliseconds: longer than
+/// a client takes to come back, and than a set of the bit can be under way.
+pub const ROOM_CLEAR_DELAY_MS: u64 = 5_000;
+
+/// In this time a server says all of its bits again, in milliseconds: what was lost without
+/// anybody noticing comes back.
+pub const ROOM_REASSERT_MS: u64 = 30_000;
+
+/// Pause before a bit that could not be set or cleared is said again, in milliseconds.
+pub const ROOM_RETRY_MS: u64 = 200;
+
+/// Most bits of which one server has said something and heard no answer: some batches to each of
+/// a few leaders. A million rooms in doubt are no storm but a stream.
+pub const ROOM_BITS_IN_FLIGHT_MAX: usize = 16_384;
+
+/// How long old versions of room rows are kept, in milliseconds: as long as a list of all rooms may
+/// take to be read. Nobody reads the past of a room.
+pub const ROOMS_RETENTION_MS: u64 = 60_000;
+
 /// How often an idle tablet that is watched closes its past, in milliseconds: its watchers learn
 /// about once a second that they have missed nothing.
 pub const WATCH_CLOSE_EVERY_MS: u64 = 1_000;

@@ -196,6 +196,14 @@ pub enum Mutation {
     ForgottenBeforeFlush,
     /// Clearing a copy takes rows beyond its range.
     ClearTouchesNeighbour,
+    /// Clearing a room's bit takes it whatever stamp it has.
+    ClearUnconditional,
+    /// The bit of a run that is over counts.
+    OldRunsBitCounts,
+    /// Bits are not said again when another leads the row.
+    DoubtIgnored,
+    /// A subscriber is told that it is in before the bit is set.
+    SubscribedBeforeSet,
     /// A watch shows what is not at or below a Q.
     FeedAboveQ,
     /// A watch shows what was taken back.
@@ -324,6 +332,11 @@ impl Mutation {
         Self::REDUNDANT.iter().find(|(mutation, _)| *mutation == self).map(|(_, reason)| *reason)
     }
 
+    /// Those that show themselves only where there are rooms; a world of its own finds them
+    /// (`kernel/tests/room_world.rs`).
+    pub const OF_ROOMS: [Self; 4] =
+        [Self::ClearUnconditional, Self::OldRunsBitCounts, Self::DoubtIgnored, Self::SubscribedBeforeSet];
+
     /// Those that show themselves only where tablets are split or merged; the golden scripts hold
     /// the rules of those that chance does not bring about.
     pub const OF_SPLITS: [Self; 17] = [
@@ -441,6 +454,10 @@ impl Mutation {
             Self::IngestBeforeFlush => "2.1 bootstrap",
             Self::ForgottenBeforeFlush => "2.1 move-out",
             Self::ClearTouchesNeighbour => "2.1 move-out",
+            Self::ClearUnconditional
+            | Self::OldRunsBitCounts
+            | Self::DoubtIgnored
+            | Self::SubscribedBeforeSet => "1.17 rooms",
             Self::FeedAboveQ => "a watch shows only what is at or below Q",
             Self::FeedShowsReverted => "a watch never shows what was taken back",
             Self::ResumeUnchecked => "a watch goes on only in its own history",
@@ -546,6 +563,10 @@ impl Mutation {
             Self::IngestBeforeFlush => &["2.1 bootstrap"],
             Self::ForgottenBeforeFlush => &["2.1 move-out"],
             Self::ClearTouchesNeighbour => &["2.1 move-out", "cockroach-31752"],
+            Self::ClearUnconditional
+            | Self::OldRunsBitCounts
+            | Self::DoubtIgnored
+            | Self::SubscribedBeforeSet => &["1.17"],
             Self::FeedAboveQ | Self::FeedShowsReverted => &["I7"],
             Self::ResumeUnchecked => &["KIP-320"],
             Self::ChildFeedSkips => &["pegasus-2284"],

@@ -6,9 +6,12 @@
 use crate::hlc::Hlc;
 use crate::ids::Seq;
 use crate::limits::{BATCH_BYTES_MAX, BATCH_OPS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::room::ServerRuns;
+use crate::room::row::BitChange;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 use std::fmt;
+use std::sync::Arc;
 
 /// Why a row is gone. Readers do not care; watchers are told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -162,6 +165,15 @@ pub enum Action {
         /// First key that stays.
         to: Option<Bytes>,
     },
+    /// Changes the bit of a server in the row of a room. Only servers ask for it.
+    Room {
+        /// The room.
+        key: Bytes,
+        /// What becomes of the bit.
+        change: BitChange,
+        /// Bits of runs that are over by these go, too.
+        runs: Arc<ServerRuns>,
+    },
 }
 
 impl Action {
@@ -169,7 +181,10 @@ impl Action {
     #[must_use]
     pub fn key(&self) -> Option<&Bytes> {
         match self {
-            Self::Set { key, .. } | Self::Delete { key, .. } | Self::Add { key, .. } => Some(key),
+            Self::Set { key, .. }
+            | Self::Delete { key, .. }
+            | Self::Add { key, .. }
+            | Self::Room { key, .. } => Some(key),
             Self::DeleteRange { .. } => None,
         }
     }
@@ -188,7 +203,7 @@ impl Op {
     /// Whether the present version of the row must be known to run this.
     #[must_use]
     pub fn needs_read(&self) -> bool {
-        self.condition.is_some() || matches!(self.action, Action::Add { .. })
+        self.condition.is_some() || matches!(self.action, Action::Add { .. } | Action::Room { .. })
     }
 }
 
@@ -306,7 +321,7 @@ fn check_op(op: &Op) -> Result<usize, BadRequest> {
             }
             key.len() + value.len()
         }
-        Action::Delete { key, .. } | Action::Add { key, .. } => key.len(),
+        Action::Delete { key, .. } | Action::Add { key, .. } | Action::Room { key, .. } => key.len(),
         Action::DeleteRange { from, to } => check_delete_range(op, from, to.as_ref())?,
     };
     Ok(bytes)

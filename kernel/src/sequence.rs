@@ -14,6 +14,8 @@ use crate::limits::{DELETE_RANGE_EXPANDED_ROWS_MAX, RECENT_BYTES_MAX, RECENT_WRI
 use crate::mutated;
 use crate::op::{Action, Body, Cause, Change, Condition, Op, OpResult, Version};
 use crate::range::KeyRange;
+use crate::room::ServerRuns;
+use crate::room::row::{BitChange, RoomRow};
 use bytes::Bytes;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -303,6 +305,7 @@ impl Batch<'_> {
             }
             Action::Add { key, delta } => self.add(index, key, *delta),
             Action::DeleteRange { from, to } => self.delete_range(from, to.as_ref()),
+            Action::Room { key, change, runs } => self.change_room(key, *change, runs),
         }
     }
 
@@ -332,6 +335,16 @@ impl Batch<'_> {
         let sum = value.checked_add(delta).ok_or(Reject::CounterOverflow { op: index, value })?;
         self.rows.insert(key.clone(), (Body::Counter(sum), expires_ms));
         Ok(OpResult::Counter(sum))
+    }
+
+    fn change_room(&mut self, key: &Bytes, change: BitChange, runs: &ServerRuns) -> Result<OpResult, Reject> {
+        let live = self.live(key)?;
+        let mut room = RoomRow::of(live.as_ref().map(|version| &version.body));
+        let is_broken = live.is_some() && room.is_empty();
+        if room.change(change, runs) || is_broken {
+            self.rows.insert(key.clone(), (room.into_body(), None));
+        }
+        Ok(OpResult::Done)
     }
 
     fn delete_range(&mut self, from: &Bytes, to: Option<&Bytes>) -> Result<OpResult, Reject> {
@@ -426,6 +439,9 @@ fn body_is(body: &Body, value: &Bytes) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Incarnation, Ordinal};
+    use crate::room::{Stamp, SubSeq};
+    use std::sync::Arc;
 
     const TS: Hlc = Hlc(1_000 << 16);
 
@@ -545,6 +561,27 @@ mod tests {
             run(&[op], &Recent::default(), &read("k", Some(live))),
             Err(Reject::ConditionFailed { op: 0, actual: Some(Hlc(7)) })
         );
+    }
+
+    #[test]
+    fn bits_of_a_room_chain_on_writes_in_flight() {
+        let bit = |ordinal: u32, set| {
+            let stamp = Stamp { incarnation: Incarnation(1), sub_seq: SubSeq(4) };
+            let change = if set { BitChange::Set } else { BitChange::Clear }(Ordinal(ordinal), stamp);
+            Op { condition: None, action: Action::Room { key: key("r"), change, runs: Arc::default() } }
+        };
+        let mut recent = Recent::default();
+        let first = run(&[bit(2, true)], &recent, &read("r", None)).unwrap();
+        recent.note(Seq(1), Hlc(1), &first.changes, false);
+        let second = run(&[bit(5, true)], &recent, &Evidence::default()).unwrap();
+        let [Change::Put { body: Body::Value(value), .. }] = &second.changes[..] else {
+            panic!("{second:?}")
+        };
+        let bits: Vec<u32> = RoomRow::decode(value).unwrap().bits().map(|(ordinal, _)| ordinal.0).collect();
+        assert_eq!(bits, [2, 5]);
+        assert!(run(&[bit(2, true)], &recent, &Evidence::default()).unwrap().changes.is_empty(), "it is set");
+        let emptied = run(&[bit(2, false)], &recent, &Evidence::default()).unwrap();
+        assert_eq!(puts(&emptied), ["-r"], "a room without bits has no row");
     }
 
     #[test]

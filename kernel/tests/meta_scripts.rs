@@ -532,7 +532,12 @@ fn set_table(args: &Args, state: &State) -> Command {
         "all" => AutoMerge::All,
         other => panic!("merge={other}"),
     });
-    let change = TableChange { split_bytes: number("size"), split_load: number("load"), auto_merge };
+    let change = TableChange {
+        split_bytes: number("size"),
+        split_load: number("load"),
+        auto_merge,
+        ..TableChange::default()
+    };
     let table = args.text("table").and_then(|name| state.table_named(name)).map(|table| table.id);
     Command::ChangeTable { table: table.unwrap_or(TableId(99)), change }
 }

@@ -19,6 +19,7 @@ mod placement;
 mod raft;
 mod server;
 mod service;
+mod system_tables;
 
 pub use config::Config;
 pub use error::Error;

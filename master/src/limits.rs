@@ -165,3 +165,10 @@ pub const DISK_FREE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 
 /// Copies on their way in that one server is believed to have: it builds two at once.
 pub const ARRIVALS_PER_SERVER_MAX: usize = 64;
+
+/// How often the leading master looks after the system's own tables.
+pub const SYSTEM_TABLES_LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Looks without a new server after which a cluster of fewer servers than copies gets its system
+/// tables: servers that are started together come within this.
+pub const SYSTEM_TABLES_SETTLE_LOOKS: u32 = 8;

@@ -88,6 +88,7 @@ impl Master {
             balancer,
             stopping: stop,
         };
+        tasks.spawn(crate::system_tables::keep(shared.clone()));
         let failure: FailureSender = Arc::new(watch::channel(None).0);
         let server = serve(shared, sender, identity.directory_id, !identity.directories.is_empty(), listener);
         let serving = tokio::spawn(report(server, Arc::clone(&failure)));

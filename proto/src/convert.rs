@@ -77,13 +77,15 @@ pub fn op_to_wire(op: Op) -> v1::WriteOp {
     use v1::write_op::{Condition as WireCondition, Op as WireOp};
     let action = match op.action {
         Action::Set { key, value, ttl_ms } => {
-            WireOp::Set(v1::SetOp { key, value, ttl_ms: ttl_ms.unwrap_or(0) })
+            Some(WireOp::Set(v1::SetOp { key, value, ttl_ms: ttl_ms.unwrap_or(0) }))
         }
-        Action::Delete { key, .. } => WireOp::Delete(v1::DeleteOp { key }),
-        Action::Add { key, delta } => WireOp::Add(v1::AddOp { key, delta }),
+        Action::Delete { key, .. } => Some(WireOp::Delete(v1::DeleteOp { key })),
+        Action::Add { key, delta } => Some(WireOp::Add(v1::AddOp { key, delta })),
         Action::DeleteRange { from, to } => {
-            WireOp::DeleteRange(v1::DeleteRangeOp { from, to: to.unwrap_or_default() })
+            Some(WireOp::DeleteRange(v1::DeleteRangeOp { from, to: to.unwrap_or_default() }))
         }
+        // Made by servers for themselves: it goes nowhere, and an empty operation is refused.
+        Action::Room { .. } => None,
     };
     let condition = op.condition.map(|condition| match condition {
         Condition::Absent => WireCondition::Absent(true),
@@ -91,7 +93,7 @@ pub fn op_to_wire(op: Op) -> v1::WriteOp {
         Condition::TsIs(ts) | Condition::NewestIs(ts) => WireCondition::IfTs(ts.0),
         Condition::ValueIs(value) => WireCondition::IfValue(value),
     });
-    v1::WriteOp { op: Some(action), condition }
+    v1::WriteOp { op: action, condition }
 }
 
 /// An acknowledgement level; none when the request leaves it to the table.

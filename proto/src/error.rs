@@ -95,6 +95,8 @@ reasons! {
     Overloaded = "OVERLOADED", ResourceExhausted;
     /// A bound of the data model is reached.
     LimitReached = "LIMIT_REACHED", ResourceExhausted;
+    /// A subscriber did not keep up with what was published and was cut off.
+    SubscriberTooSlow = "SUBSCRIBER_TOO_SLOW", ResourceExhausted;
     /// The table in memory is at its limit; nothing was written, deletes go on.
     MemoryLimit = "MEMORY_LIMIT", ResourceExhausted;
     /// The disk is too full for new rows; deletes go on.

@@ -112,6 +112,7 @@ pub fn table_spec(wire: Option<&v1::TableSpec>, servers_up: usize) -> Result<Tab
         split_bytes: non_zero(wire.split_bytes).unwrap_or(default.split_bytes),
         split_load: wire.split_load.unwrap_or(default.split_load),
         auto_merge: auto_merge(wire.auto_merge)?.unwrap_or_default(),
+        publish_changes: wire.publish_changes,
         memory_bytes_max: wire.memory_bytes_max,
         eviction: eviction(wire.eviction)?,
     };
@@ -191,7 +192,13 @@ pub fn table_change(wire: &v1::ChangeTableRequest) -> Result<TableChange, ApiErr
         return Err(ApiError::new(Reason::BadRequest, hint));
     }
     let (split_bytes, split_load) = (wire.split_bytes, wire.split_load);
-    Ok(TableChange { split_bytes, split_load, auto_merge: auto_merge(wire.auto_merge)? })
+    Ok(TableChange {
+        split_bytes,
+        split_load,
+        auto_merge: auto_merge(wire.auto_merge)?,
+        replicas: None,
+        publish_changes: wire.publish_changes,
+    })
 }
 
 fn copies(wire: u32) -> Result<Option<u8>, ApiError> {
@@ -232,6 +239,7 @@ pub fn table_to_wire(table: &Table) -> v1::Table {
         split_bytes: table.spec.split_bytes,
         split_load: Some(table.spec.split_load),
         auto_merge: auto_merge_to_wire(table.spec.auto_merge) as i32,
+        publish_changes: table.spec.publish_changes,
         memory_bytes_max: table.spec.memory_bytes_max,
         eviction: eviction as i32,
     };

@@ -29,6 +29,10 @@ pub struct Config {
     pub gc_interval: Duration,
     /// Bytes per second at which copies are sent to servers that lack them.
     pub bootstrap_bytes_per_s: u64,
+    /// Most rooms that one stream is in.
+    pub subscriptions_per_stream: usize,
+    /// Most subscriptions of rooms at this server.
+    pub subscriptions_max: usize,
 }
 
 impl Config {
@@ -47,6 +51,8 @@ impl Config {
             flush_interval: Some(limits::FLUSH_INTERVAL_DEFAULT),
             gc_interval: limits::GC_INTERVAL_DEFAULT,
             bootstrap_bytes_per_s: limits::BOOTSTRAP_BYTES_PER_S_DEFAULT,
+            subscriptions_per_stream: limits::SUBSCRIPTIONS_PER_STREAM_DEFAULT,
+            subscriptions_max: limits::SUBSCRIPTIONS_PER_SERVER_DEFAULT,
         }
     }
 }

@@ -35,6 +35,7 @@ pub mod registry;
 mod replica_set;
 mod replicas;
 mod replication;
+mod rooms;
 mod routes;
 mod server;
 mod service;

@@ -428,6 +428,87 @@ pub const SPLIT_WALK_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Keys that are noted on such a walk; when there are more, every second one is forgotten.
 pub const SPLIT_NOTES_MAX: usize = 8_192;
 
+/// Bytes that may wait for one subscriber of rooms. Above it the subscriber is cut off, so that
+/// memory stays bounded and nobody waits for it.
+pub const SUBSCRIBER_BYTES_WAITING_MAX: usize = 8 * 1024 * 1024;
+
+/// Messages in one frame to a subscriber, calls in one between servers, answers in one to a
+/// publisher: enough to spread the cost of a frame.
+pub const ROOM_FRAME_ITEMS_MAX: usize = 1_024;
+
+/// Bytes at which such a frame is full.
+pub const ROOM_FRAME_BYTES_MAX: usize = 256 * 1024;
+
+/// Bytes of calls about rooms that may wait for one server, and of answers: above it callers are
+/// told to come back.
+pub const ROOM_CALLS_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Calls about rooms to one server that wait for their answers.
+pub const ROOM_CALLS_WAITING_MAX: usize = 262_144;
+
+/// Subscriptions of one stream: a few hundred MiB would be needed to say what more of them missed.
+pub const SUBSCRIPTIONS_PER_STREAM_DEFAULT: usize = 500_000;
+
+/// Subscriptions of one server: some 200 bytes each.
+pub const SUBSCRIPTIONS_PER_SERVER_DEFAULT: usize = 2_000_000;
+
+/// Names in one request of a subscriber.
+pub const ROOMS_PER_REQUEST_MAX: usize = 10_000;
+
+/// Rooms that are left under one lock: messages wait meanwhile.
+pub const ROOMS_PER_LOCK: usize = 1_000;
+
+/// How long a subscriber waits for the bits of its rooms until it is told, in milliseconds: as
+/// long as any request.
+pub const ROOM_JOIN_TIMEOUT_MS: u64 = ebla_kernel::limits::REQUEST_TIMEOUT_MS_DEFAULT;
+
+/// How often it is looked for those who wait too long, in milliseconds.
+pub const ROOM_JOINS_LOOK_MS: u64 = 500;
+
+/// Bits in one call to a leader, which makes one write of them: one log entry of some hundred KiB.
+pub const ROOM_BITS_PER_CALL: usize = 1_000;
+
+/// How long one write of bits may take: less than a bit is kept after its last subscriber, so
+/// that none comes after the clear.
+pub const ROOM_BITS_TIMEOUT_MS: u64 = 3_000;
+
+/// Shortest pause between two looks at what is due of bits.
+pub const ROOM_LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// A server that is silent for this long counts as down for messages and for `who`.
+pub const ROOM_SILENCE: Duration = Duration::from_secs(3);
+
+/// How often a server says something on a connection about rooms.
+pub const ROOM_NUDGE_EVERY: Duration = Duration::from_secs(1);
+
+/// Pause before a connection about rooms is tried again.
+pub const ROOM_RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// A connection about rooms that nobody used for this long is closed.
+pub const ROOM_LINK_IDLE: Duration = Duration::from_secs(60);
+
+/// How long `who` waits for the servers.
+pub const ROOM_WHO_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Pause before a message whose room's row has no leader here is tried again.
+pub const ROOM_LEADER_PAUSE: Duration = Duration::from_millis(25);
+
+/// Messages that wait for a leader of their room's row; above it publishers are told to come back.
+pub const ROOM_PUBLISHES_PARKED_MAX: usize = 65_536;
+
+/// Rooms of which a leader remembers the last number given, per lock: of those used least lately
+/// it keeps the greatest number only.
+pub const ROOM_SEQS_PER_SHARD: usize = 4_096;
+
+/// Locks among which the numbers are spread.
+pub const ROOM_SEQ_SHARDS: usize = 64;
+
+/// Rows that are looked through for bits of runs that are over in one step of a sweep.
+pub const ROOM_SWEEP_ROWS: usize = 10_000;
+
+/// Pause between two steps of a sweep.
+pub const ROOM_SWEEP_EVERY: Duration = Duration::from_secs(1);
+
 /// Watches that a server serves at once; each costs some kilobytes and wakes up at every commit
 /// of its tablet.
 pub const WATCHES_MAX: usize = 10_000;
@@ -477,3 +558,12 @@ pub const SWEEP_ROWS_MAX: usize = 10_000;
 
 /// Expired rows that are deleted by one write.
 pub const SWEEP_BATCH_ROWS: usize = 100;
+
+/// How often it is looked for tablets that begin to serve among those whose changes are published.
+pub const PUBLISHED_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Longest wait for the next change of a tablet before it is looked whether it still serves.
+pub const PUBLISHED_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a change is tried to be published while nobody leads its room's row.
+pub const PUBLISHED_CHANGE_TIMEOUT: Duration = Duration::from_secs(10);

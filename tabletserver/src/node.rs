@@ -24,8 +24,9 @@ use ebla_kernel::ids::{TabletId, Tick};
 use ebla_kernel::limits::{
     RANGE_TOMBSTONES_PER_TABLET_MAX, REQUEST_TIMEOUT_MS_DEFAULT, TOKEN_CLOCK_SLACK_MS,
 };
-use ebla_kernel::meta::{Eviction, TableKind};
+use ebla_kernel::meta::{Eviction, TableKind, is_system_name};
 use ebla_kernel::op::{self, AckLevel, Action, Body, Op, Token, Version};
+use ebla_kernel::room::row::ROOM_BIT_BYTES;
 use ebla_kernel::sequence::{Evidence, Reject};
 use ebla_kernel::tablet::{Answer, Refusal};
 use ebla_proto::convert;
@@ -83,7 +84,7 @@ impl Default for TokenMaker {
 }
 
 impl TokenMaker {
-    /// A new name.
+    /// A name that nobody has used.
     pub(crate) fn make(&self) -> Token {
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         Token { issued_ms: Clock::wall_ms(), client: self.client, seq }
@@ -208,7 +209,7 @@ impl Node {
         for op in ops {
             let (key, bytes) = match &op.action {
                 Action::Set { key, value, .. } => (key, key.len() + value.len()),
-                Action::Delete { key, .. } => (key, key.len()),
+                Action::Delete { key, .. } | Action::Room { key, .. } => (key, key.len()),
                 Action::Add { key, .. } => (key, key.len() + size_of::<i64>()),
                 Action::DeleteRange { from, .. } => (from, from.len()),
             };
@@ -339,6 +340,10 @@ impl Node {
             return Err(ApiError::new(Reason::Draining, "this server is stopping: fetch the route again"));
         }
         self.meters.write();
+        if is_system_name(&request.table) {
+            let hint = format!("table {} belongs to the system: write to a table of yours", request.table);
+            return Err(ApiError::new(Reason::BadRequest, hint));
+        }
         let ops = convert::ops(request.ops)?;
         let table = self.table(&request.table)?;
         let level = check_level(convert::ack(request.ack.as_ref())?.unwrap_or(table.ack), &table)?;
@@ -656,6 +661,7 @@ fn added_bytes(ops: &[Op]) -> (u64, bool) {
             Action::Set { key, value, .. } => (key.len() + value.len(), true),
             Action::Add { key, .. } => (key.len() + size_of::<i64>(), true),
             Action::Delete { key, .. } => (key.len(), false),
+            Action::Room { key, .. } => (key.len() + ROOM_BIT_BYTES, true),
             Action::DeleteRange { from, to } => {
                 (from.len() + to.as_ref().map_or(0, bytes::Bytes::len), false)
             }
@@ -670,7 +676,12 @@ fn added_bytes(ops: &[Op]) -> (u64, bool) {
 /// A key by which the tablet of a batch is found; the kernel checks the others.
 pub(crate) fn first_key(ops: &[Op]) -> &[u8] {
     match ops.first().map(|op| &op.action) {
-        Some(Action::Set { key, .. } | Action::Delete { key, .. } | Action::Add { key, .. }) => key,
+        Some(
+            Action::Set { key, .. }
+            | Action::Delete { key, .. }
+            | Action::Add { key, .. }
+            | Action::Room { key, .. },
+        ) => key,
         Some(Action::DeleteRange { from, .. }) => from,
         None => &[],
     }

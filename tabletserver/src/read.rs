@@ -67,7 +67,10 @@ impl Reader {
                 Action::DeleteRange { from, to } => {
                     evidence.ranges.push(self.live_keys(tablet, from, to.as_ref())?);
                 }
-                Action::Set { key, .. } | Action::Delete { key, .. } | Action::Add { key, .. } => {
+                Action::Set { key, .. }
+                | Action::Delete { key, .. }
+                | Action::Add { key, .. }
+                | Action::Room { key, .. } => {
                     if op.needs_read() && !evidence.rows.contains_key(key) {
                         evidence.rows.insert(key.clone(), self.newest(tablet, key)?);
                     }

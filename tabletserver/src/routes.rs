@@ -35,6 +35,8 @@ pub struct TableInfo {
     pub retention_ms: u64,
     /// Requests per second at which a tablet is split; 0 for never.
     pub split_load: u64,
+    /// Whether its changes are published.
+    pub publish_changes: bool,
     /// Bytes that it may take in memory on one server.
     pub memory_bytes_max: Option<u64>,
     /// What it does when they are used up.
@@ -73,6 +75,17 @@ impl Routes {
         let upto = (std::ops::Bound::Unbounded, std::ops::Bound::Included(key));
         let (_, id) = self.by_start.get(&table.0)?.range::<[u8], _>(upto).next_back()?;
         self.tablets.get(id)
+    }
+
+    /// The tablets of a table, in key order.
+    pub fn tablets_of(&self, table: TableId) -> impl Iterator<Item = &v1::Tablet> {
+        let ids = self.by_start.get(&table.0).into_iter().flat_map(BTreeMap::values);
+        ids.filter_map(|id| self.tablets.get(id))
+    }
+
+    /// Every server.
+    pub fn servers(&self) -> impl Iterator<Item = &v1::Server> {
+        self.servers.values()
     }
 
     /// The tablet of this id.
@@ -159,6 +172,7 @@ pub fn table_info(table: &v1::Table) -> TableInfo {
         min_in_sync: spec.min_in_sync,
         retention_ms: spec.retention_ms,
         split_load: spec.split_load(),
+        publish_changes: spec.publish_changes,
         memory_bytes_max: spec.memory_bytes_max,
         // A word of a newer version: the safe one of those that are known.
         eviction: ebla_proto::meta::eviction(spec.eviction).unwrap_or_default(),

@@ -25,8 +25,9 @@ use crate::promises::{Leases, PromiseThread};
 use crate::read::Reader;
 use crate::replica_set::ReplicaSet;
 use crate::replication::{Identity, Links, Replication, keep_connected};
+use crate::rooms::{RoomLimits, Rooms};
 use crate::routes::RouteCache;
-use crate::service::{HeatReport, Kv, Lost, Route, Split, Watch};
+use crate::service::{HeatReport, Kv, Lost, Room, RoomPeer, Route, Split, Watch};
 use crate::store::Store;
 use crate::store::cache::RowCache;
 use crate::store::gc::ReadPins;
@@ -41,6 +42,8 @@ use ebla_proto::v1::heat_service_server::HeatServiceServer;
 use ebla_proto::v1::kv_service_server::KvServiceServer;
 use ebla_proto::v1::lost_service_server::LostServiceServer;
 use ebla_proto::v1::replication_service_server::ReplicationServiceServer;
+use ebla_proto::v1::room_peer_service_server::RoomPeerServiceServer;
+use ebla_proto::v1::room_service_server::RoomServiceServer;
 use ebla_proto::v1::route_service_server::RouteServiceServer;
 use ebla_proto::v1::split_service_server::SplitServiceServer;
 use ebla_proto::v1::watch_service_server::WatchServiceServer;
@@ -132,7 +135,11 @@ impl TabletServer {
         let room = Arc::new(Semaphore::new(limits::COPIES_BYTES_MAX));
         let links = Links { node: Arc::clone(&node), oplog: Arc::clone(&opened.oplog), room };
         let rate = Arc::new(Rate::new(config.bootstrap_bytes_per_s));
+        let rooms_limits =
+            RoomLimits { per_stream: config.subscriptions_per_stream, per_server: config.subscriptions_max };
+        let (rooms, keeping_rooms) = Rooms::start(Arc::clone(&node), Arc::clone(&opened.oplog), rooms_limits);
         let services = Services {
+            rooms,
             source: Source::new(Arc::clone(&node), Arc::clone(&opened.oplog), rate),
             node: Arc::clone(&node),
             watches: Arc::new(Watches::new(Arc::clone(&node), Arc::clone(&opened.oplog))),
@@ -140,8 +147,12 @@ impl TabletServer {
             replication: Replication { links: links.clone() },
         };
         server.spawn(ended.clone(), services.serve(incoming, ended.clone()));
-        server.spawn(ended, async move {
+        server.spawn(ended.clone(), async move {
             keep_connected(links).await;
+            Ok(())
+        });
+        server.spawn(ended, async move {
+            keeping_rooms.await;
             Ok(())
         });
         let sweeper = Sweeper::new(Arc::clone(&node));
@@ -461,6 +472,7 @@ fn spawn_thread(
 
 /// What is served.
 struct Services {
+    rooms: Arc<Rooms>,
     node: Arc<Node>,
     watches: Arc<Watches>,
     ledger: Arc<Ledger>,
@@ -471,11 +483,12 @@ struct Services {
 impl Services {
     /// The gRPC server.
     async fn serve(self, incoming: MainConnections, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
-        let Self { node, watches, ledger, replication, source } = self;
+        let Self { rooms, node, watches, ledger, replication, source } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<KvServiceServer<Kv>>().await;
         health.set_serving::<RouteServiceServer<Route>>().await;
         health.set_serving::<WatchServiceServer<Watch>>().await;
+        health.set_serving::<RoomServiceServer<Room>>().await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(ebla_proto::DESCRIPTORS)
@@ -495,6 +508,12 @@ impl Services {
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let source = BootstrapServiceServer::new(source).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let split = SplitServiceServer::new(Split { node: Arc::clone(&node) });
+        let room = RoomServiceServer::new(Room { rooms: Arc::clone(&rooms) })
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let room_peer = RoomPeerServiceServer::new(RoomPeer { rooms })
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let route =
             RouteServiceServer::new(Route { node }).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         tonic::transport::Server::builder()
@@ -505,6 +524,8 @@ impl Services {
             .add_service(lost)
             .add_service(heat)
             .add_service(split)
+            .add_service(room)
+            .add_service(room_peer)
             .add_service(replication)
             .add_service(source)
             .add_service(health_service)

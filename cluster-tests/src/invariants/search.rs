@@ -16,6 +16,7 @@ use bytes::Bytes;
 use ebla_kernel::entry::Payload;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::op::{Action, Body, Condition, Op, OpResult};
+use ebla_kernel::room::row::RoomRow;
 use ebla_kernel::sequence::Reject;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -158,9 +159,10 @@ fn interval(operation: &Operation, key: &Bytes) -> Option<Interval> {
 
 fn touches(op: &Op, key: &Bytes) -> bool {
     match &op.action {
-        Action::Set { key: row, .. } | Action::Delete { key: row, .. } | Action::Add { key: row, .. } => {
-            row == key
-        }
+        Action::Set { key: row, .. }
+        | Action::Delete { key: row, .. }
+        | Action::Add { key: row, .. }
+        | Action::Room { key: row, .. } => row == key,
         Action::DeleteRange { from, to } => from <= key && to.as_ref().is_none_or(|to| key < to),
     }
 }
@@ -187,6 +189,11 @@ fn run(deed: &Deed, row: &Option<Body>) -> Option<Option<Body>> {
                     };
                     let fits = result.as_ref().is_none_or(|result| *result == OpResult::Counter(sum));
                     fits.then_some(Some(Body::Counter(sum)))
+                }
+                Action::Room { change, runs, .. } => {
+                    let mut room = RoomRow::of(row.as_ref());
+                    room.change(*change, runs);
+                    Some(Some(room.into_body()).filter(|body| !matches!(body, Body::Tombstone(_))))
                 }
             }
         }),

@@ -10,6 +10,7 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TabletId;
 use ebla_kernel::op::{Action, Body, Cause, Change, Condition, Op, OpResult, Token};
 use ebla_kernel::range::KeyRange;
+use ebla_kernel::room::row::RoomRow;
 use std::collections::BTreeMap;
 
 /// Nothing to remember.
@@ -113,6 +114,12 @@ fn run(op: &Op, range: &KeyRange, rows: &mut Newest, ts: Hlc) -> Result<OpResult
             };
             rows.insert(key.clone(), (ts, Body::Counter(sum)));
             return Ok(OpResult::Counter(sum));
+        }
+        Action::Room { key, change, runs } => {
+            let mut room = RoomRow::of(live(rows, key).map(|(_, body)| body));
+            if room.change(*change, runs) {
+                rows.insert(key.clone(), (ts, room.into_body()));
+            }
         }
         Action::DeleteRange { from, to } => {
             let asked = KeyRange::new(from.clone(), to.clone()).map_err(|_| "an inverted range")?;

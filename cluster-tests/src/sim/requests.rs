@@ -250,7 +250,10 @@ impl Server {
         let now = Hlc::new(self.wall.ms(env.now_us), 0);
         for op in ops {
             match &op.action {
-                Action::Set { key, .. } | Action::Delete { key, .. } | Action::Add { key, .. } => {
+                Action::Set { key, .. }
+                | Action::Delete { key, .. }
+                | Action::Add { key, .. }
+                | Action::Room { key, .. } => {
                     if op.needs_read() {
                         let newest = self.disk.store.newest(key, Hlc::MAX).cloned();
                         evidence.rows.insert(key.clone(), newest);

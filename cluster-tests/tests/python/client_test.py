@@ -7,6 +7,7 @@ the protos, and reads, writes and scans. Run by scripts/python-client.sh.
 import importlib
 import os
 import pathlib
+import queue
 import socket
 import subprocess
 import sys
@@ -73,7 +74,8 @@ class ClientTest(unittest.TestCase):
         generate_stubs(place / "stubs")
         cls.modules = {
             name: importlib.import_module(f"ebla.v1.{name}")
-            for name in ("kv_pb2", "kv_pb2_grpc", "watch_pb2", "watch_pb2_grpc", "admin_pb2", "admin_pb2_grpc", "route_pb2", "route_pb2_grpc")
+            for service in ("kv", "admin", "route", "room", "watch")
+            for name in (f"{service}_pb2", f"{service}_pb2_grpc")
         }
         cls.cluster = Cluster(place)
         cls.master = grpc.insecure_channel(cls.cluster.address)
@@ -129,7 +131,12 @@ class ClientTest(unittest.TestCase):
             (self.master, {"ebla.v1.AdminService", "ebla.v1.RouteService"}),
             (
                 self.channel_of(b"a"),
-                {"ebla.v1.KvService", "ebla.v1.RouteService", "ebla.v1.WatchService"},
+                {
+                    "ebla.v1.KvService",
+                    "ebla.v1.RouteService",
+                    "ebla.v1.WatchService",
+                    "ebla.v1.RoomService",
+                },
             ),
         ):
             database = ProtoReflectionDescriptorDatabase(channel)
@@ -232,6 +239,43 @@ class ClientTest(unittest.TestCase):
         request = kv.ScanRequest(table="t", prefix=b"scan-", reverse=True, limit=3, keys_only=True)
         pages = self.kv(keys[0]).Scan(request, timeout=DEADLINE_S)
         self.assertEqual([row.key for page in pages for row in page.rows], keys[:-4:-1])
+
+
+    def rooms(self):
+        """A stub at any tablet server, once the cluster has its table of rooms."""
+        room = self.modules["room_pb2"]
+        stub = self.modules["room_pb2_grpc"].RoomServiceStub(self.channel_of(b"a"))
+        stub.Publish(room.PublishRequest(room=b"nobody", message=b"x"), timeout=DEADLINE_S)
+        return stub
+
+    def test_a_room_carries_what_is_published(self):
+        room, rooms = self.modules["room_pb2"], self.rooms()
+        requests = queue.Queue()
+        frames = rooms.Subscribe(iter(requests.get, None), timeout=DEADLINE_S)
+        requests.put(room.SubscribeRequest(id=5, join=[b"talk", b"\x00\xff"]))
+        answers = list(next(frames).answers)
+        self.assertEqual([(answer.id, answer.HasField("error")) for answer in answers], [(5, False)])
+        published = rooms.Publish(room.PublishRequest(room=b"\x00\xff", message=b"hello"), timeout=DEADLINE_S)
+        self.assertEqual(published.delivered, 1)
+        (message,) = next(frames).messages
+        self.assertEqual((message.room, message.message), (b"\x00\xff", b"hello"))
+        self.assertEqual(message.seq, published.seq)
+        who = rooms.Who(room.WhoRequest(room=b"talk"), timeout=DEADLINE_S)
+        self.assertEqual((who.subscribers, len(who.server_ids), who.partial), (1, 1, False))
+        calls = [room.PublishCall(id=n, room=b"talk", message=b"%d" % n) for n in range(3)]
+        stream = rooms.PublishStream(iter([room.PublishStreamRequest(calls=calls)]), timeout=DEADLINE_S)
+        answers = []
+        while len(answers) < 3:
+            answers += next(stream).answers
+        self.assertEqual([(answer.id, answer.delivered) for answer in answers], [(0, 1), (1, 1), (2, 1)])
+        requests.put(None)
+        frames.cancel()
+
+    def test_a_room_without_a_name_is_refused(self):
+        room, rooms = self.modules["room_pb2"], self.rooms()
+        with self.assertRaises(grpc.RpcError) as caught:
+            rooms.Publish(room.PublishRequest(message=b"x"), timeout=DEADLINE_S)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
 
 
 if __name__ == "__main__":

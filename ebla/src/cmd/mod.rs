@@ -16,6 +16,7 @@ mod moves;
 mod outcome;
 mod range;
 mod role;
+mod room;
 mod server;
 mod set;
 mod split;
@@ -57,6 +58,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Outcome(args) => outcome::run(&global, args).await,
         Command::Lost(command) => lost::run(&global, command).await,
         Command::Top(args) => top::run(&global, args).await,
+        Command::Room(command) => room::run(&global, command).await,
     }
 }
 

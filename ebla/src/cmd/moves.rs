@@ -39,13 +39,13 @@ pub async fn move_tablet(global: &Global, args: MoveTablet, out: &mut Output) ->
 
 /// Lets others lead what a server leads, and waits until they do.
 pub async fn drain(global: &Global, args: ServerAct, out: &mut Output) -> anyhow::Result<()> {
-    let is_done = |server: &v1::ServerSummary| server.leaders == 0;
+    let is_done = |server: &v1::ServerSummary| server.leaders + server.system_leaders == 0;
     act(global, args, out, v1::ServerDuty::Drained, is_done, "leads nothing now").await
 }
 
 /// Takes everything off a server, and waits until it holds nothing.
 pub async fn decommission(global: &Global, args: ServerAct, out: &mut Output) -> anyhow::Result<()> {
-    let is_done = |server: &v1::ServerSummary| server.tablets == 0;
+    let is_done = |server: &v1::ServerSummary| server.tablets + server.system_tablets == 0;
     act(global, args, out, v1::ServerDuty::Leaves, is_done, "holds nothing now").await
 }
 
@@ -77,7 +77,8 @@ async fn act(
     while !is_done(&summary) {
         if Instant::now() >= until {
             note("it goes on by itself: follow `ebla server list` and `ebla job list`");
-            let (tablets, leaders) = (summary.tablets, summary.leaders);
+            let tablets = summary.tablets + summary.system_tablets;
+            let leaders = summary.leaders + summary.system_leaders;
             let hint = format!("server {id} still leads {leaders} tablets and holds {tablets}: wait longer");
             return Err(Failure::timed_out(hint).into());
         }

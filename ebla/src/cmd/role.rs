@@ -121,6 +121,8 @@ pub async fn run_tabletserver(args: Tabletserver) -> anyhow::Result<ExitCode> {
         flush_interval: args.flush_interval.0,
         bootstrap_bytes_per_s: args.bootstrap_rate,
         oplog_bytes_max: args.log_max,
+        subscriptions_per_stream: args.subscriptions_per_stream,
+        subscriptions_max: args.subscriptions_max,
         ..ebla_tabletserver::Config::new(args.masters, args.listen, args.data_dir)
     };
     run(async { Ok(TabletServer::start(config).await?) }, args.http.as_deref()).await

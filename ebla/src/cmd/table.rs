@@ -1,7 +1,9 @@
 //! `ebla table`: create, list, describe, change, drop.
 
 use super::{confirm, connect, note, output};
-use crate::cli::{AutoMerge, CreateTable, DropTable, Eviction, Global, Kind, Policy, SetTable, Table};
+use crate::cli::{
+    AutoMerge, CreateTable, DropTable, Eviction, Global, Kind, Policy, SetTable, Switch, Table,
+};
 use crate::exit::Failure;
 use crate::output::{Output, argument_bytes};
 use ebla_client::v1;
@@ -15,8 +17,10 @@ pub async fn run(global: &Global, command: Table) -> anyhow::Result<ExitCode> {
     let mut out = output(global);
     match command {
         Table::Create(args) => create(global, args, &mut out).await?,
-        Table::List(wait) => {
-            let tables = connect(global, wait).await?.admin().list_tables().await?;
+        Table::List(args) => {
+            let admin = connect(global, args.wait).await?.admin();
+            let tables =
+                if args.system { admin.list_all_tables().await? } else { admin.list_tables().await? };
             let objects: Vec<_> = tables.iter().map(table_json).collect();
             let columns =
                 ["name", "id", "state", "kind", "replicas", "ack", "tablets", "rows_estimate", "bytes"];
@@ -65,6 +69,7 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
         split_bytes: args.split_size.unwrap_or(0),
         split_load: args.split_load,
         auto_merge: v1::AutoMerge::Unspecified as i32,
+        publish_changes: args.publish_changes,
         memory_bytes_max: args.max_memory,
         eviction: eviction as i32,
     };
@@ -161,6 +166,7 @@ async fn set(global: &Global, args: SetTable, out: &mut Output) -> anyhow::Resul
         split_bytes: args.split_size,
         split_load: args.split_load,
         auto_merge: auto_merge as i32,
+        publish_changes: args.publish_changes.map(|switch| switch == Switch::On),
     };
     let admin = connect(global, args.wait).await?.admin();
     let table = admin.change_table(request).await?;
@@ -237,6 +243,7 @@ fn table_json(summary: &v1::TableSummary) -> Json {
         "split_bytes": spec.split_bytes,
         "split_load": spec.split_load,
         "auto_merge": auto_merge_name(spec.auto_merge()),
+        "publish_changes": spec.publish_changes,
         "max_memory": spec.memory_bytes_max,
         "eviction": eviction_name(&spec),
         "tablets": summary.tablets,

@@ -14,7 +14,7 @@ use super::registration::register_server;
 use super::rejection::Rejection;
 use super::replicas::change_replica;
 use super::snapshot::state_hash;
-use super::spec::{TableChange, TableKind, TableSpec, check_table_name};
+use super::spec::{SYSTEM_TABLES, TableChange, TableKind, TableSpec, check_table_name};
 use super::state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
 use super::succession;
 use crate::hlc::Hlc;
@@ -212,7 +212,8 @@ fn create_table(
     tablets: Vec<NewTablet>,
     changes: &mut Changes,
 ) -> Result<Reply, Rejection> {
-    check_table_name(&name).and_then(|()| spec.check()).map_err(Rejection::BadTable)?;
+    let named = if SYSTEM_TABLES.contains(&&*name) { Ok(()) } else { check_table_name(&name) };
+    named.and_then(|()| spec.check()).map_err(Rejection::BadTable)?;
     if let Some(table) = state.table_named(&name) {
         return Err(Rejection::TableExists(Box::new(table.clone())));
     }

@@ -261,6 +261,9 @@ impl Control {
             }
             self.dirty.insert(*id);
         }
+        // More copies may be wanted.
+        let changed = changes.tables.iter().flat_map(|table| state.tablets_of(*table));
+        self.dirty.extend(changed.map(|tablet| tablet.id));
         self.on_jobs(state, &changes.jobs);
         self.assign_changes(state, changes, effects);
     }

@@ -48,7 +48,8 @@ pub use rejection::Rejection;
 pub use seal_control::SealOrder;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
 pub use spec::{
-    AutoMerge, BadTable, Eviction, Policy, TableChange, TableKind, TableSpec, check_table_name, cut_ranges,
+    AutoMerge, BadTable, Eviction, Policy, SYSTEM_TABLES, TableChange, TableKind, TableSpec,
+    check_table_name, cut_ranges, is_system_name,
 };
 pub use split::check_split_keys;
 pub use state::{

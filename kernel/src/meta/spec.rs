@@ -2,16 +2,29 @@
 
 use crate::limits::{
     KEY_BYTES_MAX, MEMORY_LIMIT_BYTES_MIN, PRE_SPLIT_TABLETS_MAX, REPLICAS_DEFAULT, REPLICAS_MAX,
-    RETENTION_MS_DEFAULT, SPLIT_BYTES_DEFAULT, SPLIT_LOAD_DEFAULT, TABLE_NAME_BYTES_MAX,
+    RETENTION_MS_DEFAULT, ROOMS_RETENTION_MS, SPLIT_BYTES_DEFAULT, SPLIT_LOAD_DEFAULT, TABLE_NAME_BYTES_MAX,
 };
 use crate::op::AckLevel;
 use crate::range::KeyRange;
+use crate::room::ROOMS_TABLE;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 use std::fmt;
 
 /// Names that begin like this belong to the system.
 const RESERVED_PREFIX: &str = "ebla.";
+
+/// The tables that the masters make by themselves.
+pub const SYSTEM_TABLES: [&str; 1] = [ROOMS_TABLE];
+
+/// How the table of rooms keeps its rows.
+const ROOMS_KIND: TableKind = TableKind::Memory;
+
+/// Whether a table of this name belongs to the system: users neither write nor change it.
+#[must_use]
+pub fn is_system_name(name: &str) -> bool {
+    name.starts_with(RESERVED_PREFIX)
+}
 
 /// How a table keeps its rows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
@@ -105,6 +118,8 @@ pub struct TableSpec {
     pub memory_bytes_max: Option<u64>,
     /// What a memory table does when it is full.
     pub eviction: Eviction,
+    /// Whether every committed change of a key is a message in the room of table and key.
+    pub publish_changes: bool,
 }
 
 /// What may be changed of a table; what is none stays.
@@ -116,6 +131,10 @@ pub struct TableChange {
     pub split_load: Option<u64>,
     /// Which idle neighbours are merged.
     pub auto_merge: Option<AutoMerge>,
+    /// Replication factor R; it only rises, and D stays what it was.
+    pub replicas: Option<u8>,
+    /// Whether changes are published.
+    pub publish_changes: Option<bool>,
 }
 
 impl Default for TableSpec {
@@ -132,6 +151,7 @@ impl Default for TableSpec {
             auto_merge: AutoMerge::default(),
             memory_bytes_max: None,
             eviction: Eviction::None,
+            publish_changes: false,
         }
     }
 }
@@ -260,6 +280,24 @@ impl TableSpec {
         self.split_bytes = change.split_bytes.unwrap_or(self.split_bytes);
         self.split_load = change.split_load.unwrap_or(self.split_load);
         self.auto_merge = change.auto_merge.unwrap_or(self.auto_merge);
+        let replicas = change.replicas.filter(|replicas| (self.replicas..=REPLICAS_MAX).contains(replicas));
+        self.replicas = replicas.unwrap_or(self.replicas);
+        self.publish_changes = change.publish_changes.unwrap_or(self.publish_changes);
+    }
+
+    /// What the table of rooms promises when it is made with so many servers up. It rather goes on
+    /// with fewer copies than waits: servers say their bits again.
+    #[must_use]
+    pub fn of_rooms(servers_up: usize) -> Self {
+        let replicas = Self::default_replicas(servers_up);
+        Self {
+            kind: ROOMS_KIND,
+            replicas,
+            min_in_sync: Self::default_min_in_sync(replicas),
+            policy: Policy::Degraded,
+            retention_ms: ROOMS_RETENTION_MS,
+            ..Self::default()
+        }
     }
 
     /// Checks the promises against each other.
@@ -422,6 +460,19 @@ mod tests {
             (replicas, TableSpec::default_min_in_sync(replicas))
         };
         assert_eq!([0, 1, 2, 3, 4, 900].map(chosen), [(1, 1), (1, 1), (2, 1), (3, 2), (3, 2), (3, 2)]);
+    }
+
+    #[test]
+    fn copies_of_rooms_follow_from_the_servers() {
+        for up in [0, 1, 2, 3, 900] {
+            let mut spec = TableSpec::of_rooms(up);
+            assert_eq!(spec.check(), Ok(()), "{up} servers");
+            assert_eq!(usize::from(spec.replicas), up.clamp(1, 3));
+            spec.change(&TableChange { replicas: Some(3), ..TableChange::default() });
+            assert_eq!((spec.replicas, spec.check()), (3, Ok(())));
+            spec.change(&TableChange { replicas: Some(1), ..TableChange::default() });
+            assert_eq!(spec.replicas, 3, "copies are never taken away so");
+        }
     }
 
     #[test]

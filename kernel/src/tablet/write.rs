@@ -221,7 +221,10 @@ fn fails_at(now: Tick, deadline: Tick) -> Tick {
 /// Rows must lie in the tablet; a delete range is cut to it, but must begin in it.
 fn touches_only(op: &Op, range: &KeyRange) -> bool {
     match &op.action {
-        Action::Set { key, .. } | Action::Delete { key, .. } | Action::Add { key, .. } => range.contains(key),
+        Action::Set { key, .. }
+        | Action::Delete { key, .. }
+        | Action::Add { key, .. }
+        | Action::Room { key, .. } => range.contains(key),
         Action::DeleteRange { from, to } => {
             KeyRange::new(from.clone(), to.clone()).ok().and_then(|asked| asked.intersect(range)).is_some()
         }

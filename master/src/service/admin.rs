@@ -14,11 +14,12 @@ use crate::limits::{
     ADMIN_TIMEOUT, CREATE_POLL, CREATE_TABLETS_PER_SECOND_MIN, CREATE_TIMEOUT_MAX, SPLIT_TIMEOUT,
     TRANSFER_LEADER_TIMEOUT,
 };
-use crate::placement::{Candidate, place};
+use crate::placement::place;
 use ebla_kernel::ids::{ServerId, TableId, TabletId};
 use ebla_kernel::limits::REPLICAS_DEFAULT;
 use ebla_kernel::meta::{
-    Command, Duty, NewTablet, Rejection, Reply, Server, State, Table, TableSpec, check_table_name, cut_ranges,
+    Command, NewTablet, Rejection, Reply, State, Table, TableSpec, check_table_name, cut_ranges,
+    is_system_name,
 };
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::meta::{table_change, table_spec, table_to_wire};
@@ -31,9 +32,9 @@ use ebla_proto::v1::{
     ForgetServerResponse, GetBalancerRequest, GetBalancerResponse, GetStatusRequest, GetStatusResponse,
     ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse, ListTablesRequest,
     ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MergeTabletsRequest, MergeTabletsResponse,
-    MoveTabletRequest, MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse, ServerState,
-    SetServerDutyRequest, SetServerDutyResponse, SplitTabletRequest, SplitTabletResponse,
-    TransferLeaderRequest, TransferLeaderResponse,
+    MoveTabletRequest, MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse, SetServerDutyRequest,
+    SetServerDutyResponse, SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest,
+    TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -67,7 +68,7 @@ impl Admin {
         table_spec(request.spec.as_ref(), usize::from(REPLICAS_DEFAULT))?;
         let ranges = cut_ranges(&request.split_keys)?;
         self.shared.confirm_leading().await?;
-        let spec = table_spec(request.spec.as_ref(), self.candidates().len())?;
+        let spec = table_spec(request.spec.as_ref(), self.shared.candidates().len())?;
         if self.shared.raft.view().state().table_named(&request.name).is_some() {
             return Err(table_exists(&request.name));
         }
@@ -93,24 +94,9 @@ impl Admin {
         }
     }
 
-    /// Servers that are up and not stopping.
-    fn candidates(&self) -> Vec<Candidate> {
-        let state = self.shared.raft.view().state();
-        let up = state.servers().filter(|server| {
-            let health = self.shared.liveness.health(server.id);
-            health.connected && health.state == ServerState::Up && server.duty == Duty::Serves
-        });
-        let candidate = |server: &Server| Candidate {
-            id: server.id,
-            zone: server.zone.clone(),
-            tablets: state.tablet_count_on(server.id),
-        };
-        up.map(candidate).collect()
-    }
-
     /// Servers for each of `tablets` tablets.
     fn place(&self, table: &str, spec: &TableSpec, tablets: usize) -> Result<Vec<Vec<ServerId>>, ApiError> {
-        let candidates = self.candidates();
+        let candidates = self.shared.candidates();
         place(table, tablets, usize::from(spec.replicas), &candidates).ok_or_else(|| {
             let (up, needed) = (candidates.len(), spec.replicas);
             let hint = format!(
@@ -166,6 +152,7 @@ impl Admin {
     }
 
     async fn change_table(&self, request: ChangeTableRequest) -> Result<ChangeTableResponse, ApiError> {
+        refuse_system_table(&request.name)?;
         let change = table_change(&request)?;
         self.shared.confirm_leading().await?;
         let table = self.shared.raft.view().state().table_named(&request.name).map(|table| table.id);
@@ -179,6 +166,7 @@ impl Admin {
     }
 
     async fn drop_table(&self, name: &str) -> Result<DropTableResponse, ApiError> {
+        refuse_system_table(name)?;
         self.shared.confirm_leading().await?;
         let table = self.shared.raft.view().state().table_named(name).map(|table| table.id);
         let table = table.ok_or_else(|| no_table(name))?;
@@ -194,7 +182,7 @@ impl Admin {
         self.shared.confirm_leading().await?;
         let state = self.shared.raft.view().state();
         let mut tables: Vec<&Table> = match name {
-            "" => state.tables().collect(),
+            "" => state.tables().filter(|table| !is_system_name(&table.name)).collect(),
             name => vec![state.table_named(name).ok_or_else(|| no_table(name))?],
         };
         tables.sort_by(|a, b| a.name.cmp(&b.name));
@@ -220,10 +208,11 @@ impl Admin {
         Ok(DescribeTabletResponse { tablet: Some(summary::tablet(&self.shared, &state, tablet)) })
     }
 
-    async fn list_tables(&self) -> Result<ListTablesResponse, ApiError> {
+    async fn list_tables(&self, request: &ListTablesRequest) -> Result<ListTablesResponse, ApiError> {
         self.shared.confirm_leading().await?;
         let state = self.shared.raft.view().state();
-        let mut tables: Vec<&Table> = state.tables().collect();
+        let wanted = |table: &&Table| request.system || !is_system_name(&table.name);
+        let mut tables: Vec<&Table> = state.tables().filter(wanted).collect();
         tables.sort_by(|a, b| a.name.cmp(&b.name));
         let tables = tables.into_iter().map(|table| summary::table(&self.shared, &state, table)).collect();
         Ok(ListTablesResponse { tables })
@@ -251,6 +240,14 @@ pub(super) fn no_tablet(state: &State, id: TabletId) -> ApiError {
     ApiError::new(Reason::TabletNotFound, hint)
 }
 
+fn refuse_system_table(name: &str) -> Result<(), ApiError> {
+    if !is_system_name(name) {
+        return Ok(());
+    }
+    let hint = format!("table {name} belongs to the system, which keeps it by itself: name a table of yours");
+    Err(ApiError::new(Reason::BadRequest, hint))
+}
+
 fn table_exists(name: &str) -> ApiError {
     let hint = format!("table {name} exists already: drop it first or choose another name");
     ApiError::new(Reason::TableExists, hint)
@@ -276,9 +273,9 @@ impl AdminService for Admin {
 
     async fn list_tables(
         &self,
-        _: Request<ListTablesRequest>,
+        request: Request<ListTablesRequest>,
     ) -> Result<Response<ListTablesResponse>, Status> {
-        within(ADMIN_TIMEOUT, self.list_tables()).await
+        within(ADMIN_TIMEOUT, self.list_tables(request.get_ref())).await
     }
 
     async fn describe_table(

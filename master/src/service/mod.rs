@@ -17,10 +17,12 @@ mod transfer;
 use crate::balancer::Balancer;
 use crate::controller::not_leader;
 use crate::liveness::Liveness;
+use crate::placement::Candidate;
 use crate::raft::NoAnswer;
 use crate::raft::node::Raft;
 use crate::raft::transport::Outbox;
 use crate::raft::view::Role;
+use ebla_kernel::meta::{Duty, Server};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use std::collections::BTreeMap;
@@ -82,6 +84,21 @@ impl Shared {
             return Err(self.not_leader());
         }
         self.raft.read().await.map_err(|why| self.no_answer(why))
+    }
+
+    /// Servers that are up and not stopping.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let state = self.raft.view().state();
+        let up = state.servers().filter(|server| {
+            let health = self.liveness.health(server.id);
+            health.connected && health.state == v1::ServerState::Up && server.duty == Duty::Serves
+        });
+        let candidate = |server: &Server| Candidate {
+            id: server.id,
+            zone: server.zone.clone(),
+            tablets: state.tablet_count_on(server.id),
+        };
+        up.map(candidate).collect()
     }
 
     /// Who leads, as far as this master knows.

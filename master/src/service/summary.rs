@@ -2,7 +2,7 @@
 
 use super::Shared;
 use ebla_kernel::ids::ServerId;
-use ebla_kernel::meta::{JobKind, Origin, Server, State, Table, Tablet};
+use ebla_kernel::meta::{JobKind, Origin, Server, State, Table, Tablet, is_system_name};
 use ebla_proto::meta::{server_to_wire, table_to_wire, tablet_to_wire};
 use ebla_proto::v1::{self, ServerState, TableState, TabletState};
 use std::collections::BTreeMap;
@@ -69,28 +69,39 @@ pub(super) fn server(shared: &Shared, state: &State, server: &Server) -> v1::Ser
     let leads = |tablet: &&Tablet| {
         tablet.leader.is_some_and(|leader| leader.server == server.id && state.is_current(&leader))
     };
+    let (tablets, of_system): (Vec<&Tablet>, Vec<&Tablet>) =
+        state.tablets_on(server.id).partition(|tablet| is_users(state, tablet));
     v1::ServerSummary {
         server: Some(server_to_wire(server, health.state)),
-        tablets: state.tablet_count_on(server.id) as u64,
-        leaders: state.tablets_on(server.id).filter(leads).count() as u64,
+        tablets: tablets.len() as u64,
+        leaders: tablets.into_iter().filter(leads).count() as u64,
+        system_tablets: of_system.len() as u64,
+        system_leaders: of_system.into_iter().filter(leads).count() as u64,
         silent_ms: u64::try_from(health.silent.as_millis()).unwrap_or(u64::MAX),
         disk_bytes: health.disk_bytes,
         disk_bytes_free: health.disk_bytes_free,
     }
 }
 
+/// Whether a tablet belongs to a table of users, not of the system.
+fn is_users(state: &State, tablet: &Tablet) -> bool {
+    state.table(tablet.table).is_some_and(|table| !is_system_name(&table.name))
+}
+
 pub(super) fn status(shared: &Shared, state: &State) -> v1::GetStatusResponse {
-    let tablets = state.tablet_count();
-    let serving = shared.liveness.count_serving(state, state.tablets());
+    let tablets = state.tablets().filter(|tablet| is_users(state, tablet)).count();
+    let serving =
+        shared.liveness.count_serving(state, state.tablets().filter(|tablet| is_users(state, tablet)));
+    let not_serving = state.tablet_count() - shared.liveness.count_serving(state, state.tablets());
     let servers = servers(shared, state);
     v1::GetStatusResponse {
         cluster_id: state.cluster_id().map(|id| id.to_string()).unwrap_or_default(),
         masters: shared.masters(),
-        tables: state.tables().count() as u64,
+        tables: state.tables().filter(|table| !is_system_name(&table.name)).count() as u64,
         tablets: tablets as u64,
         tablets_serving: serving as u64,
         version: state.version(),
-        warnings: warnings(shared, state, &servers, tablets - serving),
+        warnings: warnings(shared, state, &servers, not_serving),
         servers,
     }
 }

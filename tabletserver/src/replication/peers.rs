@@ -205,14 +205,13 @@ impl Peers {
         self.wanted.load().get(&server).is_some_and(|peer| peer.send(outgoing).is_ok())
     }
 
-    /// Checks who opens a stream to this server.
+    /// Checks that another server belongs to the cluster and means this one.
     ///
     /// # Errors
-    /// `WRONG_CLUSTER`, `SUPERSEDED` for an old process, `UNAVAILABLE` while one of both does
-    /// not know yet that they share tablets.
-    pub fn check_greeting(&self, greeting: &v1::Greeting) -> Result<ServerRun, ApiError> {
-        let not_yet = |hint: &str| ApiError::new(Reason::Unavailable, hint);
-        let own = self.identity().ok_or_else(|| not_yet("this server has not registered yet: try again"))?;
+    /// `WRONG_CLUSTER`, `STALE_ROUTE`, `UNAVAILABLE` before this server has registered.
+    pub fn check_address(&self, greeting: &v1::Greeting) -> Result<ServerRun, ApiError> {
+        let hint = "this server has not registered yet: try again";
+        let own = self.identity().ok_or_else(|| ApiError::new(Reason::Unavailable, hint))?;
         if greeting.cluster_id != own.cluster_id {
             let hint = format!(
                 "server {} belongs to cluster {}, this one to {}: check the addresses that both advertise",
@@ -227,14 +226,19 @@ impl Peers {
             );
             return Err(ApiError::new(Reason::StaleRoute, hint));
         }
-        let run = ServerRun {
-            server: ServerId(greeting.server_id),
-            incarnation: Incarnation(greeting.incarnation),
-        };
+        Ok(ServerRun { server: ServerId(greeting.server_id), incarnation: Incarnation(greeting.incarnation) })
+    }
+
+    /// Checks who opens a stream about tablets to this server.
+    ///
+    /// # Errors
+    /// As [`Self::check_address`]; `SUPERSEDED` for an old process, `UNAVAILABLE` while one of both
+    /// does not know yet that they share tablets.
+    pub fn check_greeting(&self, greeting: &v1::Greeting) -> Result<ServerRun, ApiError> {
+        let run = self.check_address(greeting)?;
+        let hint = "no tablet is shared between these servers as far as this one knows: try again";
         let wanted = self.wanted.load();
-        let peer = wanted.get(&run.server).ok_or_else(|| {
-            not_yet("no tablet is shared between these servers as far as this one knows: try again")
-        })?;
+        let peer = wanted.get(&run.server).ok_or_else(|| ApiError::new(Reason::Unavailable, hint))?;
         if !peer.met(run.incarnation) {
             let hint = format!("a later run of server {} is known", run.server.0);
             return Err(ApiError::new(Reason::Superseded, hint));
