@@ -232,6 +232,26 @@ fn a_server_is_drained_emptied_and_forgotten() -> Result<()> {
 }
 
 #[test]
+fn one_of_three_servers_may_leave() -> Result<()> {
+    let mut cluster = Cluster::start(1, 3)?;
+    let cli = cluster.cli();
+    create_table(&cluster, "2");
+    load(&cluster, 1_000, 0)?;
+    // The cluster's own table has a copy on each of them, and is to have fewer.
+    let rooms = || cli.list(&["table", "list", "--system"]);
+    eventually("the table of rooms is there", REPAIR_MAX, || rooms().is_some_and(|rooms| !rooms.is_empty()))?;
+    let name = cluster.id_of(2)?.to_string();
+    let emptied = cli.json(&["server", "decommission", &name, "--timeout", "60s"]);
+    ensure!(emptied["tablets"] == 0 && emptied["duty"] == "leaves", "{emptied}");
+    cluster.servers[2].process().kill()?;
+    let forgotten = || cli.run(&["server", "forget", &name]).code == exit::OK;
+    eventually("the server is forgotten", REPAIR_MAX, forgotten)?;
+    ensure!(rows(&cli)? == wanted(1_000, 0), "rows were lost");
+    let _ = cli.json(&["room", "publish", "still", "here"]);
+    Ok(())
+}
+
+#[test]
 fn a_server_that_stays_away_is_replaced() -> Result<()> {
     let mut cluster = Cluster::start_all_with(1, 4, &["--replace-after", "3s"], &[])?;
     create_table(&cluster, "3");

@@ -450,6 +450,7 @@ fn command_text(command: &Command) -> String {
                     format!("add {tablet} on {server}{old}")
                 }
                 ReplicaChange::Remove { tablet, replica } => format!("remove {replica} of {tablet}"),
+                ReplicaChange::Shed { tablet, replica } => format!("shed {replica} of {tablet}"),
                 ReplicaChange::Settle { tablet } => format!("settle {tablet}"),
             };
             changes.iter().map(one).collect::<Vec<_>>().join(", ")
@@ -536,6 +537,7 @@ fn set_table(args: &Args, state: &State) -> Command {
         split_bytes: number("size"),
         split_load: number("load"),
         auto_merge,
+        replicas: args.text("replicas").map(|_| u8::try_from(args.number("replicas")).unwrap()),
         ..TableChange::default()
     };
     let table = args.text("table").and_then(|name| state.table_named(name)).map(|table| table.id);

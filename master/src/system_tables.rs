@@ -1,5 +1,5 @@
 //! The tables that the cluster keeps for itself: made by the leading master when the first servers
-//! are there, and given more copies when more come.
+//! are there, given more copies when more come, and fewer when servers are to leave.
 //!
 //! Everything is looked up anew each time and proposed with its guard, so that a master that has
 //! just begun to lead, or one that did not notice that it ceased to, does no harm.
@@ -8,7 +8,7 @@ use crate::limits::{SYSTEM_TABLES_LOOK_EVERY, SYSTEM_TABLES_SETTLE_LOOKS};
 use crate::placement::place;
 use crate::service::Shared;
 use ebla_kernel::limits::REPLICAS_DEFAULT;
-use ebla_kernel::meta::{Command, NewTablet, TableChange, TableSpec};
+use ebla_kernel::meta::{Command, Duty, NewTablet, TableChange, TableSpec};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::room::ROOMS_TABLE;
 
@@ -52,14 +52,22 @@ impl Settling {
 fn next(shared: &Shared, settling: &mut Settling) -> Option<Command> {
     let candidates = shared.candidates();
     let spec = TableSpec::of_rooms(candidates.len());
-    let known =
-        shared.raft.view().state().table_named(ROOMS_TABLE).map(|table| (table.id, table.spec.replicas));
+    let known = shared
+        .raft
+        .view()
+        .state()
+        .table_named(ROOMS_TABLE)
+        .map(|table| (table.id, table.spec.replicas, table.spec.min_in_sync));
     match known {
-        Some((table, replicas)) if replicas < spec.replicas => {
-            let change = TableChange { replicas: Some(spec.replicas), ..TableChange::default() };
-            Some(Command::ChangeTable { table, change })
+        Some((table, replicas, min_in_sync)) => {
+            let stay =
+                shared.raft.view().state().servers().filter(|server| server.duty != Duty::Leaves).count();
+            let most = TableSpec::of_rooms(stay).replicas.max(min_in_sync);
+            // Servers that are down come back: only those that leave for good count as fewer.
+            let wanted = if most < replicas { most } else { replicas.max(spec.replicas) };
+            let change = TableChange { replicas: Some(wanted), ..TableChange::default() };
+            (wanted != replicas).then_some(Command::ChangeTable { table, change })
         }
-        Some(_) => None,
         None if candidates.is_empty() || !settling.is_over(candidates.len()) => None,
         None => {
             let servers = place(ROOMS_TABLE, 1, usize::from(spec.replicas), &candidates)?.pop()?;

@@ -172,6 +172,13 @@ pub enum ReplicaChange {
         /// Which.
         replica: ReplicaId,
     },
+    /// A copy that is one too many is to go; another one takes over what it has.
+    Shed {
+        /// The tablet.
+        tablet: TabletId,
+        /// Which.
+        replica: ReplicaId,
+    },
     /// A copy has arrived that takes nobody's place, or whose predecessor is needed after all.
     Settle {
         /// The tablet.

@@ -6,7 +6,8 @@
 
 use super::apply::{Changes, Reply};
 use super::rejection::Rejection;
-use super::state::{Duty, State};
+use super::spec::is_system_name;
+use super::state::{Duty, State, Table};
 use crate::ids::ServerId;
 
 /// Changes what a server is wanted for.
@@ -33,7 +34,12 @@ pub(super) fn set_duty(
 fn check_left(state: &State, id: ServerId) -> Result<(), Rejection> {
     let stays = state.servers().filter(|server| server.id != id && server.duty != Duty::Leaves).count();
     let tables = state.tablets_on(id).filter_map(|tablet| state.table(tablet.table));
-    let wanted = tables.map(|table| table.spec.replicas).max().unwrap_or(0);
+    // The cluster's own tables have fewer copies in a smaller cluster.
+    let copies = |table: &Table| match is_system_name(&table.name) {
+        true => table.spec.min_in_sync,
+        false => table.spec.replicas,
+    };
+    let wanted = tables.map(copies).max().unwrap_or(0);
     if stays >= usize::from(wanted) { Ok(()) } else { Err(Rejection::TooFewLeft(id, wanted)) }
 }
 

@@ -250,6 +250,10 @@ impl Control {
         let leaves = |copy: &&Replica| duty_of(state, copy.server) == Duty::Leaves;
         let ill = tablet.replicas.iter().find(|copy| self.is_ill(tablet, copy));
         let ill = ill.or_else(|| tablet.replicas.iter().find(leaves));
+        if let Some(copy) = ill.filter(|_| tablet.replicas.len() > wanted) {
+            batch.replicas.push(ReplicaChange::Shed { tablet: tablet.id, replica: copy.id });
+            return true;
+        }
         let place = match ill {
             // A copy whose data is lost, and one that is behind, begins anew where it was.
             Some(copy) if self.sessions.contains_key(&copy.server) && !leaves(&copy) => Some(copy.server),

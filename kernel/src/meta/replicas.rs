@@ -44,6 +44,7 @@ pub(super) fn change_replica(
             add(state, NewCopy { tablet, server, instead_of }, time_ms, changes)
         }
         ReplicaChange::Remove { tablet, replica } => remove(state, tablet, replica, time_ms, changes),
+        ReplicaChange::Shed { tablet, replica } => shed(state, tablet, replica, time_ms, changes),
         ReplicaChange::Settle { tablet } => settle(state, tablet, time_ms, changes),
     }
 }
@@ -236,6 +237,36 @@ fn remove(
         end_job(state, id, to, error, time_ms, changes);
     }
     state.tablet(id).cloned().ok_or(Rejection::NoTablet(id))
+}
+
+/// Lets a copy go without a successor, for a table that wants fewer: as if another copy that is in
+/// sync had come in its stead.
+fn shed(
+    state: &mut State,
+    id: TabletId,
+    replica: ReplicaId,
+    time_ms: u64,
+    changes: &mut Changes,
+) -> Result<Tablet, Rejection> {
+    let tablet = present(state, id)?;
+    let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
+    if let Some(job) = state.job_of(id) {
+        return Err(Rejection::JobRuns(Box::new(job.clone())));
+    }
+    let Some(goes) = tablet.replica(replica) else { return refuse(Rejection::NoReplica) };
+    let wanted = state.table(tablet.table).map_or(usize::MAX, |table| usize::from(table.spec.replicas));
+    let heir = tablet.in_sync_replicas().find(|copy| copy.id != replica && state.holds_data(copy));
+    let Some(heir) = heir.filter(|_| tablet.moving.is_none() && tablet.replicas.len() > wanted) else {
+        return refuse(Rejection::CopyIsNeeded);
+    };
+    let moved = MoveJob { tablet: id, to: heir.id, to_server: heir.server, from_server: Some(goes.server) };
+    job::check_room(state)?;
+    let mut tablet = tablet.clone();
+    tablet.moving = Some(Move { to: heir.id, from: Some(replica) });
+    changes.tablets.insert(id);
+    state.replace_tablet(tablet.clone());
+    job::register(state, JobKind::Move(moved), Origin::Automatic, time_ms, changes);
+    Ok(tablet)
 }
 
 /// A copy has come that takes nobody's place, or cannot: the old one is needed.

@@ -131,7 +131,7 @@ pub struct TableChange {
     pub split_load: Option<u64>,
     /// Which idle neighbours are merged.
     pub auto_merge: Option<AutoMerge>,
-    /// Replication factor R; it only rises, and D stays what it was.
+    /// Replication factor R, from D up; D stays what it was.
     pub replicas: Option<u8>,
     /// Whether changes are published.
     pub publish_changes: Option<bool>,
@@ -280,7 +280,8 @@ impl TableSpec {
         self.split_bytes = change.split_bytes.unwrap_or(self.split_bytes);
         self.split_load = change.split_load.unwrap_or(self.split_load);
         self.auto_merge = change.auto_merge.unwrap_or(self.auto_merge);
-        let replicas = change.replicas.filter(|replicas| (self.replicas..=REPLICAS_MAX).contains(replicas));
+        let replicas =
+            change.replicas.filter(|replicas| (self.min_in_sync..=REPLICAS_MAX).contains(replicas));
         self.replicas = replicas.unwrap_or(self.replicas);
         self.publish_changes = change.publish_changes.unwrap_or(self.publish_changes);
     }
@@ -470,8 +471,11 @@ mod tests {
             assert_eq!(usize::from(spec.replicas), up.clamp(1, 3));
             spec.change(&TableChange { replicas: Some(3), ..TableChange::default() });
             assert_eq!((spec.replicas, spec.check()), (3, Ok(())));
-            spec.change(&TableChange { replicas: Some(1), ..TableChange::default() });
-            assert_eq!(spec.replicas, 3, "copies are never taken away so");
+            let d = spec.min_in_sync;
+            spec.change(&TableChange { replicas: Some(d), ..TableChange::default() });
+            assert_eq!(spec.replicas, d);
+            spec.change(&TableChange { replicas: Some(0), ..TableChange::default() });
+            assert_eq!(spec.replicas, d, "never below what each write wants");
         }
     }
 
