@@ -97,6 +97,8 @@ async fn copies_on_different_servers_are_brought_together() -> Result<()> {
     for (at, wanted) in [(0, ["1", "2"]), (1, ["3", "4"])] {
         place(&cli, at, wanted)?;
     }
+    // Whoever leads now must have heard of the other copy before a write waits for both.
+    settle(&cluster, 2).await?;
     let client = cluster.connect(TIMEOUT).await?;
     let writers = Writers::start(&client, (0..WRITERS).map(mixed_level));
     tokio::time::sleep(Duration::from_millis(500)).await;
