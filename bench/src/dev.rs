@@ -8,6 +8,17 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use tempfile::TempDir;
+
+/// A directory for one measurement, on the disk of `dir`, which is made if it is not there. It goes
+/// when dropped.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn scratch(dir: &Path) -> Result<TempDir> {
+    std::fs::create_dir_all(dir)?;
+    Ok(tempfile::Builder::new().prefix("ebla-bench-").tempdir_in(dir)?)
+}
 
 /// A running cluster, ended when dropped.
 pub struct Dev {

@@ -9,12 +9,12 @@
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use ebla_bench::closed_loop::Measured;
+use ebla_bench::dev::scratch;
 use ebla_bench::ebla::Ebla;
 use ebla_bench::raw::Raw;
 use ebla_bench::report::Report;
 use ebla_bench::rows::Rows;
 use ebla_client::AckLevel;
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -48,8 +48,7 @@ struct Args {
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    fs::create_dir_all(&args.dir)?;
-    let place = tempfile::Builder::new().prefix("ebla-bench-").tempdir_in(&args.dir)?;
+    let place = scratch(&args.dir)?;
     let rows = Rows { count: args.rows, value_bytes: args.value_bytes };
     let time = Duration::from_secs(args.seconds);
     let mut report = Report::new(&rows, &args.dir)?;

@@ -52,21 +52,16 @@ impl Settling {
 fn next(shared: &Shared, settling: &mut Settling) -> Option<Command> {
     let candidates = shared.candidates();
     let spec = TableSpec::of_rooms(candidates.len());
-    let known = shared
-        .raft
-        .view()
-        .state()
-        .table_named(ROOMS_TABLE)
-        .map(|table| (table.id, table.spec.replicas, table.spec.min_in_sync));
-    match known {
-        Some((table, replicas, min_in_sync)) => {
-            let stay =
-                shared.raft.view().state().servers().filter(|server| server.duty != Duty::Leaves).count();
-            let most = TableSpec::of_rooms(stay).replicas.max(min_in_sync);
+    let state = shared.raft.view().state();
+    match state.table_named(ROOMS_TABLE) {
+        Some(table) => {
+            let stay = state.servers().filter(|server| server.duty != Duty::Leaves).count();
+            let most = TableSpec::of_rooms(stay).replicas.max(table.spec.min_in_sync);
             // Servers that are down come back: only those that leave for good count as fewer.
+            let replicas = table.spec.replicas;
             let wanted = if most < replicas { most } else { replicas.max(spec.replicas) };
             let change = TableChange { replicas: Some(wanted), ..TableChange::default() };
-            (wanted != replicas).then_some(Command::ChangeTable { table, change })
+            (wanted != replicas).then_some(Command::ChangeTable { table: table.id, change })
         }
         None if candidates.is_empty() || !settling.is_over(candidates.len()) => None,
         None => {

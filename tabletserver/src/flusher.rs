@@ -19,7 +19,7 @@ use ebla_kernel::ids::{Seq, TabletId};
 use ebla_kernel::limits::TOKEN_WINDOW_MS;
 use ebla_kernel::meta::TableKind;
 use ebla_proto::v1;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -182,17 +182,18 @@ impl Flusher {
         for retired in retired.iter().filter(|retired| retired.flushed == retired.seal) {
             flushed.entry(retired.tablet).or_insert_with(Instant::now);
         }
-        let is_in_memory = |id: &TabletId| {
-            retired.iter().any(|retired| retired.tablet == *id && retired.kind == TableKind::Memory)
-        };
+        let in_memory = retired.iter().filter(|retired| retired.kind == TableKind::Memory);
+        let in_memory: HashSet<TabletId> = in_memory.map(|retired| retired.tablet).collect();
         let is_out = |id: &TabletId, since: &Instant| {
-            let is_over = if is_in_memory(id) { memory_is_over } else { disk_is_over };
+            let is_over = if in_memory.contains(id) { memory_is_over } else { disk_is_over };
             is_over || since.elapsed() >= window
         };
         let mut gone: Vec<TabletId> =
             flushed.iter().filter(|(id, since)| is_out(id, since)).map(|(tablet, _)| *tablet).collect();
         gone.extend(self.replicas.retired_without_heirs());
-        flushed.retain(|tablet, _| !gone.contains(tablet));
+        for tablet in &gone {
+            flushed.remove(tablet);
+        }
         if gone.is_empty() {
             return Ok(());
         }
@@ -219,7 +220,9 @@ impl Flusher {
             let upto = match tablet.kind {
                 TableKind::Durable if disk_is_over => Some(progress.flushed),
                 TableKind::Memory if memory_bytes > limits::MEMORY_LOG_BYTES_HARD => Some(progress.flushed),
-                TableKind::Memory if self.memory_log_is_full() => Some(progress.flushed.min(needed)),
+                TableKind::Memory if memory_bytes > limits::MEMORY_LOG_BYTES_MAX => {
+                    Some(progress.flushed.min(needed))
+                }
                 TableKind::Durable | TableKind::Memory => progress.out_of_window(needed),
             };
             // The last entry stays: it proves where the log ends.

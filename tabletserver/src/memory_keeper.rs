@@ -87,14 +87,12 @@ impl MemoryKeeper {
             let tick = begun.elapsed().as_millis() / limits::MEMORY_HEAT_TICK_MS;
             tables.set_tick(u32::try_from(tick).unwrap_or(u32::MAX));
             let routes = self.node.routes.now();
-            let infos: BTreeMap<TableId, &Arc<TableInfo>> =
-                routes.tables().map(|info| (info.id, info)).collect();
-            hands.retain(|id, _| infos.contains_key(id));
+            hands.retain(|id, _| routes.table_of(*id).is_some());
             let tables = tables.all();
             let used: u64 = tables.iter().map(|(_, table)| table.used()).sum();
             metrics::gauge!("ebla_memory_used_bytes").set(used as f64);
             for (id, table) in tables {
-                let Some(info) = infos.get(&id) else { continue };
+                let Some(info) = routes.table_of(id) else { continue };
                 table.set_limit(info.memory_bytes_max, info.eviction);
                 self.collect(info, &table);
                 self.evict(id, &table, hands.entry(id).or_default());

@@ -454,6 +454,33 @@ fn failed(tried: &'static str, source: rocksdb::Error) -> RegistryError {
 }
 
 #[cfg(test)]
+impl ReplicaRecord {
+    /// The record of a copy on disk of which nothing is known yet, for tests to say the rest.
+    pub(crate) fn blank(tablet: TabletId, table: TableId, replica: ReplicaId) -> Self {
+        Self {
+            tablet,
+            table,
+            kind: TableKind::Durable,
+            replica,
+            range: KeyRange::all(),
+            state: ReplicaState::Active,
+            promised_epoch: Epoch(1),
+            epochs: Vec::new(),
+            flushed: LogEnd::default(),
+            truncating: None,
+            base: LogEnd::default(),
+            parents: Vec::new(),
+            lineage: Lineage(1),
+            joined_ts: Hlc::MIN,
+            config_version: ConfigVersion(1),
+            rows_estimate: 0,
+            bytes_estimate: 0,
+            built: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use bytes::Bytes;

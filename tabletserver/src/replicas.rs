@@ -141,10 +141,14 @@ impl Replicas {
     /// # Errors
     /// When it is not durable; then no copy is ready.
     pub fn stage(&self, changes: &[(TabletId, Option<StagedRecord>)]) -> Result<(), RegistryError> {
-        let on_disk = self.pick(|record| record.kind == TableKind::Durable);
+        let records = self.lock();
+        let is_on_disk =
+            |tablet: TabletId| records.get(&tablet).is_some_and(|record| record.kind == TableKind::Durable);
+        let stored: Vec<_> = changes.iter().filter(|(tablet, _)| is_on_disk(*tablet)).collect();
+        drop(records);
         let mut succession = self.succession();
         let mut batch = RegistryBatch::new();
-        for (tablet, staged) in changes.iter().filter(|(tablet, _)| on_disk.contains(tablet)) {
+        for (tablet, staged) in stored {
             match staged {
                 Some(staged) => batch.put_staged(*tablet, staged),
                 None => batch.remove_staged(*tablet),
@@ -496,8 +500,7 @@ fn latest(epochs: &[EpochSpan]) -> Vec<EpochSpan> {
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use ebla_kernel::hlc::Hlc;
-    use ebla_kernel::ids::{ConfigVersion, Lineage, TableId};
+    use ebla_kernel::ids::TableId;
 
     fn range(from: &'static str, to: &'static str) -> KeyRange {
         let bytes = |key: &'static str| Bytes::from_static(key.as_bytes());
@@ -513,24 +516,9 @@ mod tests {
 
     fn record(tablet: u64, range: KeyRange, parents: &[u64]) -> ReplicaRecord {
         ReplicaRecord {
-            tablet: TabletId(tablet),
-            table: TableId(1),
-            kind: TableKind::Durable,
-            replica: ReplicaId(tablet),
             range,
-            state: ReplicaState::Active,
-            promised_epoch: Epoch(1),
-            epochs: Vec::new(),
-            flushed: LogEnd::default(),
-            truncating: None,
-            base: LogEnd::default(),
             parents: parents.iter().copied().map(TabletId).collect(),
-            lineage: Lineage(1),
-            joined_ts: Hlc::MIN,
-            config_version: ConfigVersion(1),
-            rows_estimate: 0,
-            bytes_estimate: 0,
-            built: None,
+            ..ReplicaRecord::blank(TabletId(tablet), TableId(1), ReplicaId(tablet))
         }
     }
 

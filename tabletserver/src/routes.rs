@@ -64,6 +64,12 @@ impl Routes {
         self.by_name.get(name).and_then(|id| self.tables.get(id))
     }
 
+    /// The table of this id.
+    #[must_use]
+    pub fn table_of(&self, id: TableId) -> Option<&Arc<TableInfo>> {
+        self.tables.get(&id.0)
+    }
+
     /// Every table.
     pub fn tables(&self) -> impl Iterator<Item = &Arc<TableInfo>> {
         self.tables.values()

@@ -318,10 +318,9 @@ fn damaged(retired: &RetiredRecord, what: &str) -> Error {
 mod tests {
     use super::*;
     use crate::oplog::{Append, Fsync, Logged, OplogConfig, Tail};
-    use crate::registry::ReplicaState;
     use crate::store::memory::MemoryStore;
     use ebla_kernel::entry::{Payload, RevertTarget, SealedChild, WriteRecord};
-    use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, ReplicaId};
+    use ebla_kernel::ids::{Epoch, ReplicaId};
     use ebla_kernel::meta::TableKind;
     use ebla_kernel::op::{AckLevel, Body, OpResult, Token};
     use std::collections::BTreeMap;
@@ -392,24 +391,12 @@ mod tests {
 
     fn child(range: KeyRange, base: LogEnd) -> ReplicaRecord {
         ReplicaRecord {
-            tablet: TabletId(3),
-            table: TABLE,
-            kind: TableKind::Durable,
-            replica: ReplicaId(3),
             range,
-            state: ReplicaState::Active,
             promised_epoch: Epoch(2),
-            epochs: Vec::new(),
             flushed: base,
-            truncating: None,
             base,
             parents: vec![PARENT],
-            lineage: Lineage(1),
-            joined_ts: Hlc::MIN,
-            config_version: ConfigVersion(1),
-            rows_estimate: 0,
-            bytes_estimate: 0,
-            built: None,
+            ..ReplicaRecord::blank(TabletId(3), TABLE, ReplicaId(3))
         }
     }
 

@@ -6,11 +6,10 @@
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use ebla_bench::closed_loop::Measured;
-use ebla_bench::dev::Dev;
+use ebla_bench::dev::{Dev, scratch};
 use ebla_bench::ebla::{get, load, set};
 use ebla_bench::rows::Rows;
 use ebla_client::{AckLevel, Client, v1};
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,8 +49,7 @@ struct Args {
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    fs::create_dir_all(&args.dir)?;
-    let place = tempfile::Builder::new().prefix("ebla-bench-memory-").tempdir_in(&args.dir)?;
+    let place = scratch(&args.dir)?;
     let rows = Rows { count: args.rows, value_bytes: args.value_bytes };
     let time = Duration::from_secs(args.seconds);
     let dev = Dev::start(&args.ebla, &place.path().join("cluster")).await.context("the cluster")?;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use clap::Parser;
 use ebla_bench::closed_loop::{Measured, run_tasks};
-use ebla_bench::dev::Dev;
+use ebla_bench::dev::{Dev, scratch};
 use ebla_bench::ebla::load;
 use ebla_bench::rows::Rows;
 use ebla_client::{AckLevel, Batch, Client, Reason, Scan, WriteOptions, v1};
@@ -67,8 +67,7 @@ struct Args {
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    fs::create_dir_all(&args.dir)?;
-    let place = tempfile::Builder::new().prefix("ebla-bench-").tempdir_in(&args.dir)?;
+    let place = scratch(&args.dir)?;
     let dev = Dev::start(&args.ebla, &place.path().join("cluster")).await.context("the cluster")?;
     if !args.split_mb.is_empty() {
         pauses(&dev.client, &args).await?;

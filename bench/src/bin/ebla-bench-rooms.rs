@@ -12,11 +12,10 @@
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use ebla_bench::brokers::{Broker, Subscriber};
-use ebla_bench::dev::Dev;
+use ebla_bench::dev::{Dev, scratch};
 use hdrhistogram::Histogram;
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -86,8 +85,7 @@ struct Plan {
 #[tokio::main]
 async fn main() -> Result<()> {
     let args = Args::parse();
-    fs::create_dir_all(&args.dir)?;
-    let place = tempfile::Builder::new().prefix("ebla-bench-").tempdir_in(&args.dir)?;
+    let place = scratch(&args.dir)?;
     let dev = Dev::start(&args.ebla, &place.path().join("cluster")).await.context("the cluster")?;
     let mut brokers = vec![Broker::ebla(&dev.address, args.subscribers).await?];
     for (name, broker) in [("nats-server", Broker::nats().await?), ("redis-server", Broker::redis().await?)] {

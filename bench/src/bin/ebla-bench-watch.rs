@@ -8,11 +8,10 @@
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use clap::Parser;
-use ebla_bench::dev::Dev;
+use ebla_bench::dev::{Dev, scratch};
 use ebla_client::{Batch, Client, Since, Value, Watch, WatchChange, WriteOptions, v1};
 use futures::StreamExt as _;
 use hdrhistogram::Histogram;
-use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -62,8 +61,7 @@ struct Watched {
 async fn main() -> Result<()> {
     let args = Args::parse();
     ensure!(args.value_bytes >= 8, "--value-bytes must be 8 or more: a value holds when it was written");
-    fs::create_dir_all(&args.dir)?;
-    let place = tempfile::Builder::new().prefix("ebla-bench-").tempdir_in(&args.dir)?;
+    let place = scratch(&args.dir)?;
     let dev = Dev::start(&args.ebla, &place.path().join("cluster")).await.context("the cluster")?;
     create(&dev.client).await?;
     let began = Instant::now();

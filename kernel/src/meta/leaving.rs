@@ -30,16 +30,24 @@ pub(super) fn set_duty(
     Ok(Reply::Server(Box::new(server)))
 }
 
+impl State {
+    /// How many servers must be left without `id`, for the copies of every table that has some on
+    /// it. The cluster's own tables have fewer copies in a smaller cluster.
+    #[must_use]
+    pub fn servers_needed_without(&self, id: ServerId) -> u8 {
+        let tables = self.tablets_on(id).filter_map(|tablet| self.table(tablet.table));
+        let copies = |table: &Table| match is_system_name(&table.name) {
+            true => table.spec.min_in_sync,
+            false => table.spec.replicas,
+        };
+        tables.map(copies).max().unwrap_or(0)
+    }
+}
+
 /// Enough servers stay for the copies of every table that has some on this one.
 fn check_left(state: &State, id: ServerId) -> Result<(), Rejection> {
     let stays = state.servers().filter(|server| server.id != id && server.duty != Duty::Leaves).count();
-    let tables = state.tablets_on(id).filter_map(|tablet| state.table(tablet.table));
-    // The cluster's own tables have fewer copies in a smaller cluster.
-    let copies = |table: &Table| match is_system_name(&table.name) {
-        true => table.spec.min_in_sync,
-        false => table.spec.replicas,
-    };
-    let wanted = tables.map(copies).max().unwrap_or(0);
+    let wanted = state.servers_needed_without(id);
     if stays >= usize::from(wanted) { Ok(()) } else { Err(Rejection::TooFewLeft(id, wanted)) }
 }
 

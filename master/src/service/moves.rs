@@ -5,7 +5,7 @@ use super::control::unexpected;
 use super::split::start;
 use super::summary;
 use ebla_kernel::ids::{ServerId, TabletId};
-use ebla_kernel::meta::{Command, Duty, Rejection, Reply, Table, Wish, is_system_name};
+use ebla_kernel::meta::{Command, Duty, Rejection, Reply, Wish};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::meta::duty;
 use ebla_proto::v1::{
@@ -51,13 +51,7 @@ pub(super) async fn set_duty(
 /// Of the servers that stay enough must be connected to take the copies.
 fn check_others(shared: &Shared, leaving: ServerId) -> Result<(), ApiError> {
     let state = shared.raft.view().state();
-    let wanted = state.tablets_on(leaving).filter_map(|tablet| state.table(tablet.table));
-    // The cluster's own tables have fewer copies in a smaller cluster.
-    let copies = |table: &Table| match is_system_name(&table.name) {
-        true => table.spec.min_in_sync,
-        false => table.spec.replicas,
-    };
-    let wanted = wanted.map(copies).max().unwrap_or(0);
+    let wanted = state.servers_needed_without(leaving);
     let stays = state.servers().filter(|server| {
         server.id != leaving && server.duty != Duty::Leaves && shared.liveness.health(server.id).connected
     });

@@ -9,31 +9,15 @@ use crate::store::{Applied, Store};
 use bytes::Bytes;
 use ebla_kernel::entry::{LogEnd, Payload, WriteRecord};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, Pos, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::ids::{Epoch, Pos, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::op::{AckLevel, Body, Change, OpResult};
-use ebla_kernel::range::KeyRange;
 use std::sync::Arc;
 
 fn learner() -> ReplicaRecord {
     ReplicaRecord {
-        kind: ebla_kernel::meta::TableKind::Durable,
-        tablet: TabletId(5),
-        table: TableId(2),
-        replica: ReplicaId(9),
-        range: KeyRange::all(),
         state: ReplicaState::Bootstrapping { attempt: 1 },
         promised_epoch: Epoch(3),
-        epochs: Vec::new(),
-        flushed: LogEnd::default(),
-        truncating: None,
-        base: LogEnd::default(),
-        parents: Vec::new(),
-        lineage: Lineage(1),
-        joined_ts: Hlc::MIN,
-        config_version: ConfigVersion(1),
-        rows_estimate: 0,
-        bytes_estimate: 0,
-        built: None,
+        ..ReplicaRecord::blank(TabletId(5), TableId(2), ReplicaId(9))
     }
 }
 

@@ -6,7 +6,7 @@ use super::cut::{CutStores, Cutter, Work, finish};
 use super::{Control, Group, Item, TabletEntries};
 use crate::ledger::Ledger;
 use crate::oplog::{Append, Fsync, Logged, Oplog, OplogConfig, Tail};
-use crate::registry::{Registry, RegistryContent, ReplicaRecord, ReplicaState, Truncation};
+use crate::registry::{Registry, RegistryContent, ReplicaRecord, Truncation};
 use crate::replicas::Replicas;
 use crate::store::Store;
 use crate::store::cache::RowCache;
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crossbeam::channel::{self, Receiver, Sender};
 use ebla_kernel::entry::{Entry, LogEnd, Payload, RevertTarget, RevertedRow, WriteRecord};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::ids::{Epoch, Lineage, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::op::{AckLevel, Body, Change, OpResult};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
@@ -94,26 +94,8 @@ impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (registry, _) = Registry::open(&dir.path().join("registry")).unwrap();
-        let record = ReplicaRecord {
-            kind: ebla_kernel::meta::TableKind::Durable,
-            tablet: TABLET,
-            table: TABLE,
-            replica: ReplicaId(4),
-            range: KeyRange::all(),
-            state: ReplicaState::Active,
-            promised_epoch: EPOCH,
-            epochs: Vec::new(),
-            flushed: LogEnd::default(),
-            truncating: None,
-            base: LogEnd::default(),
-            parents: Vec::new(),
-            lineage: Lineage(1),
-            joined_ts: Hlc::MIN,
-            config_version: ConfigVersion(1),
-            rows_estimate: 0,
-            bytes_estimate: 0,
-            built: None,
-        };
+        let record =
+            ReplicaRecord { promised_epoch: EPOCH, ..ReplicaRecord::blank(TABLET, TABLE, ReplicaId(4)) };
         let replicas = Replicas::new(Arc::new(registry), RegistryContent::default());
         replicas.put(vec![record]).unwrap();
         Self {

@@ -95,7 +95,7 @@ impl Rooms {
 
     /// Which of the bits the leader refused; none when nothing is known.
     async fn say_to(&self, leader: ServerId, bits: v1::RoomBits) -> Option<HashSet<u32>> {
-        if self.node.peers.identity().is_some_and(|own| own.run.server == leader) {
+        if self.is_own(leader) {
             return Some(self.change_bits(bits).await.refused.into_iter().collect());
         }
         match self.links.ask(leader, Call::Bits(bits)).await {

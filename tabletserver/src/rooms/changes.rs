@@ -78,13 +78,12 @@ impl Rooms {
             }
             stays
         });
-        if tables.published.is_empty() {
-            return;
-        }
-        for tablet in directory.tablets() {
-            let (Some(table), Some(epoch)) = (tables.published.get(&tablet.table), tablet.serving()) else {
-                continue;
-            };
+        let published =
+            tables.published.iter().filter_map(|(id, table)| Some((directory.table(*id)?, table)));
+        for (tablet, table) in
+            published.flat_map(|(tablets, table)| tablets.iter().map(move |tablet| (tablet, table)))
+        {
+            let Some(epoch) = tablet.serving() else { continue };
             if followed.get(&tablet.id).is_some_and(|(known, _)| *known == epoch) {
                 continue;
             }

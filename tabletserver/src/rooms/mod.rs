@@ -95,6 +95,11 @@ impl Rooms {
         &self.registry
     }
 
+    /// Whether this is the server of that id.
+    fn is_own(&self, server: ServerId) -> bool {
+        self.node.peers.identity().is_some_and(|own| own.run.server == server)
+    }
+
     /// Another server said something: it is not down.
     pub fn heard_of(&self, server: ServerId) {
         self.links.heard_of(server);

@@ -39,7 +39,7 @@ impl Rooms {
     async fn sweep_step(&self, known: &mut HashMap<TabletId, Progress>) {
         let Ok(table) = self.node.table(ROOMS_TABLE) else { return };
         let directory = self.node.directory.load_full();
-        let mine = directory.tablets().filter(|tablet| tablet.table == table.id);
+        let mine = directory.table(table.id).into_iter().flat_map(|tablets| tablets.iter());
         let mine: Vec<_> = mine.filter(|tablet| tablet.serving().is_some()).map(Arc::clone).collect();
         known.retain(|id, _| mine.iter().any(|tablet| tablet.id == *id));
         let runs = Arc::clone(&self.servers().runs);

@@ -79,7 +79,7 @@ impl Rooms {
     }
 
     async fn count_at(&self, server: ServerId, room: &Bytes) -> Count {
-        if self.node.peers.identity().is_some_and(|own| own.run.server == server) {
+        if self.is_own(server) {
             return Count::Of(self.registry.count(room) as u64);
         }
         let asked = self.links.ask(server, Call::Count(v1::RoomCount { room: room.clone() }));

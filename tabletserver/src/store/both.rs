@@ -49,7 +49,8 @@ impl Store for BothStores {
     }
 
     fn apply(&self, changes: &[Applied<'_>]) -> Result<(), StoreError> {
-        let is_in_memory = |change: &&Applied<'_>| self.tables.has(change.table);
+        let tables = self.tables.known();
+        let is_in_memory = |change: &&Applied<'_>| tables.contains_key(&change.table);
         if !changes.iter().any(|change| is_in_memory(&change)) {
             return self.disk.apply(changes);
         }

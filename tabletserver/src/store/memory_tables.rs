@@ -10,7 +10,7 @@
 //! written last, of `lfu` a counter that grows with the logarithm of the accesses and falls with
 //! time. Both fit into 32 bits beside each version.
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
 use ebla_kernel::meta::Eviction;
@@ -180,6 +180,12 @@ impl MemoryTables {
     #[must_use]
     pub fn get(&self, table: TableId) -> Option<Arc<MemoryTable>> {
         self.tables.load().get(&table).cloned()
+    }
+
+    /// Those that are known now, for many looks at once.
+    #[must_use]
+    pub fn known(&self) -> Guard<Arc<BTreeMap<TableId, Arc<MemoryTable>>>> {
+        self.tables.load()
     }
 
     /// Whether a table keeps its rows in memory.
