@@ -28,7 +28,7 @@ ROWS ?= 100000
 CASES ?= 60
 MINUTES ?= 10
 
-.PHONY: help deps run test build check fix bench bench-memory bench-meta bench-ops bench-rooms bench-watch sim sim-mutants chaos chaos-bin matrix storm doc
+.PHONY: help deps run test build check fix bench bench-backup bench-memory bench-meta bench-ops bench-rooms bench-watch sim sim-mutants chaos chaos-bin matrix storm doc
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ fix: ## format and apply the lints' suggestions
 bench: deps ## measure the cluster beside raw RocksDB, as a markdown table; ARGS="--rows 100000"
 	cargo build --locked --release --bin ebla --bin ebla-bench
 	"$(TARGET_DIR)/release/ebla-bench" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
+
+bench-backup: deps ## measure a backup and a restore beside cp; ARGS="--rows 1000000"
+	cargo build --locked --release --bin ebla --bin ebla-bench-backup
+	"$(TARGET_DIR)/release/ebla-bench-backup" --ebla "$(TARGET_DIR)/release/ebla" $(ARGS)
 
 bench-memory: deps ## measure a table in memory beside one on disk; ARGS="--rows 100000"
 	cargo build --locked --release --bin ebla --bin ebla-bench-memory

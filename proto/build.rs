@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "kv",
         "route",
         "admin",
+        "backup",
         "control",
         "meta_raft",
         "replication",

@@ -79,6 +79,7 @@ impl Error {
             Reason::BadRequest
             | Reason::TableNotFound
             | Reason::TableExists
+            | Reason::TableRestoring
             | Reason::TabletNotFound
             | Reason::TabletRetired
             | Reason::JobNotFound
@@ -107,6 +108,8 @@ impl Error {
             | Reason::Reverted
             | Reason::Superseded
             | Reason::WrongCluster
+            | Reason::BackupNotFound
+            | Reason::BackupTarget
             | Reason::Corrupt
             | Reason::Internal => false,
         }

@@ -18,6 +18,7 @@
 //!   such a batch and reports per part.
 
 mod admin;
+mod backup;
 mod balancer;
 mod channel;
 mod client;

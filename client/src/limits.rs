@@ -130,3 +130,6 @@ pub const WATCH_SILENCE: Duration = Duration::from_secs(5);
 
 /// Shortest time between two resolved timestamps of a watch: each tablet gives one a second.
 pub const WATCH_RESOLVED_EVERY: Duration = Duration::from_millis(900);
+
+/// How long a master may take to look at a target and to begin a backup or a restore.
+pub const BACKUP_TIMEOUT: Duration = Duration::from_secs(65);

@@ -254,7 +254,7 @@ mod tests {
         let server = |id: u64| v1::Server { id, address: format!("h:{id}"), ..Default::default() };
         v1::RouteMap {
             version,
-            tables: vec![v1::Table { id: 1, name: "t".into(), spec: None }],
+            tables: vec![v1::Table { id: 1, name: "t".into(), ..v1::Table::default() }],
             tablets,
             servers: (1..=3).map(server).collect(),
             ..Default::default()

@@ -66,11 +66,15 @@ pub struct Row {
     pub value: Value,
     /// When it was written.
     pub ts: Hlc,
+    /// When it ends by itself, milliseconds since 1970; none also when the scan asked for keys
+    /// only.
+    pub expires_ms: Option<u64>,
 }
 
 impl Row {
     pub(crate) fn from_wire(row: v1::Row, keys_only: bool) -> Result<Self, Error> {
         let value = Value::from_wire(row.value, row.counter, keys_only)?;
-        Ok(Self { key: row.key, value, ts: Hlc(row.ts) })
+        let expires_ms = (row.expires_ms > 0).then_some(row.expires_ms);
+        Ok(Self { key: row.key, value, ts: Hlc(row.ts), expires_ms })
     }
 }

@@ -70,6 +70,8 @@ pub struct Node {
     pub pages: Option<String>,
     /// What is armed in it from its next start on, as `EBLA_FAILPOINTS` has it; chaos builds only.
     pub failpoints: String,
+    /// Further variables of its environment from its next start on.
+    pub environment: Vec<(&'static str, String)>,
     args: Vec<String>,
     log: PathBuf,
     process: Option<Process>,
@@ -114,8 +116,8 @@ impl Node {
         let mut args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         args.extend(["--data-dir".to_owned(), data_dir.to_string_lossy().into_owned()]);
         let log = place.join(format!("{name}.log"));
-        let (address, failpoints) = (address.to_owned(), String::new());
-        Self { address, data_dir, pages: None, failpoints, args, log, process: None }
+        let (address, failpoints, environment) = (address.to_owned(), String::new(), Vec::new());
+        Self { address, data_dir, pages: None, failpoints, environment, args, log, process: None }
     }
 
     /// The same node on another's data directory.
@@ -169,7 +171,9 @@ impl Node {
     /// When the program cannot be started.
     pub fn start(&mut self) -> Result<&mut Process> {
         self.process = None;
-        Ok(self.process.insert(Process::start(&self.args, &self.failpoints, &self.log)?))
+        let armed = [("EBLA_FAILPOINTS", self.failpoints.clone())];
+        let environment = [&armed, &self.environment[..]].concat();
+        Ok(self.process.insert(Process::start(&self.args, &environment, &self.log)?))
     }
 
     /// Its process.

@@ -175,6 +175,46 @@ pub struct History {
     pub operations: Vec<Operation>,
     /// What the watch of all keys was told.
     pub seen: Vec<Seen>,
+    /// Backups that were made.
+    pub backups: Vec<Archived>,
+}
+
+/// A backup.
+#[derive(Clone, Debug)]
+pub struct Archived {
+    /// T.
+    pub ts: Hlc,
+    /// The backup that it adds to.
+    pub parent: Option<usize>,
+    /// When somebody asked for it.
+    pub asked_us: u64,
+    /// Whether no wall clock is wrong by more than clocks may be.
+    pub clocks_agree: bool,
+    /// What lies at the target, in key order.
+    pub parts: Vec<ArchivedPart>,
+}
+
+/// A range of a backup.
+#[derive(Clone, Debug)]
+pub struct ArchivedPart {
+    /// Its keys.
+    pub range: KeyRange,
+    /// Versions above this are in it.
+    pub since: Hlc,
+    /// Where garbage collection stood when it was read.
+    pub floor: Hlc,
+    /// The versions.
+    pub rows: Rows,
+}
+
+/// What a collection of garbage up to `floor` leaves of a row: everything above, and of what is
+/// below the newest version, if it is to be seen there.
+#[must_use]
+pub fn collected(versions: &BTreeMap<Hlc, Version>, floor: Hlc) -> BTreeMap<Hlc, Version> {
+    let mut kept = versions.clone();
+    let mut above = kept.split_off(&floor.next());
+    above.extend(kept.pop_last().filter(|(_, version)| version.is_live(floor)));
+    above
 }
 
 /// Something that a watch was told.

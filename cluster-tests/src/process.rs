@@ -54,17 +54,17 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `ebla ARGS` with failures armed in a chaos build; what it says on stderr is
+    /// Starts `ebla ARGS` with some variables in its environment; what it says on stderr is
     /// appended to `log`.
     ///
     /// # Errors
     /// When the log cannot be opened or the program cannot be started.
-    pub fn start(args: &[String], failpoints: &str, log: &Path) -> Result<Self> {
+    pub fn start(args: &[String], environment: &[(&str, String)], log: &Path) -> Result<Self> {
         let stderr = File::options().create(true).append(true).open(log)?;
         let mut child = Command::new(binary::ebla())
             .args(args)
             .env_remove("EBLA_ENDPOINTS")
-            .env("EBLA_FAILPOINTS", failpoints)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)

@@ -15,25 +15,49 @@ const DEPENDENCIES: &[(&str, &[&str])] = &[
     ("cluster-tests/failpoints", &[]),
     ("kernel", &[]),
     ("proto", &["ebla-kernel"]),
-    ("master", &["ebla-failpoints", "ebla-kernel", "ebla-proto"]),
-    ("tabletserver", &["ebla-failpoints", "ebla-kernel", "ebla-proto"]),
+    ("master", &["ebla-backup", "ebla-failpoints", "ebla-kernel", "ebla-proto"]),
+    ("cluster-tests/bucket", &[]),
+    ("tabletserver/backup", &["ebla-kernel", "ebla-proto"]),
+    ("tabletserver", &["ebla-backup", "ebla-failpoints", "ebla-kernel", "ebla-proto"]),
     ("client", &["ebla-kernel", "ebla-proto"]),
     (
         "ebla",
-        &["ebla-failpoints", "ebla-kernel", "ebla-proto", "ebla-master", "ebla-tabletserver", "ebla-client"],
+        &[
+            "ebla-backup",
+            "ebla-failpoints",
+            "ebla-kernel",
+            "ebla-proto",
+            "ebla-master",
+            "ebla-tabletserver",
+            "ebla-client",
+        ],
     ),
 ];
 
 /// Libraries that may be named only in some rooms: in stores and logs, in services, at the
 /// ends of connections, and in the error that carries theirs as its source. Tests may.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("rocksdb", &["tabletserver/src/store/", "tabletserver/src/registry", "bench/src/"]),
+    (
+        "rocksdb",
+        &[
+            "tabletserver/src/store/",
+            "tabletserver/src/registry",
+            "tabletserver/backup/src/sst.rs",
+            "bench/src/",
+        ],
+    ),
+    ("aws_config", &["tabletserver/backup/src/target/s3/"]),
+    ("aws_credential_types", &["tabletserver/backup/src/target/s3/"]),
+    ("aws_sdk_s3", &["tabletserver/backup/src/target/s3/"]),
+    ("aws_smithy_http_client", &["tabletserver/backup/src/target/s3/"]),
+    ("aes_gcm", &["tabletserver/backup/src/encryption.rs"]),
     ("raft", &["master/src/raft/", "master/src/error.rs"]),
     (
         "tonic",
         &[
             "proto/",
             "client/",
+            "master/src/backup/servers.rs",
             "master/src/service",
             "master/src/server",
             "master/src/controller",
@@ -43,6 +67,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "tabletserver/src/service",
             "tabletserver/src/server",
             "tabletserver/src/error",
+            "tabletserver/src/backup/mod.rs",
             "tabletserver/src/copying/",
             "tabletserver/src/master_link",
             "tabletserver/src/rooms/link",

@@ -1,7 +1,14 @@
 //! Commands and flags. They are stable: scripts and tests depend on them.
 
+mod backup;
+mod export;
 mod room;
 
+pub use backup::{
+    Backup, BackupsAt, CreateBackup, DescribeBackup, PruneBackups, RestoreBackup, Schedule, SetSchedule,
+    VerifyBackups,
+};
+pub use export::Export;
 pub use room::{ListRooms, PublishRoom, Room, RoomName, SubscribeRooms};
 
 use crate::output::Format;
@@ -103,6 +110,8 @@ pub enum Command {
     Watch(Watch),
     /// Write the rows of a file
     Load(Load),
+    /// Print all rows of a table as they were at one timestamp, for `load`
+    Export(Export),
     /// Ask how a write ended whose outcome was unknown
     Outcome(Outcome),
     /// List and show what failovers took away
@@ -113,6 +122,9 @@ pub enum Command {
     /// Subscribe to rooms, publish to them, see who is there
     #[command(subcommand)]
     Room(Room),
+    /// Make backups, look at them, bring tables back
+    #[command(subcommand)]
+    Backup(Backup),
 }
 
 impl Command {

@@ -3,7 +3,9 @@
 //! 0 ok, 1 failed, 2 usage, 3 not found, 4 unavailable or timed out.
 
 use crate::output::Format;
+use ebla_backup::BackupError;
 use ebla_client::Reason;
+use ebla_proto::error::ApiError;
 use serde_json::json;
 use std::fmt;
 use std::io::{self, Write as _};
@@ -103,6 +105,10 @@ fn classify(error: &anyhow::Error) -> (u8, &'static str, bool) {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return (failure.code, failure.reason, true);
     }
+    if let Some(error) = error.downcast_ref::<BackupError>() {
+        let reason = ApiError::from(error).reason;
+        return (code_of(reason), reason.as_str(), true);
+    }
     match error.downcast_ref::<ebla_client::Error>() {
         Some(error) => (code_of(error.reason()), error.reason().as_str(), error.is_definite()),
         None => (FAILED, "FAILED", true),
@@ -117,9 +123,11 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::TabletNotFound
         | Reason::ServerNotFound
         | Reason::JobNotFound
+        | Reason::BackupNotFound
         | Reason::RecordNotFound => NOT_FOUND,
         Reason::NotLeader
         | Reason::StaleRoute
+        | Reason::TableRestoring
         | Reason::NotEnoughReplicas
         | Reason::CopyBehind
         | Reason::Unavailable
@@ -151,6 +159,7 @@ pub fn code_of(reason: Reason) -> u8 {
         | Reason::TooFewServers
         | Reason::Superseded
         | Reason::WrongCluster
+        | Reason::BackupTarget
         | Reason::Corrupt
         | Reason::Internal => FAILED,
     }

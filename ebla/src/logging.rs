@@ -7,6 +7,15 @@ use tracing_subscriber::EnvFilter;
 /// Name of the variable that says what is logged.
 const LOG_VARIABLE: &str = "EBLA_LOG";
 
+/// Libraries whose finer output has signed requests, session tokens included: never logged.
+const SIGNING: [&str; 5] = [
+    "aws_config=warn",
+    "aws_runtime=warn",
+    "aws_sigv4=warn",
+    "aws_smithy_runtime=warn",
+    "aws_smithy_http_client=warn",
+];
+
 /// Starts logging for the whole process.
 pub fn start(cli: &Cli) {
     let default = match cli.command {
@@ -25,13 +34,18 @@ pub fn start(cli: &Cli) {
         | Command::Add(_)
         | Command::Range(_)
         | Command::Load(_)
+        | Command::Export(_)
         | Command::Watch(_)
         | Command::Outcome(_)
         | Command::Lost(_)
         | Command::Top(_)
-        | Command::Room(_) => "warn",
+        | Command::Room(_)
+        | Command::Backup(_) => "warn",
     };
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = SIGNING.iter().fold(filter, |filter, quiet| {
+        filter.add_directive(quiet.parse().expect("the list holds directives only"))
+    });
     let is_terminal = std::io::stderr().is_terminal();
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(is_terminal);

@@ -117,6 +117,13 @@ impl Output {
         if !keys_only {
             is_text &= self.put_value(&mut object, &row.value);
         }
+        if !is_text && !self.hex {
+            // A mark is for both: whoever reads them back need not guess.
+            object.insert("key".to_owned(), escape(&row.key).into());
+            if let (false, Value::Bytes(value)) = (keys_only, &row.value) {
+                object.insert("value".to_owned(), escape(value).into());
+            }
+        }
         object.insert("ts".to_owned(), row.ts.0.to_string().into());
         self.mark(&mut object, is_text);
         object.into()
@@ -124,7 +131,8 @@ impl Output {
 
     /// A cell of a key as an object.
     pub fn cell_json(&self, key: &[u8], cell: &Cell) -> Json {
-        let row = Row { key: bytes::Bytes::copy_from_slice(key), value: cell.value.clone(), ts: cell.ts };
+        let key = bytes::Bytes::copy_from_slice(key);
+        let row = Row { key, value: cell.value.clone(), ts: cell.ts, expires_ms: None };
         self.row_json(&row, false)
     }
 
@@ -341,6 +349,7 @@ mod tests {
             key: Bytes::from_static(key),
             value: Value::Bytes(Bytes::from_static(value)),
             ts: Hlc(u64::MAX),
+            expires_ms: None,
         }
     }
 

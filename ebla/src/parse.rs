@@ -5,6 +5,26 @@ use ebla_kernel::limits::REPLICAS_MAX;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// A timestamp, or none for now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AtOrNow(pub Option<Hlc>);
+
+/// Reads `now` or what [`at`] reads.
+pub fn at_or_now(text: &str) -> Result<AtOrNow, String> {
+    match text {
+        "now" => Ok(AtOrNow(None)),
+        text => at(text).map(|ts| AtOrNow(Some(ts))),
+    }
+}
+
+/// Reads bytes per second: `50MiB/s`, `50MiB`.
+pub fn rate(text: &str) -> Result<u64, String> {
+    match bytes(text.strip_suffix("/s").unwrap_or(text))? {
+        0 => Err("a rate of nothing comes to no end: give bytes per second, such as 50MiB/s".to_owned()),
+        rate => Ok(rate),
+    }
+}
+
 /// A duration above zero, in whole milliseconds at least.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
@@ -16,6 +36,30 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         return Err("longer than a hundred years: give less".to_owned());
     }
     Ok(duration)
+}
+
+/// A duration that may be nothing.
+pub fn age(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(age) if age.is_zero() => Ok(age),
+        Ok(_) | Err(_) => duration(text),
+    }
+}
+
+/// Some of the rows.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Share {
+    /// Above 0, at most 100.
+    pub percent: f64,
+}
+
+/// A share such as `10%`.
+pub fn share(text: &str) -> Result<Share, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    match number {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(Share { percent }),
+        Ok(_) | Err(_) => Err("give a share of the rows above 0% and up to 100%, such as 10%".to_owned()),
+    }
 }
 
 /// How often something happens by itself; none: never.
@@ -227,6 +271,17 @@ mod tests {
         for wrong in ["", "0", "MiB", "1MB", "-1", "99999999999GiB"] {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn shares_are_percent() {
+        for (text, percent) in [("10%", 10.0), ("0.5%", 0.5), ("100%", 100.0), ("7", 7.0)] {
+            assert_eq!(share(text), Ok(Share { percent }));
+        }
+        for wrong in ["", "%", "0%", "101%", "-1%", "x", "NaN%"] {
+            assert!(share(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!((age("0s"), age("1h")), (Ok(Duration::ZERO), Ok(Duration::from_secs(3600))));
     }
 
     #[test]

@@ -244,6 +244,21 @@ pub const RETIRED_TABLETS_MAX: usize = 100_000;
 /// Longest reason that a failed job keeps, in bytes.
 pub const JOB_ERROR_BYTES_MAX: usize = 512;
 
+/// Backups and restores that ended and are remembered for audits: a year of one every nine hours.
+pub const BACKUP_ATTEMPTS_MAX: usize = 1_000;
+
+/// Bytes of a URL, a name or an author of a backup: they stand in every list of them.
+pub const BACKUP_TEXT_BYTES_MAX: usize = 1_024;
+
+/// Schedules of a cluster: each is a target that somebody looks after.
+pub const BACKUP_SCHEDULES_MAX: usize = 100;
+
+/// Least time between two backups of a schedule: a backup has a fixed cost per tablet.
+pub const BACKUP_EVERY_MS_MIN: u64 = 1_000;
+
+/// Most backups that a schedule keeps: a list of them is still read by people.
+pub const BACKUP_KEEP_MAX: u32 = 10_000;
+
 /// Splits that the cluster begins by itself and that are under way at once, over all servers:
 /// so many commits and new logs at a time are hardly noticed.
 pub const AUTOMATIC_SPLITS_MAX: usize = 16;
@@ -370,3 +385,35 @@ pub const WATCH_TOKEN_BYTES_MAX: usize = 1024 * 1024;
 /// Pieces of the watched range whose exact places a token of a watch keeps; of more, all but one
 /// are joined by time, so that the token of an event stays short.
 pub const WATCH_TOKEN_PIECES_EXACT: usize = 8;
+
+/// Exports of a backup, or imports of a restore, that one server does at once: one reads while
+/// the other one's file is on its way to the target.
+pub const BACKUP_ORDERS_PER_SERVER_MAX: usize = 2;
+
+/// Orders of one backup or restore that are under way at once, over all servers: the master
+/// keeps a stream for each.
+pub const BACKUP_ORDERS_MAX: usize = 64;
+
+/// First pause before a range that was refused is asked for again, in milliseconds: a split, or
+/// an election, is over by then.
+pub const BACKUP_PAUSE_MS_MIN: u64 = 500;
+
+/// Longest such pause, in milliseconds.
+pub const BACKUP_PAUSE_MS_MAX: u64 = 10_000;
+
+/// How long a backup or a restore goes on without any progress, in milliseconds: longer than a
+/// server takes to restart, shorter than an operator's patience with a disk that fills up because
+/// garbage stays.
+pub const BACKUP_PATIENCE_MS: u64 = 10 * 60_000;
+
+/// First pause after a scheduled backup that failed, in milliseconds; doubled by every further
+/// one, and never longer than the schedule's own.
+pub const SCHEDULE_RETRY_MS: u64 = 60_000;
+
+/// Scheduled backups that may fail one after the other before the next is a full one: what they
+/// were to add to may be damaged.
+pub const SCHEDULE_FAILURES_UNTIL_FULL: u32 = 3;
+
+/// For how many times its own period a schedule keeps what the next incremental backup needs. A
+/// schedule that fails for longer must not fill the disks with garbage.
+pub const SCHEDULE_HELD_TIMES: u64 = 2;

@@ -212,6 +212,14 @@ pub enum Mutation {
     ResumeUnchecked,
     /// A watch goes on in the log of a child whatever of the parent's it has not seen.
     ChildFeedSkips,
+    /// The time of a backup is chosen before garbage collection is held back.
+    TimeBeforeSafePoint,
+    /// A backup believes that nothing follows because a leader's own log ends there.
+    DeposedLeaderCloses,
+    /// What a server refuses to export, because the tablet was split, is left out.
+    SplitRangeSkipped,
+    /// What was deleted since the last backup is not in the next one.
+    DeletesNotExported,
 }
 
 impl Mutation {
@@ -229,7 +237,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that the simulator is to find, or not to find.
-    pub const ALL: [Self; 93] = [
+    pub const ALL: [Self; 97] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -323,6 +331,10 @@ impl Mutation {
         Self::FeedShowsReverted,
         Self::ResumeUnchecked,
         Self::ChildFeedSkips,
+        Self::TimeBeforeSafePoint,
+        Self::DeposedLeaderCloses,
+        Self::SplitRangeSkipped,
+        Self::DeletesNotExported,
     ];
 
     /// Why an honest search finds nothing when this rule is left out, if so: another rule holds
@@ -462,6 +474,10 @@ impl Mutation {
             Self::FeedShowsReverted => "a watch never shows what was taken back",
             Self::ResumeUnchecked => "a watch goes on only in its own history",
             Self::ChildFeedSkips => "a watch sees what the parent's log had",
+            Self::TimeBeforeSafePoint => "1.16 the safe point comes first",
+            Self::DeposedLeaderCloses => "1.16 closed by an entry at or below Q",
+            Self::SplitRangeSkipped => "1.16 every key once",
+            Self::DeletesNotExported => "1.16 deletes are versions",
         }
     }
     /// What it stands for: rules of the protocol, sections of the protocol on the order of
@@ -570,6 +586,10 @@ impl Mutation {
             Self::FeedAboveQ | Self::FeedShowsReverted => &["I7"],
             Self::ResumeUnchecked => &["KIP-320"],
             Self::ChildFeedSkips => &["pegasus-2284"],
+            Self::TimeBeforeSafePoint => &["tikv-12903"],
+            Self::DeposedLeaderCloses => &["tikv-14099"],
+            Self::SplitRangeSkipped => &["I14"],
+            Self::DeletesNotExported => &["cockroach-28358"],
         }
     }
 }

@@ -102,7 +102,7 @@ impl KeyRange {
     }
 
     /// What of this range does not lie in `other`, in key order.
-    pub fn without(&self, other: &Self) -> impl Iterator<Item = Self> {
+    pub fn without(&self, other: &Self) -> impl Iterator<Item = Self> + use<> {
         let below = self.intersect(&Self { start: Bytes::new(), end: Some(other.start.clone()) });
         let above = other.end.clone().and_then(|end| self.intersect(&Self { start: end, end: None }));
         [below, above].into_iter().flatten()

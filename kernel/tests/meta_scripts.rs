@@ -4,6 +4,10 @@
 //! control core proposes waits until `> commit` applies it, so that a script can put
 //! something else first. `UPDATE=1` writes what is printed now into the scripts.
 
+mod meta_scripts {
+    pub mod backups;
+}
+
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
@@ -16,6 +20,7 @@ use ebla_kernel::meta::{
     ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableChange, TableKind, TableSpec,
     Tablet, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
 };
+use meta_scripts::backups;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -249,6 +254,25 @@ impl World {
             }
             "lose" => self.proposed.clear(),
             "show" => self.show(),
+            name if backups::NAMES.contains(&name) => {
+                let table = args.text("servers").map(|_| create(&args));
+                self.apply(backups::command(name, &args, &self.state, self.now.0, table));
+            }
+            "safe" => writeln!(self.out, "  {:?}", self.state.safe_ts(self.now.0)).unwrap(),
+            "tables" => self.show_tables(),
+            "fail" => {
+                let (job, end) = (JobId(args.number("j")), JobEnd::Failed { error: "it burns".to_owned() });
+                self.apply(Command::EndJob { job, attempt: None, end, time_ms: self.now.0 });
+            }
+            "attempts" => {
+                let attempts: Vec<String> = self.state.backup_attempts().map(job_text).collect();
+                attempts.iter().for_each(|text| writeln!(self.out, "  {text}").unwrap());
+            }
+            "schedules" => {
+                let schedules: Vec<String> =
+                    self.state.schedules().map(|it| format!("{} {:?}", it.url, it.past)).collect();
+                schedules.iter().for_each(|text| writeln!(self.out, "  {text}").unwrap());
+            }
             other => panic!("unknown command {other}"),
         }
     }
@@ -345,6 +369,7 @@ impl World {
             Reply::Job(job) => job_text(job),
             Reply::Server(server) => format!("{} {:?}", server.id, server.duty),
             Reply::BalancerPaused(paused) => format!("balancer paused: {paused}"),
+            Reply::Done => "done".to_owned(),
             Reply::Compared(comparison) => format!("compared: {comparison:?}"),
             Reply::Rejected(rejection) => format!("rejected: {rejection}"),
         };
@@ -356,6 +381,13 @@ impl World {
         let copy = decode_snapshot(&encode_snapshot(&self.state)).unwrap();
         assert_eq!(copy, self.state);
         assert_eq!(state_hash(&copy), state_hash(&self.state));
+    }
+
+    fn show_tables(&mut self) {
+        for table in self.state.tables() {
+            let restoring = table.restoring.map_or(String::new(), |job| format!(" restored by {job}"));
+            writeln!(self.out, "  {} {}{restoring}", table.id, table.name).unwrap();
+        }
     }
 
     fn show_jobs(&mut self) {
@@ -419,6 +451,8 @@ fn job_text(job: &Job) -> String {
             let from = copy.from_server.map_or(String::new(), |from| format!(" from {from}"));
             format!("of {} to {}@{}{from}", copy.tablet, copy.to, copy.to_server)
         }
+        JobKind::Backup(backup) => backups::backup_text(backup),
+        JobKind::Restore(restore) => backups::restore_text(restore),
     };
     let error = job.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
     format!("{} {} {:?} {} {what}{error}", job.id, job.attempt, job.origin, job.state.name(),)
@@ -463,6 +497,11 @@ fn command_text(command: &Command) -> String {
         | Command::StartJob { .. }
         | Command::CommitSplit { .. }
         | Command::PauseBalancer { .. }
+        | Command::ChangeBackup { .. }
+        | Command::ChangeRestore { .. }
+        | Command::SetSchedule { .. }
+        | Command::FailSchedule { .. }
+        | Command::RemoveSchedule { .. }
         | Command::CreateTable { .. }
         | Command::ChangeTable { .. }
         | Command::DropTable { .. }

@@ -5,6 +5,7 @@
 //! services. Masters are needed to change who serves, not to serve: no call of a client that
 //! reads or writes rows comes through here.
 
+mod backup;
 mod balancer;
 mod clock;
 mod config;

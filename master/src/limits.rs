@@ -172,3 +172,31 @@ pub const SYSTEM_TABLES_LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Looks without a new server after which a cluster of fewer servers than copies gets its system
 /// tables: servers that are started together come within this.
 pub const SYSTEM_TABLES_SETTLE_LOOKS: u32 = 8;
+
+/// How often to look which backups and restores are to be driven: a cancelled one ends within this.
+pub const BACKUP_LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How often to look which scheduled backups are due: the least period is as long.
+pub const BACKUP_SCHEDULE_EVERY: Duration = Duration::from_secs(1);
+
+/// Time between two plans of a backup or a restore while nothing ends.
+pub const BACKUP_PLAN_EVERY: Duration = Duration::from_millis(100);
+
+/// How long a master may take to look at a target and to begin a backup or a restore.
+pub const BACKUP_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a tablet server may take to accept a connection.
+pub const BACKUP_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a tablet server may take to find a probe at a target.
+pub const BACKUP_PROBE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a tablet server that exports or imports may say nothing: it speaks every second, and
+/// one file may take long at its end.
+pub const BACKUP_SILENCE: Duration = Duration::from_secs(60);
+
+/// How often a manifest is put before its backup fails.
+pub const BACKUP_MANIFEST_TRIES: u32 = 5;
+
+/// Directory below a master's own for files of backups that are checked.
+pub const BACKUP_SCRATCH: &str = "backup-check";

@@ -1,5 +1,6 @@
 //! One master process: starting its parts in order, and ending them in order.
 
+use crate::backup::{self, Backups};
 use crate::balancer::Balancer;
 use crate::clock;
 use crate::config::Config;
@@ -86,9 +87,11 @@ impl Master {
             outbox: outbox.clone(),
             liveness,
             balancer,
+            backups: Arc::new(Backups::new(config.data_dir.clone())),
             stopping: stop,
         };
         tasks.spawn(crate::system_tables::keep(shared.clone()));
+        tasks.spawn(backup::run(shared.clone()));
         let failure: FailureSender = Arc::new(watch::channel(None).0);
         let server = serve(shared, sender, identity.directory_id, !identity.directories.is_empty(), listener);
         let serving = tokio::spawn(report(server, Arc::clone(&failure)));

@@ -49,6 +49,8 @@ reasons! {
     TableNotFound = "TABLE_NOT_FOUND", NotFound;
     /// A table of this name exists.
     TableExists = "TABLE_EXISTS", AlreadyExists;
+    /// The table is being brought back from a backup; nobody reads or writes it until that is done.
+    TableRestoring = "TABLE_RESTORING", FailedPrecondition;
     /// No tablet of this id.
     TabletNotFound = "TABLET_NOT_FOUND", NotFound;
     /// The tablet is no more; others took its place.
@@ -69,6 +71,8 @@ reasons! {
     NotTransferable = "NOT_TRANSFERABLE", FailedPrecondition;
     /// A copy cannot move where it was asked to go.
     NotMovable = "NOT_MOVABLE", FailedPrecondition;
+    /// No backup of this name, or no schedule of this target.
+    BackupNotFound = "BACKUP_NOT_FOUND", NotFound;
     /// No such record in the loss ledger.
     RecordNotFound = "RECORD_NOT_FOUND", NotFound;
     /// This copy is not recent enough for the read; another one, or the leader, may be.
@@ -121,6 +125,8 @@ reasons! {
     Superseded = "SUPERSEDED", FailedPrecondition;
     /// The server belongs to another cluster.
     WrongCluster = "WRONG_CLUSTER", FailedPrecondition;
+    /// The place of backups, or the key of their files, cannot be used as it was given.
+    BackupTarget = "BACKUP_TARGET", FailedPrecondition;
     /// Stored bytes are damaged.
     Corrupt = "CORRUPT", DataLoss;
     /// A bug or a failed disk.

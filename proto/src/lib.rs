@@ -1,6 +1,7 @@
 //! The gRPC contract of Ebla (package `ebla.v1`): generated code, conversion to kernel
 //! types at the border, and the one shape of errors on the wire.
 
+pub mod backup;
 pub mod convert;
 pub mod error;
 pub mod meta;

@@ -46,6 +46,7 @@ impl From<Rejection> for ApiError {
             | Rejection::NotReady(_)
             | Rejection::ReadyApart(_)
             | Rejection::HasData(_)
+            | Rejection::NotRestored(_)
             | Rejection::NotGathered(_) => Reason::Internal,
             Rejection::HasCopy(_)
             | Rejection::NoCopy(..)
@@ -62,7 +63,12 @@ impl From<Rejection> for ApiError {
             | Rejection::SameTablet(_)
             | Rejection::NotNeighbours(..) => Reason::BadRequest,
             Rejection::NotWhole(_) => Reason::Unavailable,
-            Rejection::JobRuns(_) => Reason::JobConflict,
+            Rejection::JobRuns(_) | Rejection::BackupRuns(_) => Reason::JobConflict,
+            Rejection::TableRestoring(_) => Reason::TableRestoring,
+            Rejection::NameTwice(_) | Rejection::BackupTextTooLong | Rejection::BadSchedule => {
+                Reason::BadRequest
+            }
+            Rejection::NoSchedule(_) => Reason::BackupNotFound,
             Rejection::NoJob(_) => Reason::JobNotFound,
             Rejection::JobEnded(_) => Reason::JobEnded,
         };
@@ -71,7 +77,7 @@ impl From<Rejection> for ApiError {
             let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
             return error.with("successors", ids.join(","));
         }
-        if let Rejection::JobRuns(job) | Rejection::JobEnded(job) = &rejection {
+        if let Rejection::JobRuns(job) | Rejection::JobEnded(job) | Rejection::BackupRuns(job) = &rejection {
             return error.with("job", job.id.0);
         }
         error
@@ -243,7 +249,12 @@ pub fn table_to_wire(table: &Table) -> v1::Table {
         memory_bytes_max: table.spec.memory_bytes_max,
         eviction: eviction as i32,
     };
-    v1::Table { id: table.id.0, name: table.name.clone(), spec: Some(spec) }
+    v1::Table {
+        id: table.id.0,
+        name: table.name.clone(),
+        spec: Some(spec),
+        restoring_job_id: table.restoring.map_or(0, |job| job.0),
+    }
 }
 
 /// A tablet for the wire. A leader whose run is over is none.

@@ -1,5 +1,6 @@
 //! Jobs, splits and merges, to the wire and back.
 
+use crate::backup::backup_work;
 use crate::convert;
 use crate::error::{ApiError, Reason};
 use crate::v1;
@@ -72,11 +73,13 @@ pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
         JobKind::Split(_) => v1::JobKind::Split,
         JobKind::Move(_) => v1::JobKind::Move,
         JobKind::Merge(_) => v1::JobKind::Merge,
+        JobKind::Backup(_) => v1::JobKind::Backup,
+        JobKind::Restore(_) => v1::JobKind::Restore,
     };
     let tablets = job.tablets();
     let tablet = |at: usize| tablets.get(at).map_or(0, |tablet| tablet.0);
     let (from, to) = match &job.kind {
-        JobKind::Split(_) | JobKind::Merge(_) => (None, None),
+        JobKind::Split(_) | JobKind::Merge(_) | JobKind::Backup(_) | JobKind::Restore(_) => (None, None),
         JobKind::Move(copy) => (copy.from_server, Some(copy.to_server)),
     };
     let state = match job.state {
@@ -103,6 +106,7 @@ pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
         expected_ms: expected_ms(job, progress, now_ms),
         bytes: copied.map_or(0, |copied| copied.bytes),
         bytes_total: copied.map_or(0, |copied| copied.bytes_total),
+        backup: backup_work(&job.kind),
     }
 }
 

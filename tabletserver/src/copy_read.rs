@@ -16,7 +16,7 @@ use ebla_kernel::op;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What must be visible.
 struct Wanted {
@@ -58,6 +58,61 @@ impl Node {
             }
             tokio::time::sleep(limits::COPY_READ_LOOK_EVERY).await;
         }
+    }
+
+    /// Waits until the copy here has everything up to `ts`, and nothing of that can be cut any more.
+    ///
+    /// # Errors
+    /// `STALE_ROUTE` when the copy goes meanwhile, `UNAVAILABLE` with who leads when it takes longer
+    /// than `patience`.
+    pub(crate) async fn wait_closed(
+        &self,
+        tablet: &Arc<TabletHandle>,
+        ts: Hlc,
+        patience: Duration,
+    ) -> Result<(), ApiError> {
+        let began = Instant::now();
+        let mut asked = None;
+        while tablet.closed().is_none_or(|end| end.ts < ts) {
+            self.check_copy(tablet)?;
+            if began.elapsed() >= patience {
+                return Err(self.not_closed(tablet, ts));
+            }
+            if asked.is_none_or(|at: Instant| at.elapsed() >= limits::COPY_READ_PATIENCE) {
+                asked = Some(Instant::now());
+                let _ = self.sequencer.control.send(Control::CloseWanted(tablet.id, ts));
+            }
+            tokio::time::sleep(limits::BACKUP_LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Whether this is still the copy here of its tablet, with all its rows.
+    ///
+    /// # Errors
+    /// `STALE_ROUTE` when it has gone, or others have taken its tablet's place.
+    pub(crate) fn check_copy(&self, tablet: &Arc<TabletHandle>) -> Result<(), ApiError> {
+        let directory = self.directory.load();
+        if directory.tablet(tablet.id).is_some_and(|known| Arc::ptr_eq(known, tablet)) {
+            return Ok(());
+        }
+        let hint = format!(
+            "tablet {} is no longer here, or others have taken its place: fetch the route again",
+            tablet.id.0
+        );
+        Err(ApiError::new(Reason::StaleRoute, hint).with("tablet", tablet.id.0))
+    }
+
+    fn not_closed(&self, tablet: &TabletHandle, ts: Hlc) -> ApiError {
+        let routes = self.routes.now();
+        let leader = routes.tablet(tablet.id).and_then(|known| routes.server(known.leader_server_id));
+        let led =
+            leader.map_or("nobody leads it now".to_owned(), |server| format!("{} leads it", server.address));
+        let hint = format!(
+            "the copy of tablet {} here does not have everything up to {} yet; {led}: try there",
+            tablet.id.0, ts.0
+        );
+        ApiError::new(Reason::Unavailable, hint).with("tablet", tablet.id.0)
     }
 
     fn copy_of(&self, table: &TableInfo, key: &[u8]) -> Result<Arc<TabletHandle>, ApiError> {

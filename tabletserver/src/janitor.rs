@@ -6,6 +6,7 @@
 
 use crate::limits;
 use crate::node::Node;
+use crate::routes::{Routes, TableInfo};
 use crate::store::StoreError;
 use crate::store::gc::{GcPass, GcProgress, TableGarbage};
 use crate::store::scan::{Order, PageLimits, Projection, ScanSpec, Scanner};
@@ -82,25 +83,17 @@ impl Janitor {
         }
     }
 
-    /// Floors move with the clock. No read in use is passed, and no version that only one is
-    /// above which may yet be cut or taken back.
+    /// Floors move with the clock. No read in use is passed, nothing that a backup needs, and no
+    /// version that only one is above which may yet be cut or taken back.
     fn publish_floors(&self) {
         let now = self.node.clock.now();
         let oldest_read = self.node.pins.oldest().unwrap_or(Hlc::MAX);
-        let routes = self.node.routes.now();
         let mut unsafe_above: BTreeMap<TableId, Hlc> = BTreeMap::new();
         for tablet in self.node.directory.load().tablets() {
             let least = unsafe_above.entry(tablet.table).or_insert(Hlc::MAX);
             *least = tablet.kept_ts().min(*least);
         }
-        let floors: BTreeMap<_, _> = routes
-            .tables()
-            .map(|table| {
-                let kept = Hlc::new(now.ms().saturating_sub(table.retention_ms), 0);
-                let undecided = unsafe_above.get(&table.id).copied().unwrap_or(Hlc::MAX);
-                (table.id, TableGarbage::Below(kept.min(oldest_read).min(undecided)))
-            })
-            .collect();
+        let floors = floors(&self.node.routes.now(), now, oldest_read, &unsafe_above);
         if !floors.is_empty() {
             self.node.floors.publish(floors);
         }
@@ -222,6 +215,22 @@ impl Janitor {
     }
 }
 
+/// The floor of every table.
+fn floors(
+    routes: &Routes,
+    now: Hlc,
+    oldest_read: Hlc,
+    unsafe_above: &BTreeMap<TableId, Hlc>,
+) -> BTreeMap<TableId, TableGarbage> {
+    let held = oldest_read.min(routes.held_at());
+    let floor = |table: &Arc<TableInfo>| {
+        let kept = Hlc::new(now.ms().saturating_sub(table.retention_ms), 0);
+        let undecided = unsafe_above.get(&table.id).copied().unwrap_or(Hlc::MAX);
+        (table.id, TableGarbage::Below(kept.min(held).min(undecided)))
+    };
+    routes.tables().map(floor).collect()
+}
+
 fn row_bytes(row: &crate::store::scan::Row) -> u64 {
     (row.key.len() + row.body.as_ref().map_or(0, Body::bytes)) as u64
 }
@@ -239,4 +248,37 @@ fn forget(tablet: &TabletHandle, gone: &[(Bytes, Hlc)]) {
         }
         left
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::routes::RouteCache;
+    use ebla_proto::v1;
+
+    fn floor(safe_ts: Hlc, oldest_read: Hlc, undecided: Hlc) -> TableGarbage {
+        let spec = v1::TableSpec { retention_ms: 1_000, ..v1::TableSpec::default() };
+        let table = v1::Table { id: 1, name: "t".into(), spec: Some(spec), ..v1::Table::default() };
+        let routes =
+            v1::RouteMap { version: 1, tables: vec![table], safe_ts: safe_ts.0, ..v1::RouteMap::default() };
+        let cache = RouteCache::default();
+        let _ = cache.take(v1::WatchRoutesResponse {
+            full: true,
+            routes: Some(routes),
+            ..v1::WatchRoutesResponse::default()
+        });
+        let undecided = BTreeMap::from([(TableId(1), undecided)]);
+        floors(&cache.now(), Hlc::new(5_000, 0), oldest_read, &undecided)[&TableId(1)]
+    }
+
+    #[test]
+    fn a_floor_passes_nothing_that_somebody_needs() {
+        let at = |ms| Hlc::new(ms, 0);
+        let below = |ms| TableGarbage::Below(at(ms));
+        assert_eq!(floor(Hlc::MIN, Hlc::MAX, Hlc::MAX), below(4_000));
+        assert_eq!(floor(at(3_000), Hlc::MAX, Hlc::MAX), below(3_000));
+        assert_eq!(floor(at(4_500), Hlc::MAX, Hlc::MAX), below(4_000));
+        assert_eq!(floor(at(3_000), at(2_000), Hlc::MAX), below(2_000));
+        assert_eq!(floor(at(3_000), Hlc::MAX, at(1_000)), below(1_000));
+    }
 }

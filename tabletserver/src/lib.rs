@@ -3,6 +3,7 @@
 //! Three stores per server, not per tablet: the data ([`store`]), one log shared by all
 //! tablets ([`oplog`]) and a small synced [`registry`]. Decisions are the kernel's.
 
+mod backup;
 mod bootstrap;
 mod clock;
 mod config;
@@ -45,6 +46,7 @@ mod sweeper;
 mod tablets;
 mod watch;
 
+pub use backup::{BackupRow, BackupTable};
 pub use config::Config;
 pub use error::Error;
 pub use server::TabletServer;

@@ -75,6 +75,11 @@ pub const MEMORY_TIGHT_ABOVE: u64 = 750;
 /// copies that are about to come.
 pub const MEMORY_HISTORY_MS: u64 = 250;
 
+/// How long old versions of tables in memory are kept at most for a backup that has not begun to
+/// read them, in milliseconds: a backup whose servers are busy comes to them within seconds, and
+/// what is kept for the next incremental one must not take their room for hours.
+pub const MEMORY_SAFE_POINT_MS: u64 = 60_000;
+
 /// Thousandths of its limit above which rows make room, and down to which. Writes go on meanwhile:
 /// what is between it and the limit is what they may bring until the room is there.
 pub const MEMORY_EVICT_ABOVE: u64 = 900;
@@ -567,3 +572,49 @@ pub const PUBLISHED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a change is tried to be published while nobody leads its room's row.
 pub const PUBLISHED_CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Exports for backups that a server runs at once; each holds a thread and two files on disk.
+pub const BACKUP_EXPORTS_MAX: usize = 2;
+
+/// Imports of restores that a server runs at once; each holds a thread and a batch in memory.
+pub const BACKUP_IMPORTS_MAX: usize = 2;
+
+/// Bytes at which a file of a backup ends, with the row that it is at: large enough for targets
+/// that count requests, small enough to be sent again, and to lie twice on the local disk.
+pub const BACKUP_FILE_BYTES: u64 = 256 * 1024 * 1024;
+
+/// With a rate, a file is what goes to the target in so many seconds ...
+pub const BACKUP_FILE_SECONDS: u64 = 60;
+
+/// ... but not smaller than this.
+pub const BACKUP_FILE_BYTES_MIN: u64 = 64 * 1024;
+
+/// How long an export or an import waits for the copy here to have everything that it must have,
+/// before the coordinator is told to try elsewhere.
+pub const BACKUP_CLOSE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often it looks meanwhile.
+pub const BACKUP_LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Versions between two looks at the time and at whether anybody still waits: well below a
+/// millisecond of work ...
+pub const BACKUP_VERSIONS_PER_LOOK: usize = 128;
+
+/// ... of which a large one counts for as many as it holds so many bytes.
+pub const BACKUP_BYTES_PER_VERSION: usize = 8 * 1024;
+
+/// How long a backup works, without a rate, before it rests for as long: half a core, in pieces
+/// that a request hardly notices.
+pub const BACKUP_STRETCH: Duration = Duration::from_millis(2);
+
+/// Longest such rest: a disk that hung is no reason to sleep for as long.
+pub const BACKUP_REST_MAX: Duration = Duration::from_millis(500);
+
+/// Answers that wait for a slow coordinator; the last one waits for room, others are left out.
+pub const BACKUP_ANSWERS_WAITING: usize = 4;
+
+/// How often a coordinator is told how far an export or an import is.
+pub const BACKUP_SAY_EVERY: Duration = Duration::from_secs(1);
+
+/// Bytes that are read ahead on long walks through the store: the disk is asked seldom.
+pub const COLD_READ_BYTES: usize = 2 * 1024 * 1024;

@@ -95,7 +95,10 @@ impl MemoryKeeper {
                 let Some(info) = routes.table_of(id) else { continue };
                 table.set_limit(info.memory_bytes_max, info.eviction);
                 self.collect(info, &table);
-                self.evict(id, &table, hands.entry(id).or_default());
+                // An eviction on one copy would be undone by the versions that the next one takes in.
+                if info.table.restoring_job_id == 0 {
+                    self.evict(id, &table, hands.entry(id).or_default());
+                }
             }
         }
     }
@@ -123,9 +126,17 @@ impl MemoryKeeper {
         let directory = self.node.directory.load();
         let tablets = directory.table(info.id).into_iter().flat_map(|tablets| tablets.iter());
         let undecided = tablets.map(|tablet| tablet.kept_ts()).min().unwrap_or(Hlc::MAX);
+        let held = self.held_for_backups();
         // Pins are looked at last: a read that pins later is checked against the floor.
         let oldest_read = self.node.pins.oldest().unwrap_or(Hlc::MAX);
-        kept.min(undecided).min(oldest_read)
+        kept.min(undecided).min(held).min(oldest_read)
+    }
+
+    /// What backups still need. Incremental ones want nothing of tables in memory, so what is held
+    /// for the next of them is not kept here.
+    fn held_for_backups(&self) -> Hlc {
+        let oldest_ms = self.node.clock.now().ms().saturating_sub(limits::MEMORY_SAFE_POINT_MS);
+        self.node.routes.now().held_at().max(Hlc::new(oldest_ms, 0))
     }
 
     /// Removes the coldest rows of what is led here while the table takes too much.

@@ -2,6 +2,7 @@
 //! answer: find the tablet, read what must be read, ask the sequencer, check that the tablet
 //! still serves.
 
+use crate::backup::Imports;
 use crate::clock::Clock;
 use crate::disk::DiskGauge;
 use crate::handover::{Checked, Unplaced};
@@ -69,6 +70,8 @@ pub struct Node {
     pub meters: Meters,
     /// Tells which tablets and keys are busy.
     pub heat: Arc<Heat>,
+    /// The copies that restores fill.
+    pub imports: Arc<Imports>,
 }
 
 /// Names writes that came without a name, so that their outcome can be asked for.
@@ -108,11 +111,26 @@ pub struct Write {
 }
 
 impl Node {
-    /// The table of this name.
+    /// The table of this name, for clients.
+    ///
+    /// # Errors
+    /// As [`Self::known_table`]; `TABLE_RESTORING` while its rows are brought back from a backup.
+    pub fn table(&self, name: &str) -> Result<Arc<TableInfo>, ApiError> {
+        let table = self.known_table(name)?;
+        match table.table.restoring_job_id {
+            0 => Ok(table),
+            job => {
+                let hint = format!("table {name:?} is being restored by job {job}: `ebla job wait {job}`");
+                Err(ApiError::new(Reason::TableRestoring, hint).with("job", job))
+            }
+        }
+    }
+
+    /// The table of this name, whoever may use it.
     ///
     /// # Errors
     /// `TABLE_NOT_FOUND`, or `UNAVAILABLE` while no map has arrived.
-    pub fn table(&self, name: &str) -> Result<Arc<TableInfo>, ApiError> {
+    pub fn known_table(&self, name: &str) -> Result<Arc<TableInfo>, ApiError> {
         let routes = self.routes.now();
         if let Some(info) = routes.table(name) {
             return Ok(Arc::clone(info));

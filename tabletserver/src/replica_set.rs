@@ -376,8 +376,10 @@ impl ReplicaSet {
             base: record.base,
         }));
         handle.size.set(record.rows_estimate, record.bytes_estimate);
-        // Entries above the flushed position may be in the store without having been counted.
-        handle.size.is_stale.store(end.pos.seq > record.flushed.pos.seq, Ordering::Relaxed);
+        // Entries above the flushed position may be in the store without having been counted, and
+        // rows that a restore put in are in no entry.
+        let is_stale = end.pos.seq > record.flushed.pos.seq || record.rows_estimate == 0;
+        handle.size.is_stale.store(is_stale, Ordering::Relaxed);
         handle.size.has_garbage.store(end.pos.seq > Seq(0), Ordering::Relaxed);
         let tablet = Tablet::new(Recovered {
             id: record.tablet,
@@ -411,6 +413,7 @@ impl ReplicaSet {
             let _ = self.node.sequencer.control.send(Control::Remove(*id, done));
             let _ = drained.await;
         }
+        self.node.imports.settled(&tablets).await;
         self.replicas.tombstone(&tablets)?;
         let records = tablets.iter().filter_map(|id| self.replicas.get(*id));
         let ranges = records.map(|record| (record.table, record.range)).collect();

@@ -6,6 +6,7 @@
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{TableId, TabletId};
 use ebla_kernel::meta::Eviction;
 use ebla_kernel::op::AckLevel;
@@ -55,6 +56,8 @@ pub struct Routes {
     by_start: BTreeMap<u32, BTreeMap<Bytes, u64>>,
     servers: BTreeMap<u64, v1::Server>,
     masters: Vec<v1::Master>,
+    /// No garbage floor may pass this: a backup needs what is above it. The least for none.
+    pub safe_ts: Hlc,
 }
 
 impl Routes {
@@ -68,6 +71,12 @@ impl Routes {
     #[must_use]
     pub fn table_of(&self, id: TableId) -> Option<&Arc<TableInfo>> {
         self.tables.get(&id.0)
+    }
+
+    /// What no garbage floor may pass; the greatest timestamp when nothing is held.
+    #[must_use]
+    pub fn held_at(&self) -> Hlc {
+        if self.safe_ts == Hlc::MIN { Hlc::MAX } else { self.safe_ts }
     }
 
     /// Every table.
@@ -118,6 +127,7 @@ impl Routes {
             tables: tables.iter().map(|info| info.table.clone()).collect(),
             servers: self.servers.values().cloned().collect(),
             masters: self.masters.clone(),
+            safe_ts: self.safe_ts.0,
         }
     }
 
@@ -136,6 +146,7 @@ impl Routes {
         }
         let Some(routes) = &change.routes else { return };
         self.version = routes.version;
+        self.safe_ts = Hlc(routes.safe_ts);
         if !routes.cluster_id.is_empty() {
             self.cluster_id.clone_from(&routes.cluster_id);
         }

@@ -1,9 +1,10 @@
 //! A tablet server from start to stop.
 
+use crate::backup::{Backups, is_on_its_way};
 use crate::bootstrap::{self, Opened};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::copying::{Rate, Source, Target, clear_leftovers};
+use crate::copying::{Rate, Source, Target, clear_leftovers, is_of_a_try};
 use crate::disk::{DiskGauge, SyncWatch};
 use crate::error::Error;
 use crate::flusher::Flusher;
@@ -37,6 +38,7 @@ use arc_swap::ArcSwap;
 use crossbeam::channel::{self, Receiver};
 use ebla_kernel::ids::{Incarnation, ServerId, ServerRun, TabletId};
 use ebla_proto::v1;
+use ebla_proto::v1::backup_service_server::BackupServiceServer;
 use ebla_proto::v1::bootstrap_service_server::BootstrapServiceServer;
 use ebla_proto::v1::heat_service_server::HeatServiceServer;
 use ebla_proto::v1::kv_service_server::KvServiceServer;
@@ -49,6 +51,7 @@ use ebla_proto::v1::split_service_server::SplitServiceServer;
 use ebla_proto::v1::watch_service_server::WatchServiceServer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -97,9 +100,13 @@ impl TabletServer {
         // It goes to the runtime of another thread.
         let listener = listener.into_std().map_err(listen_error)?;
         let opening = config.clone();
-        let opened = tokio::task::spawn_blocking(move || bootstrap::open(&opening))
-            .await
-            .map_err(|error| Error::Fatal { what: format!("recovery ({error})") })??;
+        let opened = tokio::task::spawn_blocking(move || {
+            let opened = bootstrap::open(&opening)?;
+            clear_leftovers(&backup_dir(&opening), is_on_its_way)?;
+            Ok::<_, Error>(opened)
+        })
+        .await
+        .map_err(|error| Error::Fatal { what: format!("recovery ({error})") })??;
         Ok(Self::run(config, opened, listener, address))
     }
 
@@ -140,6 +147,7 @@ impl TabletServer {
         let (rooms, keeping_rooms) = Rooms::start(Arc::clone(&node), Arc::clone(&opened.oplog), rooms_limits);
         let services = Services {
             rooms,
+            backups: Backups::new(Arc::clone(&node), backup_dir(&config)),
             source: Source::new(Arc::clone(&node), Arc::clone(&opened.oplog), rate),
             node: Arc::clone(&node),
             watches: Arc::new(Watches::new(Arc::clone(&node), Arc::clone(&opened.oplog))),
@@ -292,6 +300,11 @@ impl TabletServer {
     }
 }
 
+/// Where files of backups stand on their way to a target or from it.
+fn backup_dir(config: &Config) -> PathBuf {
+    config.data_dir.join("backup")
+}
+
 /// The server as request tasks see it, and the threads of the commit pipeline behind it.
 fn start_pipeline(
     config: &Config,
@@ -324,6 +337,7 @@ fn start_pipeline(
         tokens: TokenMaker::default(),
         meters: Meters::default(),
         heat: Arc::default(),
+        imports: Arc::default(),
     });
     let (outward, messages) = mpsc::unbounded_channel();
     let mut threads = start_stages(&node, opened, (asked, told, outward), syncs, failed);
@@ -478,12 +492,13 @@ struct Services {
     ledger: Arc<Ledger>,
     replication: Replication,
     source: Source,
+    backups: Backups,
 }
 
 impl Services {
     /// The gRPC server.
     async fn serve(self, incoming: MainConnections, mut ended: watch::Receiver<bool>) -> Result<(), Error> {
-        let Self { rooms, node, watches, ledger, replication, source } = self;
+        let Self { rooms, node, watches, ledger, replication, source, backups } = self;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<KvServiceServer<Kv>>().await;
         health.set_serving::<RouteServiceServer<Route>>().await;
@@ -507,6 +522,7 @@ impl Services {
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         let source = BootstrapServiceServer::new(source).max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let backups = BackupServiceServer::new(backups);
         let split = SplitServiceServer::new(Split { node: Arc::clone(&node) });
         let room = RoomServiceServer::new(Room { rooms: Arc::clone(&rooms) })
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
@@ -528,6 +544,7 @@ impl Services {
             .add_service(room_peer)
             .add_service(replication)
             .add_service(source)
+            .add_service(backups)
             .add_service(health_service)
             .add_service(reflection().build_v1().map_err(bad_descriptors)?)
             .add_service(reflection().build_v1alpha().map_err(bad_descriptors)?)
@@ -568,7 +585,7 @@ async fn link(linking: Linking) -> Result<(), Error> {
         oplog: opened.oplog,
         dir: config.data_dir.join("incoming"),
     };
-    clear_leftovers(&target.dir)?;
+    clear_leftovers(&target.dir, is_of_a_try)?;
     let (failed, mut failures) = mpsc::unbounded_channel();
     let set = Arc::new(ReplicaSet::new(target, &own, opened.recovered, failed));
     set.finish_removals(&replicas.all())?;

@@ -131,7 +131,7 @@ fn route_map(addresses: &[String], cuts: &[&'static str]) -> v1::RouteMap {
     v1::RouteMap {
         version: 1,
         cluster_id: "fake".to_owned(),
-        tables: vec![v1::Table { id: 1, name: "t".to_owned(), spec: Some(spec) }],
+        tables: vec![v1::Table { id: 1, name: "t".to_owned(), spec: Some(spec), ..v1::Table::default() }],
         tablets: tablets.collect(),
         servers: servers.collect(),
         masters: (1..)
@@ -142,6 +142,7 @@ fn route_map(addresses: &[String], cuts: &[&'static str]) -> v1::RouteMap {
                 leader: id == addresses.len() as u64,
             })
             .collect(),
+        ..v1::RouteMap::default()
     }
 }
 
@@ -294,7 +295,7 @@ impl Server {
         }
         let rows = keys.iter().filter_map(|key| {
             let (ts, value) = state.version(key, ts)?;
-            Some(v1::Row { key: key.clone(), value, ts, counter: false })
+            Some(v1::Row { key: key.clone(), value, ts, counter: false, expires_ms: 0 })
         });
         let mut rows: Vec<_> = rows.collect();
         if request.limit > 0 {
@@ -505,7 +506,7 @@ impl AdminService for Server {
                 .with("leader", leader.address)
                 .into());
         }
-        let table = Some(v1::Table { id: 1, name: "t".to_owned(), spec: None });
+        let table = Some(v1::Table { id: 1, name: "t".to_owned(), ..v1::Table::default() });
         Ok(Response::new(v1::ListTablesResponse {
             tables: vec![v1::TableSummary { table, ..Default::default() }],
         }))
@@ -596,6 +597,48 @@ impl AdminService for Server {
         _: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
         Err(ApiError::new(Reason::JobNotFound, "there is no such job").into())
+    }
+
+    async fn create_backup(
+        &self,
+        _: Request<v1::CreateBackupRequest>,
+    ) -> Result<Response<v1::CreateBackupResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn restore_backup(
+        &self,
+        _: Request<v1::RestoreBackupRequest>,
+    ) -> Result<Response<v1::RestoreBackupResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn list_backup_attempts(
+        &self,
+        _: Request<v1::ListBackupAttemptsRequest>,
+    ) -> Result<Response<v1::ListBackupAttemptsResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn set_backup_schedule(
+        &self,
+        _: Request<v1::SetBackupScheduleRequest>,
+    ) -> Result<Response<v1::SetBackupScheduleResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn remove_backup_schedule(
+        &self,
+        _: Request<v1::RemoveBackupScheduleRequest>,
+    ) -> Result<Response<v1::RemoveBackupScheduleResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
+    }
+
+    async fn list_backup_schedules(
+        &self,
+        _: Request<v1::ListBackupSchedulesRequest>,
+    ) -> Result<Response<v1::ListBackupSchedulesResponse>, Status> {
+        Err(Status::unimplemented("not part of the fake"))
     }
 
     async fn get_balancer(

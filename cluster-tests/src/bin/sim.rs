@@ -71,17 +71,18 @@ fn many(args: &Args) -> Result<()> {
     let start = args.start.unwrap_or(1);
     let seeds = args.seeds.unwrap_or(500);
     let began = Instant::now();
-    let (mut events, mut operations) = (0, 0);
+    let (mut events, mut operations, mut backups) = (0, 0, 0);
     for seed in start..start.saturating_add(seeds) {
         let report = run(seed, Narration::Silent);
         events += report.events;
         operations += report.operations;
+        backups += report.backups;
         judge(&report)?;
     }
     let seconds = began.elapsed().as_secs_f64();
     let rate = events as f64 / seconds;
     println!(
-        "{seeds} seeds, {operations} operations, {events} events in {seconds:.1} s ({rate:.0} events/s): no violation"
+        "{seeds} seeds, {operations} operations, {backups} backups, {events} events in {seconds:.1} s ({rate:.0} events/s): no violation"
     );
     Ok(())
 }

@@ -2,13 +2,15 @@
 //! invariant in question must reject.
 
 use super::{Observation, Violation, Watch};
-use crate::oracle::{Asked, Fate, History, Outcome, Session, Trust};
+use crate::oracle::{Archived, ArchivedPart, Asked, Fate, History, Outcome, Session, Trust};
 use crate::sim::disk::Rows;
 use bytes::Bytes;
 use ebla_kernel::entry::{Entry, LogEnd, Payload, RevertTarget, RevertedRow, WriteRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Incarnation, Pos, ReplicaId, Seq, TabletId};
-use ebla_kernel::op::{AckLevel, Action, Body, Change, Committed, Condition, Op, OpResult, Token, Version};
+use ebla_kernel::op::{
+    AckLevel, Action, Body, Cause, Change, Committed, Condition, Op, OpResult, Token, Version,
+};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Reject;
 use std::collections::BTreeMap;
@@ -539,4 +541,69 @@ fn a_lost_row_that_the_search_finds_too() {
             .collect(),
     };
     assert!(super::Invariant::finish(&super::search::Search, &end).is_err());
+}
+
+/// A row that is written twice and then deleted, with a backup at 25 that adds to one at 15. A
+/// collection up to 5 was done when the first was read.
+fn backed_up() -> (Story, [Archived; 2]) {
+    let mut story = Story::new();
+    let deleted = Body::Tombstone(Cause::Deleted);
+    let (x, y) = (version(10, value("x")).unwrap(), version(20, deleted.clone()).unwrap());
+    put_a(&mut story, (1, 2), 4, "collected");
+    put_a(&mut story, (3, 4), 5, "seen at the floor");
+    put_a(&mut story, (5, 6), 10, "x");
+    let delete = Op { condition: None, action: Action::Delete { key: key("a"), cause: Cause::Deleted } };
+    let _ = story.write((7, 8), 20, vec![delete], vec![put("a", deleted)]);
+    put_a(&mut story, (30, 31), 40, "later");
+    let at_floor = version(5, value("seen at the floor")).unwrap();
+    let backup = |ts, parent: Option<usize>, since, versions: &[Version]| {
+        let versions = versions.iter().map(|version| (version.ts, version.clone())).collect();
+        let (range, floor, rows) = (KeyRange::all(), Hlc(5), BTreeMap::from([(key("a"), versions)]));
+        let parts = vec![ArchivedPart { range, since: Hlc(since), floor, rows }];
+        Archived { ts: Hlc(ts), parent, asked_us: 15, clocks_agree: true, parts }
+    };
+    let full = Archived { asked_us: 6, ..backup(15, None, 0, &[at_floor, x]) };
+    (story, [full, backup(25, Some(0), 15, &[y])])
+}
+
+#[test]
+fn a_good_backup_passes() {
+    let (mut story, backups) = backed_up();
+    story.history.backups = backups.into();
+    assert_eq!(story.judge(), None);
+}
+
+#[test]
+fn a_backup_that_lacks_or_adds_something() {
+    for lost in [Hlc(5), Hlc(10), Hlc(20)] {
+        let (mut story, mut backups) = backed_up();
+        backups
+            .iter_mut()
+            .flat_map(|backup| &mut backup.parts)
+            .flat_map(|part| part.rows.values_mut())
+            .for_each(|versions| {
+                versions.remove(&lost);
+            });
+        story.history.backups = backups.into();
+        rejected(story, "I14");
+    }
+    for more in [4, 12, 40] {
+        let (mut story, mut backups) = backed_up();
+        let ghost = version(more, value("ghost")).unwrap();
+        backups[0].parts[0].rows.entry(key("a")).or_default().insert(Hlc(more), ghost);
+        story.history.backups = backups.into();
+        rejected(story, "I14");
+    }
+}
+
+#[test]
+fn a_backup_without_what_was_acknowledged_before_it_was_asked_for() {
+    let (mut story, mut backups) = backed_up();
+    backups[0].asked_us = 8;
+    story.history.backups = backups.clone().into();
+    rejected(story, "I14");
+    let (mut story, _) = backed_up();
+    backups[0].clocks_agree = false;
+    story.history.backups = backups.into();
+    assert_eq!(story.judge(), None, "clocks that are wrong by more promise nothing");
 }

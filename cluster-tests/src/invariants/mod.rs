@@ -6,6 +6,7 @@
 mod acked_durable;
 mod acked_survives;
 mod acks_name_entries;
+mod backups;
 mod epoch_has_acks;
 mod fence_is_final;
 mod followers_wait;
@@ -331,6 +332,7 @@ impl Watch {
             Box::new(snapshots::Snapshots),
             Box::new(sessions::Sessions),
             Box::new(watches::Watches),
+            Box::new(backups::Backups),
             Box::new(linearizable::Linearizable),
             Box::new(search::Search),
         ];

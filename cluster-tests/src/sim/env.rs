@@ -37,6 +37,8 @@ pub enum Event {
     Client(usize, super::workload::Timer),
     /// Something breaks or comes back.
     Fault(super::world::Fault),
+    /// Backups go on.
+    Backup,
 }
 
 impl Event {
@@ -53,6 +55,7 @@ impl Event {
             Self::Meta { run, .. } => 3_000 + (run << 16),
             Self::Client(client, _) => 4_000 + *client as u64,
             Self::Fault(_) => 5_000,
+            Self::Backup => 6_000,
         }
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Source: Groce et al., "Swarm Testing", ISSTA 2012.
 
+use super::archivist::BackupFaults;
 use super::rng::Rng;
 use ebla_kernel::meta::{Policy, TableKind, TableSpec};
 
@@ -91,6 +92,8 @@ pub struct Profile {
     pub retired_us: u64,
     /// Of 1,000 looks at a log, how many find it so full that other copies lose.
     pub log_full_pm: u64,
+    /// Backups; none: nobody makes any.
+    pub backups: Option<BackupFaults>,
 }
 
 /// How many disks may be lost.
@@ -189,6 +192,7 @@ impl Profile {
             replace_after_ms: rng.chance(300).then_some(2_500),
             retired_us: [100_000, SECOND_US, 3 * SECOND_US][rng.index(3)],
             log_full_pm: [0, 0, 100][rng.index(3)],
+            backups: None,
         }
     }
 
@@ -225,6 +229,9 @@ impl Profile {
         self.deadline_ms = (1_000, 2_000);
         self.wall_jump_us = None;
         self.slow_task_pm = 0;
+        if let Some(backups) = &mut self.backups {
+            (backups.kill_pm, backups.unheard_pm) = (0, 0);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use ebla_kernel::meta::{
 };
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::{Membership, Proposal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How often the control core is told the time.
 const TICK_US: u64 = 50_000;
@@ -106,6 +106,18 @@ impl MetaNode {
     #[must_use]
     pub fn state(&self) -> Option<&State> {
         self.run.as_ref().map(|run| &run.state)
+    }
+
+    /// Which run of the node this is, if it runs.
+    #[must_use]
+    pub fn run_number(&self) -> Option<u64> {
+        self.run.as_ref().map(|run| run.number)
+    }
+
+    /// Servers that are connected.
+    #[must_use]
+    pub fn usable(&self) -> BTreeSet<ServerId> {
+        self.run.iter().flat_map(|run| run.sessions.keys().copied()).collect()
     }
 
     /// Whether no job is under way, and every tablet has as many copies as it wants.
@@ -556,7 +568,7 @@ impl Wishes {
                 (JobState::Done, JobKind::Split(_)) => self.splits += 1,
                 (JobState::Done, JobKind::Move(_)) => self.moves += 1,
                 // Nobody wishes for one here.
-                (JobState::Done, JobKind::Merge(_)) => {}
+                (JobState::Done, JobKind::Merge(_) | JobKind::Backup(_) | JobKind::Restore(_)) => {}
                 (JobState::Failed | JobState::Cancelled, _) => self.aborts += 1,
             }
         }

@@ -13,6 +13,7 @@
 //! Not simulated here: threads (a shell's stages are events), the masters' Raft group (one
 //! node with a synced log), RocksDB and raft-engine (models that lose what those may lose).
 
+pub mod archivist;
 mod assigning;
 pub mod clock;
 pub mod copying;
@@ -20,6 +21,7 @@ pub mod directed;
 pub mod disk;
 mod effects;
 pub mod env;
+pub mod exporting;
 pub mod fault;
 pub mod meta;
 pub mod network;
@@ -39,6 +41,7 @@ pub mod workload;
 pub mod world;
 
 use crate::invariants::Violation;
+use archivist::BackupFaults;
 #[cfg(feature = "mutations")]
 use ebla_kernel::mutation::Mutation;
 use fault::Profile;
@@ -48,6 +51,9 @@ use world::World;
 
 /// Of 1,000 seeds, how many have their table in memory.
 const MEMORY_PM: u64 = 150;
+
+/// Of 1,000 seeds, how many have backups.
+const BACKUPS_PM: u64 = 250;
 
 /// What became of one seed.
 #[derive(Clone, Debug)]
@@ -60,6 +66,8 @@ pub struct Report {
     pub events: u64,
     /// Operations that clients began.
     pub operations: usize,
+    /// Backups that were made.
+    pub backups: usize,
     /// The rule that was broken, if one was.
     pub violation: Option<Violation>,
     /// What happened, in words, if it was asked for.
@@ -78,11 +86,16 @@ pub enum Narration {
 /// Runs one seed from beginning to end. A panic anywhere in it is a violation.
 #[must_use]
 pub fn run(seed: u64, narration: Narration) -> Report {
-    // A draw of its own: what other seeds do does not change with it.
+    // Draws of their own: what other seeds do does not change with them.
     let is_in_memory = Rng::new(!seed).chance(MEMORY_PM);
+    let mut backups = backups_of(seed);
+    let has_backups = backups.chance(BACKUPS_PM);
     run_in(seed, narration, |profile| {
         if is_in_memory {
             profile.keep_in_memory();
+        }
+        if has_backups {
+            profile.backups = Some(BackupFaults::draw(backups));
         }
     })
 }
@@ -92,7 +105,12 @@ pub fn run(seed: u64, narration: Narration) -> Report {
 #[cfg(feature = "mutations")]
 #[must_use]
 pub fn run_suited(seed: u64, narration: Narration, mutation: Mutation) -> Report {
-    run_in(seed, narration, |profile| profile.suit(mutation))
+    run_in(seed, narration, |profile| profile.suit(mutation, backups_of(seed)))
+}
+
+/// What decides about the backups of a seed.
+fn backups_of(seed: u64) -> Rng {
+    Rng::new(seed.rotate_left(32))
 }
 
 fn run_in(seed: u64, narration: Narration, suit: impl FnOnce(&mut Profile)) -> Report {
@@ -112,6 +130,7 @@ fn run_in(seed: u64, narration: Narration, suit: impl FnOnce(&mut Profile)) -> R
         trace: world.env.trace,
         events: world.events,
         operations: world.env.history.operations.len(),
+        backups: world.env.history.backups.len(),
         violation,
         log: world.env.log.take().unwrap_or_default(),
     }

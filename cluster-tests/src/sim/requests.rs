@@ -218,7 +218,7 @@ impl Server {
 
     /// What is closed on a copy: nothing at or below the timestamp of the last entry that is
     /// applied can follow, if that entry is safe.
-    fn closed(&self, copy: &Copy) -> Option<(Seq, Hlc)> {
+    pub(super) fn closed(&self, copy: &Copy) -> Option<(Seq, Hlc)> {
         let applied = copy.core.applied_seq();
         let is_safe = applied <= copy.core.safe() || mutated!(FollowerReadsUnsafe);
         let end = self.disk.log.tablet(copy.core.id())?.end_at(applied)?;

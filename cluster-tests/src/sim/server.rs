@@ -213,6 +213,12 @@ impl Server {
         self.run.is_some()
     }
 
+    /// Which process this is, if one runs.
+    #[must_use]
+    pub fn run_number(&self) -> Option<u64> {
+        self.run.as_ref().map(|run| run.number)
+    }
+
     /// Whether it leads, serves and holds the lease of a tablet.
     #[must_use]
     pub fn leads(&self, now_us: u64, tablet: TabletId) -> bool {

@@ -1,13 +1,15 @@
 //! The mixture in which each seeded bug shows itself: a world in which what it breaks happens
 //! often. Everything else stays as the seed drew it.
 
+use super::archivist::BackupFaults;
 use super::fault::{Profile, SECOND_US, WipeBudget};
+use super::rng::Rng;
 use ebla_kernel::meta::Policy;
 use ebla_kernel::mutation::Mutation;
 
 impl Profile {
     /// Makes the world suit a seeded bug.
-    pub fn suit(&mut self, mutation: Mutation) {
+    pub fn suit(&mut self, mutation: Mutation, backups: Rng) {
         match mutation {
             Mutation::ClockBoundIgnored => {
                 self.copies(1, 1);
@@ -231,8 +233,38 @@ impl Profile {
                 self.wipe = Some(((200_000, SECOND_US), WipeBudget::Within));
                 self.disk.flush_every_us = (200_000, 2 * SECOND_US);
             }
+            Mutation::TimeBeforeSafePoint => {
+                self.copies(3, 2);
+                self.meta_crash_us = Some((100_000, SECOND_US));
+                self.down_us = (100_000, 2 * SECOND_US);
+                self.has_backups(backups);
+            }
+            Mutation::DeposedLeaderCloses => {
+                self.copies(3, 2);
+                self.cuts();
+                self.storms();
+                self.has_backups(backups);
+            }
+            Mutation::SplitRangeSkipped => {
+                self.reshapes();
+                self.depose_us = None;
+                self.split_us = Some((100_000, 600_000));
+                self.chaos_us = 5 * SECOND_US;
+                self.has_backups(backups);
+            }
+            Mutation::DeletesNotExported => {
+                self.copies(3, 2);
+                self.has_backups(backups);
+            }
             _ => {}
         }
+    }
+
+    /// Backups are made all the time, and mostly garbage is held for the next.
+    fn has_backups(&mut self, rng: Rng) {
+        let drawn = BackupFaults::draw(rng);
+        self.backups =
+            Some(BackupFaults { every_us: (10_000, 100_000), retention_ms: 20, held_pm: 900, ..drawn });
     }
 
     fn copies(&mut self, replicas: u8, min_in_sync: u8) {

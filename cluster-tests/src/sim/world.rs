@@ -1,5 +1,6 @@
 //! The loop: takes event after event, breaks things, heals them, and judges.
 
+use super::archivist::Archivist;
 use super::clock::{MonotonicClock, WallClock};
 use super::env::{Env, Event, Route};
 use super::fault::{Profile, SECOND_US, SpanUs, WipeBudget};
@@ -79,6 +80,7 @@ pub struct World {
     pub(super) servers: Vec<Server>,
     clients: Vec<Client>,
     watcher: Watcher,
+    pub(super) archivist: Option<Archivist>,
 }
 
 impl World {
@@ -95,7 +97,8 @@ impl World {
         let clients = (0..profile.clients).map(Client::new).collect();
         let mut env = Env::new(rng, profile);
         env.watch.oracle.rebuilds = env.profile.repairs;
-        Self { env, events: 0, meta: MetaNode::new(), servers, clients, watcher: Watcher::default() }
+        let (meta, watcher, archivist) = (MetaNode::new(), Watcher::default(), Archivist::new(&env));
+        Self { env, events: 0, meta, servers, clients, watcher, archivist }
     }
 
     /// From the first start to the last judgement.
@@ -124,6 +127,7 @@ impl World {
             return self.judge("beyond what the table bears");
         }
         self.be_alive()?;
+        self.be_backed_up()?;
         self.come_to_rest()?;
         self.judge("at rest")?;
         if self.env.profile.spec.kind == TableKind::Memory {
@@ -156,6 +160,7 @@ impl World {
         self.schedule(profile.move_us, Fault::Move);
         self.schedule(profile.cancel_us, Fault::Cancel);
         self.env.after(OPERATOR_US, Event::Fault(Fault::Operator));
+        self.back_up();
     }
 
     fn schedule(&mut self, span: Option<SpanUs>, fault: Fault) {
@@ -205,6 +210,7 @@ impl World {
             Event::Meta { run, event } => self.meta.handle(env, run, event),
             Event::Client(client, timer) => self.clients[client].ring(env, timer),
             Event::Fault(fault) => self.fault(fault),
+            Event::Backup => self.back_up(),
         }
     }
 
@@ -357,9 +363,11 @@ impl World {
     /// comes of it when all are lost is for the scripts of the metadata core and real processes.
     fn bears_crash(&self, victim: usize) -> bool {
         let oracle = &self.env.watch.oracle;
-        let mut routes = self.env.directory.routes.iter();
+        let routes = &self.env.directory.routes;
+        // A copy that is created for a process that is over counts as there until that is known.
+        let is_created = !routes.is_empty();
         self.env.profile.spec.kind == TableKind::Durable
-            || routes.all(|route| oracle.bears(route.tablet, Some(victim)))
+            || (is_created && routes.iter().all(|route| oracle.bears(route.tablet, Some(victim))))
     }
 
     /// A disk of chance is lost, if every table bears it, or shall not.
@@ -501,6 +509,18 @@ impl World {
             )
         });
         failed.map_or(Ok(()), |probe| Err(self.not_alive(&format!("{probe:?}"))))
+    }
+
+    /// E2, of backups: in a healed cluster they are made, in time.
+    fn be_backed_up(&mut self) -> Result<(), Violation> {
+        let Some(archivist) = &mut self.archivist else { return Ok(()) };
+        archivist.close();
+        let until = self.env.now_us + LIVENESS_US;
+        let is_done = |world: &Self| world.archivist.as_ref().is_none_or(Archivist::is_done);
+        match self.run_until(until, is_done)? {
+            true => Ok(()),
+            false => Err(self.not_alive(&format!("no backup is made: {:?}", self.archivist))),
+        }
     }
 
     fn not_alive(&self, why: &str) -> Violation {

@@ -6,7 +6,7 @@ use crate::exit::Failure;
 use ebla_client::v1;
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const COLUMNS: [&str; 12] =
     ["id", "kind", "state", "tablet", "other", "children", "from", "to", "progress", "eta_s", "by", "error"];
@@ -39,7 +39,8 @@ pub async fn run(global: &Global, command: Job) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn state(job: &v1::Job) -> &'static str {
+/// The word for where a job stands.
+pub fn state(job: &v1::Job) -> &'static str {
     match job.state() {
         v1::JobState::Unspecified => "unknown",
         v1::JobState::Running => "running",
@@ -49,9 +50,16 @@ fn state(job: &v1::Job) -> &'static str {
     }
 }
 
-fn now_ms() -> u64 {
+/// Now, milliseconds since 1970.
+pub fn now_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds since 1970 for people; none for never.
+pub fn time_text(ms: u64) -> Option<String> {
+    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ms)).filter(|_| ms > 0);
+    time.map(|time| humantime::format_rfc3339_seconds(time).to_string())
 }
 
 fn job_json(job: &v1::Job) -> Json {
@@ -60,6 +68,8 @@ fn job_json(job: &v1::Job) -> Json {
         v1::JobKind::Split => "split",
         v1::JobKind::Move => "move",
         v1::JobKind::Merge => "merge",
+        v1::JobKind::Backup => "backup",
+        v1::JobKind::Restore => "restore",
     };
     let time = |ms: u64| (ms > 0).then_some(ms);
     json!({
@@ -76,6 +86,7 @@ fn job_json(job: &v1::Job) -> Json {
         "progress": f64::from(job.progress_per_mille) / 1_000.0,
         "bytes": (job.bytes_total > 0).then_some(job.bytes),
         "bytes_total": (job.bytes_total > 0).then_some(job.bytes_total),
+        "backup": job.backup.as_ref().map(|backup| &backup.backup_id),
         "error": (!job.error.is_empty()).then_some(&job.error),
         "started_ms": time(job.started_ms),
         "ended_ms": time(job.ended_ms),

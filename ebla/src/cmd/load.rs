@@ -4,21 +4,22 @@
 //!   is in flight.
 //! - A line is loaded, rejected, or the load ends with an error that says how far it came.
 
-use super::load_file::{self, Chunk, Loaded, Shape};
+use super::job::now_ms;
+use super::load_file::{self, Chunk, Loaded, LoadedRow, Shape};
 use super::{connect, output};
 use crate::cli::{Global, Load};
 use crate::exit::FAILED;
 use crate::output::Output;
 use anyhow::Context as _;
 use bytes::Bytes;
-use ebla_client::{Batch, Client, Error, Outcome, Reason, WriteOptions};
+use ebla_client::{Batch, Client, Error, Outcome, Reason, Value, WriteOptions};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::collections::HashSet;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Chunks that are written at once; with a chunk's bound, at most some ten MiB.
@@ -78,6 +79,15 @@ enum End {
     Failed(Error),
 }
 
+impl End {
+    fn is_loaded(&self) -> bool {
+        match self {
+            Self::Loaded => true,
+            Self::Rejected(_) | Self::Failed(_) => false,
+        }
+    }
+}
+
 impl Loading {
     async fn run(&mut self, mut chunks: mpsc::Receiver<io::Result<Chunk>>) -> anyhow::Result<()> {
         let mut writes = FuturesUnordered::new();
@@ -92,7 +102,7 @@ impl Loading {
                 }
             };
             self.account.read(&chunk);
-            let is_free = |keys: &HashSet<Bytes>| chunk.rows.iter().all(|row| !keys.contains(&row.key));
+            let is_free = |keys: &HashSet<Bytes>| chunk.rows.iter().all(|at| !keys.contains(&at.row.key));
             while writes.len() >= CHUNKS_IN_FLIGHT || !is_free(&keys) {
                 let Some(written) = writes.next().await else { break };
                 result = result.and(self.account.settle(written, &mut keys));
@@ -100,7 +110,7 @@ impl Loading {
             if result.is_err() {
                 break;
             }
-            keys.extend(chunk.rows.iter().map(|row| row.key.clone()));
+            keys.extend(chunk.rows.iter().map(|at| at.row.key.clone()));
             writes.push(write(self.client.clone(), self.table.clone(), self.options, chunk.rows));
         }
         // Whatever happened, what is in flight is accounted for.
@@ -115,15 +125,57 @@ async fn write(client: Client, table: String, options: WriteOptions, rows: Vec<L
     if rows.is_empty() {
         return Written { rows, ends: Vec::new() };
     }
-    let batch = rows.iter().fold(Batch::new(), |batch, row| batch.set(row.key.clone(), row.value.clone()));
-    let parts = match client.write_split(&table, batch, options).await {
+    let mut ends = vec![End::Loaded; rows.len()];
+    // What a counter held before does not count: loading a file again is safe.
+    let counters = rows.iter().enumerate().filter(|(_, at)| matches!(at.row.value, Value::Counter(_)));
+    let (places, batch) = counters.fold((Vec::new(), Batch::new()), |(mut places, batch), (place, at)| {
+        places.push(place);
+        (places, batch.delete(at.row.key.clone()))
+    });
+    if !places.is_empty() {
+        send(&client, &table, batch, options, &places, &mut ends).await;
+    }
+    let now_ms = now_ms();
+    let (mut places, mut batch) = (Vec::new(), Batch::new());
+    for (place, at) in rows.iter().enumerate().filter(|(place, _)| ends[*place].is_loaded()) {
+        places.push(place);
+        batch = add(batch, &at.row, now_ms);
+    }
+    if !places.is_empty() {
+        send(&client, &table, batch, options, &places, &mut ends).await;
+    }
+    Written { rows, ends }
+}
+
+/// Adds what makes a row of a table that it is not in; one whose time is over goes.
+fn add(batch: Batch, row: &LoadedRow, now_ms: u64) -> Batch {
+    let key = row.key.clone();
+    match (&row.value, row.expires_ms) {
+        (Value::Counter(count), _) => batch.add(key, *count),
+        (Value::Bytes(value), None) => batch.set(key, value.clone()),
+        (Value::Bytes(_), Some(expires_ms)) if expires_ms <= now_ms => batch.delete(key),
+        (Value::Bytes(value), Some(expires_ms)) => {
+            batch.set_with_ttl(key, value.clone(), Duration::from_millis(expires_ms - now_ms))
+        }
+    }
+}
+
+/// Writes a batch whose operations stand for the rows at `places`, and notes how each ended.
+async fn send(
+    client: &Client,
+    table: &str,
+    batch: Batch,
+    options: WriteOptions,
+    places: &[usize],
+    ends: &mut [End],
+) {
+    let parts = match client.write_split(table, batch, options).await {
         Ok(parts) => parts,
         Err(error) => {
-            let ends = vec![end_of_error(error); rows.len()];
-            return Written { rows, ends };
+            let end = end_of_error(error);
+            return places.iter().for_each(|place| ends[*place] = end.clone());
         }
     };
-    let mut ends = vec![End::Loaded; rows.len()];
     for part in parts {
         let end = match part.result {
             Ok(Outcome::Committed(_)) => End::Loaded,
@@ -133,11 +185,10 @@ async fn write(client: Client, table: String, options: WriteOptions, rows: Vec<L
             }
             Err(error) => end_of_error(error),
         };
-        for place in part.ops {
-            ends[place] = end.clone();
+        for op in part.ops {
+            ends[places[op]] = end.clone();
         }
     }
-    Written { rows, ends }
 }
 
 fn end_of_error(error: Error) -> End {
@@ -194,11 +245,11 @@ impl Account {
     fn settle(&mut self, written: Written, keys: &mut HashSet<Bytes>) -> anyhow::Result<()> {
         let mut result = Ok(());
         for (row, end) in written.rows.into_iter().zip(written.ends) {
-            keys.remove(&row.key);
+            keys.remove(&row.row.key);
             match end {
                 End::Loaded => {
                     self.loaded += 1;
-                    self.bytes += (row.key.len() + row.value.len()) as u64;
+                    self.bytes += row.row.bytes() as u64;
                 }
                 End::Rejected(why) => self.reject(row.line, &why),
                 End::Failed(error) if result.is_ok() => {

@@ -1,17 +1,25 @@
 //! A file of rows, read a line at a time into chunks of rows with distinct keys. Whatever a
 //! line is, reading goes on behind it: a line that is no row is counted, with its number and
 //! what is wrong.
+//!
+//! Lines of `ebla export` are told from others and give their row back: JSON objects with key, value
+//! and ts and nothing else but marks, and TSV lines that begin with [`ESCAPED_LINE`].
 
 use crate::cli::{Load, LoadFormat};
 use anyhow::Context as _;
 use bytes::Bytes;
+use ebla_client::Value;
 use ebla_kernel::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use ebla_kernel::text::unescape;
 use serde_json::{Map, Value as Json};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::Path;
 use tokio::sync::mpsc;
+
+/// What a TSV line begins with whose key and value are escaped as `\xNN`.
+pub const ESCAPED_LINE: &str = "\\:";
 
 /// Rows at which a chunk is full: enough to share the cost of a log entry, few enough for
 /// many chunks in flight.
@@ -31,8 +39,31 @@ const READ_BYTES: usize = 256 * 1024;
 #[derive(Debug)]
 pub struct Loaded {
     pub line: u64,
+    pub row: LoadedRow,
+}
+
+/// What a line says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoadedRow {
     pub key: Bytes,
-    pub value: Bytes,
+    pub value: Value,
+    /// When it ends by itself, milliseconds since 1970.
+    pub expires_ms: Option<u64>,
+}
+
+impl LoadedRow {
+    fn new(key: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
+        Self { key: key.into(), value: Value::Bytes(value.into()), expires_ms: None }
+    }
+
+    /// Bytes of key and value.
+    pub fn bytes(&self) -> usize {
+        let value = match &self.value {
+            Value::Bytes(value) => value.len(),
+            Value::Counter(_) => size_of::<i64>(),
+        };
+        self.key.len() + value
+    }
 }
 
 /// A line that is no row.
@@ -66,18 +97,18 @@ impl Shape {
     }
 
     /// Key and value of a line; none for a blank line between JSON objects.
-    fn parse(&self, line: &[u8]) -> Result<Option<(Bytes, Bytes)>, String> {
+    fn parse(&self, line: &[u8]) -> Result<Option<LoadedRow>, String> {
         let parsed = match self.format {
             LoadFormat::Tsv => Some(parse_tsv(line)?),
             LoadFormat::Jsonl => self.parse_json(line)?,
         };
-        if let Some((key, value)) = &parsed {
-            check(key, value)?;
+        if let Some(row) = &parsed {
+            check(row)?;
         }
         Ok(parsed)
     }
 
-    fn parse_json(&self, line: &[u8]) -> Result<Option<(Bytes, Bytes)>, String> {
+    fn parse_json(&self, line: &[u8]) -> Result<Option<LoadedRow>, String> {
         let line = line.trim_ascii();
         if line.is_empty() {
             return Ok(None);
@@ -87,6 +118,9 @@ impl Shape {
         }
         let object: Map<String, Json> =
             serde_json::from_slice(line).map_err(|error| format!("not a JSON object: {error}"))?;
+        if let Some(row) = self.exported(&object) {
+            return row.map(Some);
+        }
         let key = match object.get(&self.key_field) {
             Some(Json::String(key)) => key.clone(),
             Some(Json::Number(key)) => key.to_string(),
@@ -101,20 +135,49 @@ impl Shape {
                 None => return Err(format!("no field {field:?} for the value")),
             },
         };
-        Ok(Some((key.into(), value)))
+        Ok(Some(LoadedRow::new(key, value)))
+    }
+
+    /// The row of a line as `ebla export` prints them; none of any other line.
+    fn exported(&self, object: &Map<String, Json>) -> Option<Result<LoadedRow, String>> {
+        let fields = ["key", "value", "ts", "escaped", "expires_ms"];
+        let wants_these =
+            self.key_field == "key" && self.value_field.as_deref().is_none_or(|field| field == "value");
+        if !wants_these || !object.keys().all(|field| fields.contains(&field.as_str())) {
+            return None;
+        }
+        object.get("ts")?.as_str()?.parse::<u64>().ok()?;
+        let is_escaped = object.get("escaped").is_some_and(|mark| mark == true);
+        let bytes = |text: &str| match is_escaped {
+            true => unescape(text).ok_or_else(|| "a backslash that begins no \\xNN".to_owned()),
+            false => Ok(text.as_bytes().to_vec()),
+        };
+        let key = object.get("key")?.as_str()?;
+        let value = match object.get("value")? {
+            Json::String(text) => bytes(text).map(|value| Value::Bytes(value.into())),
+            Json::Number(count) => Ok(Value::Counter(count.as_i64()?)),
+            Json::Null | Json::Bool(_) | Json::Array(_) | Json::Object(_) => return None,
+        };
+        let expires_ms = object.get("expires_ms").and_then(Json::as_u64);
+        Some(bytes(key).and_then(|key| Ok(LoadedRow { key: key.into(), value: value?, expires_ms })))
     }
 }
 
-fn parse_tsv(line: &[u8]) -> Result<(Bytes, Bytes), String> {
+fn parse_tsv(line: &[u8]) -> Result<LoadedRow, String> {
     // Files from Windows end their lines in CR LF; a value's own last CR can be had as JSON.
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     let tab = line.iter().position(|byte| *byte == b'\t').ok_or("no TAB between key and value")?;
-    let (key, value) = line.split_at(tab);
-    Ok((Bytes::copy_from_slice(key), Bytes::copy_from_slice(&value[1..])))
+    let (key, value) = (&line[..tab], &line[tab + 1..]);
+    let Some(key) = key.strip_prefix(ESCAPED_LINE.as_bytes()) else {
+        return Ok(LoadedRow::new(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+    };
+    let bytes = |text| std::str::from_utf8(text).ok().and_then(unescape);
+    let row = bytes(key).zip(bytes(value)).map(|(key, value)| LoadedRow::new(key, value));
+    row.ok_or_else(|| format!("after {ESCAPED_LINE} stand key and value with their bytes escaped as \\xNN"))
 }
 
-fn check(key: &[u8], value: &[u8]) -> Result<(), String> {
-    match (key.len(), value.len()) {
+fn check(row: &LoadedRow) -> Result<(), String> {
+    match (row.key.len(), row.bytes() - row.key.len()) {
         (0, _) => Err("the key is empty".to_owned()),
         (bytes, _) if bytes > KEY_BYTES_MAX => {
             Err(format!("a key of {bytes} bytes is above the limit of {KEY_BYTES_MAX}"))
@@ -186,14 +249,14 @@ impl Filling {
     fn add(
         &mut self,
         line: u64,
-        parsed: Result<Option<(Bytes, Bytes)>, String>,
+        parsed: Result<Option<LoadedRow>, String>,
         file_bytes: u64,
     ) -> Option<Chunk> {
         let is_full = match &parsed {
-            Ok(Some((key, value))) => {
-                self.keys.contains(key)
+            Ok(Some(row)) => {
+                self.keys.contains(&row.key)
                     || self.chunk.rows.len() >= CHUNK_ROWS_MAX
-                    || (!self.chunk.rows.is_empty() && self.bytes + key.len() + value.len() > CHUNK_BYTES_MAX)
+                    || (!self.chunk.rows.is_empty() && self.bytes + row.bytes() > CHUNK_BYTES_MAX)
             }
             Ok(None) => false,
             Err(_) => self.chunk.rejected.len() >= CHUNK_ROWS_MAX,
@@ -201,10 +264,10 @@ impl Filling {
         let full = is_full.then(|| std::mem::take(self).chunk);
         self.chunk.file_bytes += file_bytes;
         match parsed {
-            Ok(Some((key, value))) => {
-                self.bytes += key.len() + value.len();
-                self.keys.insert(key.clone());
-                self.chunk.rows.push(Loaded { line, key, value });
+            Ok(Some(row)) => {
+                self.bytes += row.bytes();
+                self.keys.insert(row.key.clone());
+                self.chunk.rows.push(Loaded { line, row });
             }
             Ok(None) => {}
             Err(why) => self.chunk.rejected.push(Rejected { line, why }),
@@ -248,8 +311,28 @@ mod tests {
         Shape { format, key_field: "key".to_owned(), value_field: value_field.map(str::to_owned) }
     }
 
-    fn row(key: &'static str, value: &'static str) -> Result<Option<(Bytes, Bytes)>, String> {
-        Ok(Some((Bytes::from_static(key.as_bytes()), Bytes::from_static(value.as_bytes()))))
+    fn row(key: &'static str, value: &'static str) -> Result<Option<LoadedRow>, String> {
+        Ok(Some(LoadedRow::new(key, value)))
+    }
+
+    #[test]
+    fn lines_of_an_export_give_their_rows_back() {
+        let tsv = shape(LoadFormat::Tsv, None);
+        let escaped = LoadedRow::new(&b"a\t\xff"[..], &b"\\\n"[..]);
+        assert_eq!(tsv.parse(b"\\:a\\x09\\xff\t\\x5c\\x0a"), Ok(Some(escaped.clone())));
+        assert!(tsv.parse(b"\\:a\tb\\").is_err());
+        let json = shape(LoadFormat::Jsonl, None);
+        let line = br#"{"key":"a\t\\xff","value":"\\x5c\n","ts":"7","escaped":true}"#;
+        assert_eq!(json.parse(line), Ok(Some(escaped)));
+        let counter = LoadedRow { value: Value::Counter(-5), expires_ms: Some(9), ..LoadedRow::new("a", "") };
+        assert_eq!(json.parse(br#"{"key":"a","value":-5,"ts":"7","expires_ms":9}"#), Ok(Some(counter)));
+        // Everything else is an object of its own.
+        let other = r#"{"key":"a","value":1,"ts":7}"#;
+        assert_eq!(json.parse(other.as_bytes()), row("a", other));
+        assert_eq!(
+            shape(LoadFormat::Jsonl, Some("ts")).parse(br#"{"key":"a","value":1,"ts":"7"}"#),
+            row("a", "7")
+        );
     }
 
     #[test]

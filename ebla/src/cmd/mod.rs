@@ -1,11 +1,13 @@
 //! One file per command.
 
 mod add;
+mod backup;
 mod balancer;
 mod delete;
 mod delete_range;
 mod dev;
 mod dev_plan;
+mod export;
 mod get;
 mod job;
 mod load;
@@ -54,11 +56,13 @@ pub async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Add(args) => add::run(&global, args).await,
         Command::Range(args) => range::run(&global, args).await,
         Command::Watch(args) => watch::run(&global, args).await,
+        Command::Export(args) => export::run(&global, args).await,
         Command::Load(args) => load::run(&global, args).await,
         Command::Outcome(args) => outcome::run(&global, args).await,
         Command::Lost(command) => lost::run(&global, command).await,
         Command::Top(args) => top::run(&global, args).await,
         Command::Room(command) => room::run(&global, command).await,
+        Command::Backup(command) => backup::run(&global, command).await,
     }
 }
 

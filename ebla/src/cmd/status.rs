@@ -1,5 +1,6 @@
 //! `ebla status`: the cluster at a glance.
 
+use super::backup::schedule_json;
 use super::server::server_json;
 use super::{connect, output};
 use crate::cli::{Global, Wait};
@@ -24,6 +25,9 @@ pub async fn run(global: &Global, wait: Wait) -> anyhow::Result<ExitCode> {
     let list = |name: &str| object[name].as_array().cloned().unwrap_or_default();
     out.list(&["id", "address", "leader"], &list("masters"))?;
     out.list(&["id", "address", "zone", "state", "tablets", "leaders"], &list("servers"))?;
+    if !status.backup_schedules.is_empty() {
+        out.list(&["url", "every_s", "last_id", "next", "failures"], &list("backup_schedules"))?;
+    }
     for warning in &status.warnings {
         out.one(&object, || format!("look at: {warning}"))?;
     }
@@ -45,5 +49,6 @@ fn status_json(status: &v1::GetStatusResponse) -> Json {
         "tablets_serving": status.tablets_serving,
         "version": status.version,
         "warnings": status.warnings,
+        "backup_schedules": status.backup_schedules.iter().map(schedule_json).collect::<Vec<_>>(),
     })
 }

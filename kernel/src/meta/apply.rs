@@ -4,6 +4,7 @@
 //! A command whose guard fails changes nothing and is answered with the record as it stands,
 //! so that a proposer whose answer was lost reads its own outcome.
 
+use super::backup;
 use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
 use super::emptied;
 use super::in_sync::alter;
@@ -13,6 +14,7 @@ use super::merge;
 use super::registration::register_server;
 use super::rejection::Rejection;
 use super::replicas::change_replica;
+use super::schedule;
 use super::snapshot::state_hash;
 use super::spec::{SYSTEM_TABLES, TableChange, TableKind, TableSpec, check_table_name};
 use super::state::{ClusterId, FormerLeader, Leader, Replica, Server, State, Table, Tablet};
@@ -49,6 +51,8 @@ pub enum Reply {
     Server(Box<Server>),
     /// Whether the cluster does nothing by itself now.
     BalancerPaused(bool),
+    /// It is as it was to be.
+    Done,
     /// How this state compares with the proposer's.
     Compared(Comparison),
     /// Nothing changed, and why.
@@ -94,6 +98,8 @@ pub struct Changes {
     pub removed_copies: BTreeSet<(TabletId, ServerId)>,
     /// New and changed jobs.
     pub jobs: BTreeSet<JobId>,
+    /// Whether a schedule is new, changed or gone.
+    pub schedules: bool,
 }
 
 impl Changes {
@@ -132,6 +138,11 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::CommitSplit { .. }
         | Command::Empty { .. }
         | Command::PauseBalancer { .. }
+        | Command::ChangeBackup { .. }
+        | Command::ChangeRestore { .. }
+        | Command::SetSchedule { .. }
+        | Command::FailSchedule { .. }
+        | Command::RemoveSchedule { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
     };
     state.applied = index;
@@ -176,6 +187,17 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
             state.balancer_paused = paused;
             Ok(Reply::BalancerPaused(paused))
         }
+        Command::ChangeBackup { job, attempt, step } => {
+            backup::step_backup(state, job, attempt, step, &mut changes)
+        }
+        Command::ChangeRestore { job, attempt, step } => {
+            backup::step_restore(state, job, attempt, step, &mut changes)
+        }
+        Command::SetSchedule { schedule } => schedule::set(state, *schedule, &mut changes),
+        Command::FailSchedule { url, error, time_ms } => {
+            schedule::fail(state, &url, error, time_ms, &mut changes)
+        }
+        Command::RemoveSchedule { url } => schedule::remove(state, &url, &mut changes),
         Command::Appoint { appointments } => {
             let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);
             Ok(Reply::Elections(appointments.into_iter().map(appoint).collect()))
@@ -212,26 +234,52 @@ fn create_table(
     tablets: Vec<NewTablet>,
     changes: &mut Changes,
 ) -> Result<Reply, Rejection> {
-    let named = if SYSTEM_TABLES.contains(&&*name) { Ok(()) } else { check_table_name(&name) };
-    named.and_then(|()| spec.check()).map_err(Rejection::BadTable)?;
-    if let Some(table) = state.table_named(&name) {
-        return Err(Rejection::TableExists(Box::new(table.clone())));
+    new_tables_fit(state, std::iter::once((&*name, &spec, &tablets[..])))?;
+    let (table, ids) = insert_new(state, name, spec, tablets, None, changes);
+    Ok(Reply::Created(table, ids))
+}
+
+/// Whether all of these tables may come into being.
+pub(super) fn new_tables_fit<'a>(
+    state: &State,
+    tables: impl Iterator<Item = (&'a str, &'a TableSpec, &'a [NewTablet])>,
+) -> Result<(), Rejection> {
+    let (mut count, mut tablet_count) = (state.tables.len(), state.tablets.len());
+    for (name, spec, tablets) in tables {
+        let named = if SYSTEM_TABLES.contains(&name) { Ok(()) } else { check_table_name(name) };
+        named.and_then(|()| spec.check()).map_err(Rejection::BadTable)?;
+        if let Some(table) = state.table_named(name) {
+            return Err(Rejection::TableExists(Box::new(table.clone())));
+        }
+        (count, tablet_count) = (count + 1, tablet_count + tablets.len());
+        if count > TABLES_MAX {
+            return Err(Rejection::LimitReached("tables"));
+        }
+        if tablet_count > TABLETS_MAX {
+            return Err(Rejection::LimitReached("tablets"));
+        }
+        check_placement(state, spec, tablets)?;
     }
-    if state.tables.len() >= TABLES_MAX {
-        return Err(Rejection::LimitReached("tables"));
-    }
-    if state.tablets.len() + tablets.len() > TABLETS_MAX {
-        return Err(Rejection::LimitReached("tablets"));
-    }
-    check_placement(state, &spec, &tablets)?;
-    let table = Table { id: state.next.table, name, spec };
+    Ok(())
+}
+
+/// Writes the records of a table that fits.
+pub(super) fn insert_new(
+    state: &mut State,
+    name: String,
+    spec: TableSpec,
+    tablets: Vec<NewTablet>,
+    restoring: Option<JobId>,
+    changes: &mut Changes,
+) -> (Table, Vec<TabletId>) {
+    let table = Table { id: state.next.table, name, spec, restoring };
     state.next.table = table.id.next();
     changes.tables.insert(table.id);
     state.insert_table(table.clone());
     let create = |tablet| create_tablet(state, table.id, table.spec.kind, tablet);
     let ids: Vec<TabletId> = tablets.into_iter().map(create).collect();
     changes.tablets.extend(&ids);
-    Ok(Reply::Created(table, ids))
+    (table, ids)
 }
 
 fn change_table(
@@ -300,14 +348,25 @@ pub(super) fn create_replica(state: &mut State, kind: TableKind, server: ServerI
 }
 
 fn drop_table(state: &mut State, id: TableId, changes: &mut Changes) -> Result<Reply, Rejection> {
-    let (table, tablets) = state.remove_table(id).ok_or(Rejection::NoTable(id))?;
-    changes.removed_tables.insert(id);
-    job::end_all_of(state, &tablets, changes);
-    for tablet in tablets {
-        let servers = tablet.replicas.iter().map(|replica| replica.server).collect();
-        changes.removed_tablets.insert(tablet.id, (id, servers));
+    let table = state.table(id).cloned().ok_or(Rejection::NoTable(id))?;
+    if table.restoring.is_some() {
+        return Err(Rejection::TableRestoring(Box::new(table)));
     }
+    drop_tables(state, &[id], changes);
     Ok(Reply::Dropped(table))
+}
+
+/// Takes tables out, with all that is about them.
+pub(super) fn drop_tables(state: &mut State, ids: &[TableId], changes: &mut Changes) {
+    for id in ids {
+        let Some((_, tablets)) = state.remove_table(*id) else { continue };
+        changes.removed_tables.insert(*id);
+        job::end_all_of(state, &tablets, changes);
+        for tablet in tablets {
+            let servers = tablet.replicas.iter().map(|replica| replica.server).collect();
+            changes.removed_tablets.insert(tablet.id, (*id, servers));
+        }
+    }
 }
 
 /// Record 1 of an election: the epoch is raised and nobody leads it yet.

@@ -1,8 +1,10 @@
 //! The commands of the metadata log. A command is a value: it can be printed, encoded and
 //! replayed. Whatever is not deterministic (ids, times, placement) comes inside.
 
+use super::backup::{BackupStep, RestoreStep};
 use super::job::{JobEnd, Origin, Wish};
 use super::merge::MergeStep;
+use super::schedule::Schedule;
 use super::spec::{TableChange, TableSpec};
 use super::state::{ClusterId, Duty};
 use super::succession::SplitCommit;
@@ -18,7 +20,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 6;
+pub const COMMAND_FORMAT: u8 = 7;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -148,6 +150,43 @@ pub enum Command {
     PauseBalancer {
         /// Whether it is to pause.
         paused: bool,
+    },
+    /// Takes a backup a step further: a compare-and-set on its attempt.
+    ChangeBackup {
+        /// Which.
+        job: JobId,
+        /// The attempt that it is at.
+        attempt: Attempt,
+        /// The step.
+        step: BackupStep,
+    },
+    /// Takes a restore a step further: a compare-and-set on its attempt.
+    ChangeRestore {
+        /// Which.
+        job: JobId,
+        /// The attempt that it is at.
+        attempt: Attempt,
+        /// The step.
+        step: RestoreStep,
+    },
+    /// Sets the schedule of a target.
+    SetSchedule {
+        /// What.
+        schedule: Box<Schedule>,
+    },
+    /// A backup of a schedule could not even be begun.
+    FailSchedule {
+        /// URL of the target.
+        url: String,
+        /// Why, and what to do about it.
+        error: String,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
+    },
+    /// Removes the schedule of a target; its backups stay.
+    RemoveSchedule {
+        /// URL of the target.
+        url: String,
     },
 }
 

@@ -13,6 +13,7 @@
 //! - What a job is about is in its [`JobKind`]; who drives it, in the control core.
 
 use super::apply::{Changes, Reply};
+use super::backup::{self, BackupJob, BackupWish, RestoreJob, RestoreWish};
 use super::merge::{self, MergeJob};
 use super::rejection::Rejection;
 use super::replicas;
@@ -61,6 +62,10 @@ pub enum Wish {
         /// The one whose copies go there: better the smaller one.
         comes: TabletId,
     },
+    /// Put what tables hold at a timestamp into files.
+    Backup(Box<BackupWish>),
+    /// Bring tables back from files.
+    Restore(Box<RestoreWish>),
 }
 
 impl Wish {
@@ -70,6 +75,7 @@ impl Wish {
         match self {
             Self::Split { tablet, .. } | Self::Move { tablet, .. } => vec![*tablet],
             Self::Merge { stays, comes } => vec![*stays, *comes],
+            Self::Backup(_) | Self::Restore(_) => Vec::new(),
         }
     }
 }
@@ -122,6 +128,10 @@ pub enum JobKind {
     Move(MoveJob),
     /// One tablet of two.
     Merge(MergeJob),
+    /// Files of what tables hold. Its commit point comes before the manifest.
+    Backup(BackupJob),
+    /// Tables of such files. Its commit point opens them.
+    Restore(RestoreJob),
 }
 
 /// A copy on its way in.
@@ -145,6 +155,8 @@ impl JobKind {
             Self::Split(_) => "split",
             Self::Move(_) => "move",
             Self::Merge(_) => "merge",
+            Self::Backup(_) => "backup",
+            Self::Restore(_) => "restore",
         }
     }
 
@@ -154,7 +166,7 @@ impl JobKind {
         match self {
             Self::Split(succession) => Some(succession),
             Self::Merge(merge) => merge.intent.as_ref(),
-            Self::Move(_) => None,
+            Self::Move(_) | Self::Backup(_) | Self::Restore(_) => None,
         }
     }
 
@@ -164,7 +176,7 @@ impl JobKind {
         match self {
             Self::Split(succession) => succession.parents.clone(),
             Self::Merge(merge) => vec![merge.left, merge.right],
-            Self::Move(_) => Vec::new(),
+            Self::Move(_) | Self::Backup(_) | Self::Restore(_) => Vec::new(),
         }
     }
 }
@@ -205,7 +217,7 @@ impl Job {
         match &self.kind {
             JobKind::Split(split) => split.children.iter().map(|(id, _)| *id).collect(),
             JobKind::Merge(merge) => vec![merge.child],
-            JobKind::Move(_) => Vec::new(),
+            JobKind::Move(_) | JobKind::Backup(_) | JobKind::Restore(_) => Vec::new(),
         }
     }
 
@@ -215,6 +227,7 @@ impl Job {
         match &self.kind {
             JobKind::Split(_) | JobKind::Merge(_) => self.kind.parents(),
             JobKind::Move(copy) => vec![copy.tablet],
+            JobKind::Backup(_) | JobKind::Restore(_) => Vec::new(),
         }
     }
 }
@@ -229,6 +242,11 @@ impl State {
     /// Every job that is remembered, oldest first.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.jobs.values()
+    }
+
+    /// Jobs under way, oldest first.
+    pub fn jobs_running(&self) -> impl Iterator<Item = &Job> {
+        self.index.running.iter().filter_map(|id| self.jobs.get(id))
     }
 
     /// The job under way that is about a tablet.
@@ -255,13 +273,15 @@ impl State {
         for tablet in job.tablets() {
             self.index.jobs.remove(&tablet);
         }
+        self.index.running.remove(&id);
         changes.jobs.insert(id);
+        self.note_attempt(&job);
         self.forget_old_jobs();
         Some(job)
     }
 
     fn forget_old_jobs(&mut self) {
-        let finished = self.jobs.len() - self.index.jobs.values().collect::<BTreeSet<_>>().len();
+        let finished = self.jobs.len() - self.index.running.len();
         if finished > JOBS_FINISHED_MAX
             && let Some(oldest) = self.jobs.values().find(|job| !job.is_running()).map(|job| job.id)
         {
@@ -278,7 +298,9 @@ pub(super) fn start(
     time_ms: u64,
     changes: &mut Changes,
 ) -> Result<Reply, Rejection> {
+    check_open(state, &wish)?;
     match &wish {
+        Wish::Backup(_) | Wish::Restore(_) => {}
         Wish::Split { tablet, at } => split::check(state, *tablet, at)?,
         Wish::Move { tablet, from, to } => replicas::check_move(state, *tablet, *from, *to)?,
         Wish::Merge { stays, comes } => {
@@ -293,13 +315,25 @@ pub(super) fn start(
         Wish::Split { tablet, at } => split::plan(state, tablet, &at)?,
         Wish::Move { tablet, from, to } => replicas::plan_move(state, tablet, from, to, changes)?,
         Wish::Merge { stays, comes } => merge::plan(state, stays, comes)?,
+        Wish::Backup(wish) => backup::plan_backup(state, *wish, time_ms)?,
+        Wish::Restore(wish) => backup::plan_restore(state, *wish)?,
     };
     Ok(Reply::Job(Box::new(register(state, kind, origin, time_ms, changes))))
 }
 
+/// A table that is being brought back stays as it is until it is whole.
+fn check_open(state: &State, wish: &Wish) -> Result<(), Rejection> {
+    let tablets = wish.tablets();
+    let mut tables = tablets.iter().filter_map(|id| state.table(state.tablet(*id)?.table));
+    match tables.find(|table| table.restoring.is_some()) {
+        Some(table) => Err(Rejection::TableRestoring(Box::new(table.clone()))),
+        None => Ok(()),
+    }
+}
+
 /// Whether one more job may run.
 pub(super) fn check_room(state: &State) -> Result<(), Rejection> {
-    match state.index.jobs.len() < JOBS_RUNNING_MAX {
+    match state.index.running.len() < JOBS_RUNNING_MAX {
         true => Ok(()),
         false => Err(Rejection::LimitReached("jobs under way")),
     }
@@ -320,6 +354,7 @@ pub(super) fn register(
     let job =
         Job { id, attempt, origin, kind, state: running, progress: 0, error: None, started_ms, ended_ms };
     state.index.jobs.extend(job.tablets().into_iter().map(|tablet| (tablet, id)));
+    state.index.running.insert(id);
     changes.jobs.insert(id);
     state.jobs.insert(id, job.clone());
     job
@@ -391,8 +426,12 @@ pub(super) fn end(
     match &kind {
         JobKind::Split(split) => succession::abort(state, &split.parents, attempt, changes),
         JobKind::Move(copy) => replicas::give_up(state, copy, changes)?,
+        JobKind::Backup(backup) if backup.committed && end == JobEnd::Cancelled => {
+            return Err(Rejection::JobCommitted(Box::new(job.clone())));
+        }
+        JobKind::Restore(restore) => backup::undo_restore(state, restore, changes),
         // Its tablets are free for other jobs only when it has ended.
-        JobKind::Merge(_) => {}
+        JobKind::Merge(_) | JobKind::Backup(_) => {}
     }
     let (to, error) = match end {
         JobEnd::Failed { error } => (JobState::Failed, Some(shortened(error))),
@@ -415,7 +454,8 @@ pub(super) fn end_all_of(state: &mut State, tablets: &[Tablet], changes: &mut Ch
     }
 }
 
-fn shortened(mut error: String) -> String {
+/// An error as it is kept.
+pub(super) fn shortened(mut error: String) -> String {
     let mut end = error.len().min(JOB_ERROR_BYTES_MAX);
     while !error.is_char_boundary(end) {
         end -= 1;

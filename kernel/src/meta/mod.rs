@@ -12,6 +12,7 @@
 //! Nothing here knows how commands travel, where state is stored or what time it is.
 
 mod apply;
+mod backup;
 mod campaign;
 mod command;
 mod control;
@@ -26,6 +27,7 @@ mod registration;
 mod rejection;
 mod repair;
 mod replicas;
+mod schedule;
 mod seal_control;
 mod snapshot;
 mod spec;
@@ -36,6 +38,10 @@ mod suspicion;
 mod transfer;
 
 pub use apply::{Changes, Comparison, Registered, Reply, apply};
+pub use backup::{
+    BackupJob, BackupStep, BackupWish, Ledger, NewTable, RestoreJob, RestoreStep, RestoreWish, RestoredCopy,
+    Totals,
+};
 pub use command::{
     Appointment, Command, CommandError, InSyncChange, NewTablet, RegisterServer, ReplicaChange,
 };
@@ -45,6 +51,7 @@ pub use in_sync::PROGRESS_IN_SYNC;
 pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, Wish};
 pub use merge::{MergeJob, MergeStep};
 pub use rejection::Rejection;
+pub use schedule::{Schedule, SchedulePast};
 pub use seal_control::SealOrder;
 pub use snapshot::{SnapshotError, decode_snapshot, encode_snapshot, state_hash};
 pub use spec::{

@@ -1,10 +1,12 @@
 //! Why the metadata refuses a command: closed, typed, with the record as it stands.
 
-use super::job::Job;
+use super::job::{Job, JobKind};
 use super::spec::BadTable;
 use super::state::{ClusterId, Server, Table, Tablet};
 use crate::ids::{JobId, ServerId, TableId, TabletId};
-use crate::limits::{SERVER_TEXT_BYTES_MAX, SPLIT_CHILDREN_MAX};
+use crate::limits::{
+    BACKUP_EVERY_MS_MIN, BACKUP_KEEP_MAX, BACKUP_TEXT_BYTES_MAX, SERVER_TEXT_BYTES_MAX, SPLIT_CHILDREN_MAX,
+};
 use std::fmt;
 
 /// Why a command changed nothing.
@@ -105,6 +107,20 @@ pub enum Rejection {
     NotGathered(Box<Job>),
     /// A copy of the tablet may still have its rows: it does not begin anew.
     HasData(Box<Tablet>),
+    /// Another backup is under way.
+    BackupRuns(Box<Job>),
+    /// The table is being brought back from a backup.
+    TableRestoring(Box<Table>),
+    /// A copy has not taken its rows in yet.
+    NotRestored(JobId),
+    /// Two tables of a restore would get one name.
+    NameTwice(String),
+    /// A URL or a name of a backup is too long.
+    BackupTextTooLong,
+    /// A schedule's times or counts are out of bounds.
+    BadSchedule,
+    /// No schedule of that target.
+    NoSchedule(String),
 }
 
 impl fmt::Display for Rejection {
@@ -217,7 +233,7 @@ impl fmt::Display for Rejection {
             }
             Self::JobRuns(job) => write!(
                 f,
-                "job {} ({}) is under way on the tablet: wait with `ebla job wait {}` or end it with `ebla job cancel {}`",
+                "job {} ({}) is under way: wait with `ebla job wait {}` or end it with `ebla job cancel {}`",
                 job.id.0,
                 job.kind.name(),
                 job.id.0,
@@ -247,6 +263,47 @@ impl fmt::Display for Rejection {
             ),
             Self::HasData(tablet) => {
                 write!(f, "a copy of tablet {} may still have its rows", tablet.id)
+            }
+            Self::BackupRuns(job) => {
+                let backup = match &job.kind {
+                    JobKind::Backup(backup) => &backup.wish.backup[..],
+                    JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Restore(_) => "",
+                };
+                write!(
+                    f,
+                    "backup {backup} is under way as job {}, and there is one at a time: wait with `ebla job wait {}` or \
+                     end it with `ebla job cancel {}`",
+                    job.id.0, job.id.0, job.id.0
+                )
+            }
+            Self::TableRestoring(table) => {
+                let job = table.restoring.map_or(0, |job| job.0);
+                write!(
+                    f,
+                    "table {} is being restored by job {job}: wait with `ebla job wait {job}` or end it with `ebla job cancel {job}`",
+                    table.name
+                )
+            }
+            Self::NotRestored(job) => {
+                write!(f, "not every copy of the tables of {job} has taken its rows in yet")
+            }
+            Self::NameTwice(name) => {
+                write!(
+                    f,
+                    "two tables would be restored as {name}: restore them one by one with --table and --as"
+                )
+            }
+            Self::BackupTextTooLong => write!(
+                f,
+                "the URL or a name of the backup is above {BACKUP_TEXT_BYTES_MAX} bytes: shorten it"
+            ),
+            Self::BadSchedule => write!(
+                f,
+                "a schedule makes a backup every {} s or more, a full one not more often, and keeps 1 to {BACKUP_KEEP_MAX}: choose other values",
+                BACKUP_EVERY_MS_MIN / 1_000
+            ),
+            Self::NoSchedule(url) => {
+                write!(f, "there is no schedule to {url}: `ebla backup schedule list` shows them")
             }
             Self::NotGathered(job) => write!(f, "the copies of job {} do not lie together", job.id),
         }

@@ -160,7 +160,11 @@ impl Control {
                 self.pause_merge(now, job.id, merge);
                 Command::ChangeMerge { job: job.id, attempt: job.attempt, step: MergeStep::Unseal }
             }
-            JobKind::Merge(_) | JobKind::Split(_) | JobKind::Move(_) => {
+            JobKind::Merge(_)
+            | JobKind::Split(_)
+            | JobKind::Move(_)
+            | JobKind::Backup(_)
+            | JobKind::Restore(_) => {
                 let (end, time_ms) = (JobEnd::Failed { error: not_ready(parents) }, self.wall.ms());
                 Command::EndJob { job: job.id, attempt: Some(job.attempt), end, time_ms }
             }
@@ -218,7 +222,7 @@ impl Driven {
 fn patience_ms(job: &Job) -> u64 {
     match &job.kind {
         JobKind::Merge(_) => MERGE_PATIENCE_MS,
-        JobKind::Split(_) | JobKind::Move(_) => SPLIT_PATIENCE_MS,
+        JobKind::Split(_) | JobKind::Move(_) | JobKind::Backup(_) | JobKind::Restore(_) => SPLIT_PATIENCE_MS,
     }
 }
 

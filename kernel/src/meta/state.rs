@@ -6,7 +6,9 @@
 //! - a leader is in the in-sync set and was not lost when it was appointed;
 //! - the indexes say what the records say: they are rebuilt from them, never stored.
 
+use super::backup::Ledger;
 use super::job::{Job, Origin};
+use super::schedule::Schedule;
 use super::spec::{TableKind, TableSpec};
 use crate::entry::LogEnd;
 use crate::hlc::Hlc;
@@ -112,6 +114,9 @@ pub struct Table {
     pub name: String,
     /// What it promises.
     pub spec: TableSpec,
+    /// The job that brings its rows back from a backup. Until it is done nobody else reads or
+    /// writes them, and its tablets are neither split, merged nor moved.
+    pub restoring: Option<JobId>,
 }
 
 /// One copy of a tablet.
@@ -315,6 +320,11 @@ pub struct State {
     pub(super) jobs: BTreeMap<JobId, Job>,
     pub(super) next: NextIds,
     pub(super) balancer_paused: bool,
+    /// Backups and restores that ended.
+    pub(super) attempts: BTreeMap<JobId, Job>,
+    pub(super) ledgers: BTreeMap<JobId, Ledger>,
+    /// By URL.
+    pub(super) schedules: BTreeMap<String, Schedule>,
     #[borsh(skip)]
     pub(super) index: Indexes,
 }
@@ -328,6 +338,8 @@ pub(super) struct Indexes {
     pub replicas: BTreeMap<ServerId, BTreeSet<TabletId>>,
     /// Jobs under way, by the tablets that they are about: at most one each.
     pub jobs: BTreeMap<TabletId, JobId>,
+    /// Jobs under way.
+    pub running: BTreeSet<JobId>,
 }
 
 impl State {
@@ -554,6 +566,7 @@ impl State {
         }
         for job in self.jobs.values().filter(|job| job.is_running()) {
             index.jobs.extend(job.tablets().into_iter().map(|tablet| (tablet, job.id)));
+            index.running.insert(job.id);
         }
         self.index = index;
     }

@@ -133,7 +133,8 @@ impl Picture {
 }
 
 fn view(state: &State, tablet: &Tablet, size: Size) -> Option<TabletView> {
-    let spec = &state.table(tablet.table)?.spec;
+    // What is being brought back from a backup stays as it is until it is whole.
+    let spec = &state.table(tablet.table).filter(|table| table.restoring.is_none())?.spec;
     let leader = tablet.leader.filter(|leader| state.is_current(leader));
     let is_good = tablet.in_sync_replicas().filter(|copy| state.holds_data(copy));
     Some(TabletView {
@@ -170,10 +171,11 @@ fn work(state: &State, tablet: &Tablet) -> Option<Work> {
         let from = moving.from.and_then(|from| tablet.replica(from)).map(|copy| copy.server);
         Some(Work::Move { from, to })
     });
-    let job = state.job_of(tablet.id).map(|job| match &job.kind {
-        JobKind::Split(_) => Work::Split,
-        JobKind::Merge(_) => Work::Merge,
-        JobKind::Move(copy) => Work::Move { from: copy.from_server, to: copy.to_server },
+    let job = state.job_of(tablet.id).and_then(|job| match &job.kind {
+        JobKind::Split(_) => Some(Work::Split),
+        JobKind::Merge(_) => Some(Work::Merge),
+        JobKind::Move(copy) => Some(Work::Move { from: copy.from_server, to: copy.to_server }),
+        JobKind::Backup(_) | JobKind::Restore(_) => None,
     });
     moving.or(job)
 }

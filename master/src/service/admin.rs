@@ -1,5 +1,6 @@
 //! What operators ask. Only the leading master answers; the others say who leads.
 
+use super::backup;
 use super::balancer;
 use super::control::unexpected;
 use super::job;
@@ -11,8 +12,8 @@ use super::transfer::transfer_leader;
 use super::{Shared, summary};
 use crate::controller::Events;
 use crate::limits::{
-    ADMIN_TIMEOUT, CREATE_POLL, CREATE_TABLETS_PER_SECOND_MIN, CREATE_TIMEOUT_MAX, SPLIT_TIMEOUT,
-    TRANSFER_LEADER_TIMEOUT,
+    ADMIN_TIMEOUT, BACKUP_REQUEST_TIMEOUT, CREATE_POLL, CREATE_TABLETS_PER_SECOND_MIN, CREATE_TIMEOUT_MAX,
+    SPLIT_TIMEOUT, TRANSFER_LEADER_TIMEOUT,
 };
 use crate::placement::place;
 use ebla_kernel::ids::{ServerId, TableId, TabletId};
@@ -25,16 +26,18 @@ use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::meta::{table_change, table_spec, table_to_wire};
 use ebla_proto::v1::admin_service_server::AdminService;
 use ebla_proto::v1::{
-    CancelJobRequest, CancelJobResponse, ChangeTableRequest, ChangeTableResponse, CreateTableRequest,
-    CreateTableResponse, DescribeJobRequest, DescribeJobResponse, DescribeTableRequest,
-    DescribeTableResponse, DescribeTabletRequest, DescribeTabletResponse, DropTableRequest,
-    DropTableResponse, ExplainTabletRequest, ExplainTabletResponse, ForgetServerRequest,
+    CancelJobRequest, CancelJobResponse, ChangeTableRequest, ChangeTableResponse, CreateBackupRequest,
+    CreateBackupResponse, CreateTableRequest, CreateTableResponse, DescribeJobRequest, DescribeJobResponse,
+    DescribeTableRequest, DescribeTableResponse, DescribeTabletRequest, DescribeTabletResponse,
+    DropTableRequest, DropTableResponse, ExplainTabletRequest, ExplainTabletResponse, ForgetServerRequest,
     ForgetServerResponse, GetBalancerRequest, GetBalancerResponse, GetStatusRequest, GetStatusResponse,
-    ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse, ListTablesRequest,
-    ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MergeTabletsRequest, MergeTabletsResponse,
-    MoveTabletRequest, MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse, SetServerDutyRequest,
-    SetServerDutyResponse, SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest,
-    TransferLeaderResponse,
+    ListBackupAttemptsRequest, ListBackupAttemptsResponse, ListBackupSchedulesRequest,
+    ListBackupSchedulesResponse, ListJobsRequest, ListJobsResponse, ListServersRequest, ListServersResponse,
+    ListTablesRequest, ListTablesResponse, ListTabletsRequest, ListTabletsResponse, MergeTabletsRequest,
+    MergeTabletsResponse, MoveTabletRequest, MoveTabletResponse, PauseBalancerRequest, PauseBalancerResponse,
+    RemoveBackupScheduleRequest, RemoveBackupScheduleResponse, RestoreBackupRequest, RestoreBackupResponse,
+    SetBackupScheduleRequest, SetBackupScheduleResponse, SetServerDutyRequest, SetServerDutyResponse,
+    SplitTabletRequest, SplitTabletResponse, TransferLeaderRequest, TransferLeaderResponse,
 };
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -173,7 +176,8 @@ impl Admin {
         let command = Command::DropTable { table };
         match self.shared.raft.propose(command).await.map_err(|why| self.shared.no_answer(why))? {
             Reply::Dropped(_) => Ok(DropTableResponse {}),
-            Reply::Rejected(_) => Err(no_table(name)),
+            Reply::Rejected(Rejection::NoTable(_)) => Err(no_table(name)),
+            Reply::Rejected(rejection) => Err(rejection.into()),
             other => Err(unexpected(&other)),
         }
     }
@@ -397,6 +401,48 @@ impl AdminService for Admin {
         request: Request<ExplainTabletRequest>,
     ) -> Result<Response<ExplainTabletResponse>, Status> {
         within(ADMIN_TIMEOUT, balancer::explain(&self.shared, request.into_inner())).await
+    }
+
+    async fn create_backup(
+        &self,
+        request: Request<CreateBackupRequest>,
+    ) -> Result<Response<CreateBackupResponse>, Status> {
+        within(BACKUP_REQUEST_TIMEOUT, backup::create(&self.shared, request.into_inner())).await
+    }
+
+    async fn restore_backup(
+        &self,
+        request: Request<RestoreBackupRequest>,
+    ) -> Result<Response<RestoreBackupResponse>, Status> {
+        within(BACKUP_REQUEST_TIMEOUT, backup::restore(&self.shared, request.into_inner())).await
+    }
+
+    async fn list_backup_attempts(
+        &self,
+        _: Request<ListBackupAttemptsRequest>,
+    ) -> Result<Response<ListBackupAttemptsResponse>, Status> {
+        within(ADMIN_TIMEOUT, backup::attempts(&self.shared)).await
+    }
+
+    async fn set_backup_schedule(
+        &self,
+        request: Request<SetBackupScheduleRequest>,
+    ) -> Result<Response<SetBackupScheduleResponse>, Status> {
+        within(BACKUP_REQUEST_TIMEOUT, backup::set_schedule(&self.shared, request.into_inner())).await
+    }
+
+    async fn remove_backup_schedule(
+        &self,
+        request: Request<RemoveBackupScheduleRequest>,
+    ) -> Result<Response<RemoveBackupScheduleResponse>, Status> {
+        within(ADMIN_TIMEOUT, backup::remove_schedule(&self.shared, request.into_inner())).await
+    }
+
+    async fn list_backup_schedules(
+        &self,
+        _: Request<ListBackupSchedulesRequest>,
+    ) -> Result<Response<ListBackupSchedulesResponse>, Status> {
+        within(ADMIN_TIMEOUT, backup::schedules(&self.shared)).await
     }
 
     async fn list_servers(

@@ -86,7 +86,7 @@ impl ServerControl {
 }
 
 /// An answer of another command: a bug.
-pub(super) fn unexpected(reply: &Reply) -> ApiError {
+pub(crate) fn unexpected(reply: &Reply) -> ApiError {
     tracing::error!(?reply, "a command was answered by another's reply");
     ApiError::new(Reason::Internal, "the metadata answered something else: report this as a bug")
 }

@@ -2,6 +2,7 @@
 //! decide is in the kernel.
 
 pub(crate) mod admin;
+mod backup;
 mod balancer;
 pub(crate) mod control;
 mod job;
@@ -14,6 +15,7 @@ pub(crate) mod suggest;
 mod summary;
 mod transfer;
 
+use crate::backup::Backups;
 use crate::balancer::Balancer;
 use crate::controller::not_leader;
 use crate::liveness::Liveness;
@@ -44,6 +46,7 @@ pub(crate) struct Shared {
     pub outbox: Outbox,
     pub liveness: Arc<Liveness>,
     pub balancer: Arc<Balancer>,
+    pub backups: Arc<Backups>,
     /// Turns true when the master stops: streams end.
     pub stopping: watch::Receiver<bool>,
 }

@@ -1,6 +1,7 @@
 //! Routes: any master answers from its applied state and pushes every change of it.
 
 use super::{Answers, Shared, stopped};
+use crate::clock;
 use crate::limits::ROUTE_QUEUE_MAX;
 use ebla_kernel::ids::TableId;
 use ebla_kernel::meta::{Changes, Server, State, Table, Tablet};
@@ -61,7 +62,7 @@ impl RouteService for Route {
 }
 
 /// The answer when there is no such table.
-pub(super) fn no_table(name: &str) -> ApiError {
+pub(crate) fn no_table(name: &str) -> ApiError {
     let hint = format!("there is no table {name}: create it with `ebla table create {name}`");
     ApiError::new(Reason::TableNotFound, hint)
 }
@@ -170,6 +171,7 @@ fn empty_map(shared: &Shared, state: &State) -> RouteMap {
         version: state.version(),
         cluster_id: state.cluster_id().map(|id| id.to_string()).unwrap_or_default(),
         masters: shared.masters(),
+        safe_ts: state.safe_ts(clock::wall_ms()).map_or(0, |ts| ts.0),
         ..RouteMap::default()
     }
 }

@@ -50,7 +50,9 @@ fn tablet_state(state: &State, tablet: &Tablet) -> TabletState {
         (false, _) => TabletState::Recovering,
         (true, Some(JobKind::Split(_))) => TabletState::Splitting,
         (true, Some(JobKind::Merge(_))) => TabletState::Merging,
-        (true, Some(JobKind::Move(_)) | None) => TabletState::Serving,
+        (true, Some(JobKind::Move(_) | JobKind::Backup(_) | JobKind::Restore(_)) | None) => {
+            TabletState::Serving
+        }
     }
 }
 
@@ -102,6 +104,7 @@ pub(super) fn status(shared: &Shared, state: &State) -> v1::GetStatusResponse {
         tablets_serving: serving as u64,
         version: state.version(),
         warnings: warnings(shared, state, &servers, not_serving),
+        backup_schedules: super::backup::all(state),
         servers,
     }
 }
@@ -131,6 +134,10 @@ fn warnings(
     warnings.extend(copies_warnings(shared, state));
     if state.balancer_paused() {
         warnings.push("the balancer is paused: `ebla balancer resume` lets it go on".to_owned());
+    }
+    for schedule in state.schedules().filter(|schedule| schedule.past.failures > 0) {
+        let (failures, error) = (schedule.past.failures, schedule.past.error.as_deref().unwrap_or("unknown"));
+        warnings.push(format!("{failures} scheduled backups to {} failed: {error}", schedule.url));
     }
     for (table, lost) in lost_tablets(state) {
         warnings.push(format!("table {table}: {lost} tablets have lost every copy of their data"));

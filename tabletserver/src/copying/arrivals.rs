@@ -103,11 +103,11 @@ pub(super) fn dir_name(record: &ReplicaRecord) -> String {
     format!("tablet-{}-{attempt}", record.tablet.0)
 }
 
-/// Removes the directories of tries that a crash cut short; others are left alone.
+/// Removes the directories of `dir` that a crash left, by their names; others are left alone.
 ///
 /// # Errors
 /// When the directory cannot be read or a file not removed.
-pub fn clear_leftovers(dir: &Path) -> Result<(), Error> {
+pub fn clear_leftovers(dir: &Path, is_ours: fn(&str) -> bool) -> Result<(), Error> {
     let cannot = |source| Error::CreateDirectory { path: dir.to_owned(), source };
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -123,7 +123,8 @@ pub fn clear_leftovers(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn is_ours(name: &str) -> bool {
+/// Whether a name is that of the directory of a try.
+pub fn is_of_a_try(name: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let numbers = name.strip_prefix("tablet-").and_then(|rest| rest.split_once('-'));
     numbers.is_some_and(|(tablet, attempt)| is_number(tablet) && is_number(attempt))
@@ -140,11 +141,11 @@ mod tests {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         std::fs::write(dir.path().join("tablet-7-1/000000.sst"), "x").unwrap();
-        clear_leftovers(dir.path()).unwrap();
+        clear_leftovers(dir.path(), is_of_a_try).unwrap();
         let left = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
         let mut left: Vec<String> = left.map(|name| name.to_string_lossy().into_owned()).collect();
         left.sort();
         assert_eq!(left, ["kept", "tablet-7", "tablet-x-1"]);
-        clear_leftovers(&dir.path().join("nowhere")).unwrap();
+        clear_leftovers(&dir.path().join("nowhere"), is_of_a_try).unwrap();
     }
 }

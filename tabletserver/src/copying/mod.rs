@@ -27,7 +27,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use arrivals::{Arrivals, Received, clear_leftovers};
+pub use arrivals::{Arrivals, Received, clear_leftovers, is_of_a_try};
 pub use rate::Rate;
 pub use source::Source;
-pub use target::Target;
+pub use target::{Scratch, Target};

@@ -17,7 +17,7 @@ impl Rate {
     }
 
     /// Takes `bytes`, and gives how long to wait before they may be sent.
-    fn take(&self, now: Instant, bytes: usize) -> Duration {
+    pub fn take(&self, now: Instant, bytes: usize) -> Duration {
         let mut free_at = self.free_at.lock().expect("no holder of this lock panics");
         let begin = (*free_at).max(now);
         *free_at = begin + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);

@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use ebla_kernel::entry::{Entry, LogEnd};
 use ebla_kernel::ids::{Epoch, Pos, Seq, ServerRun, TabletId};
 use ebla_kernel::key;
+use ebla_kernel::range_tombstones::RangeTombstone;
 use ebla_kernel::tablet::token::TokenTable;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
@@ -198,13 +199,18 @@ impl Sending {
 
     fn send_all(&mut self) -> Result<(), Ended> {
         let store = Arc::clone(&self.node.reader.store);
-        let mut cursor = match store.cursor(self.handle.table, &self.handle.range) {
+        // Before the rows: a range tombstone is collected after what it hid, never before.
+        let tombstones = match store.load_range_tombstones(self.handle.table, &self.handle.range) {
+            Ok(tombstones) => tombstones,
+            Err(error) => return self.fail(&error.to_string()),
+        };
+        let mut cursor = match store.cold_cursor(self.handle.table, &self.handle.range) {
             Ok(cursor) => cursor,
             Err(error) => return self.fail(&error.to_string()),
         };
         // What is cleared after the cursor was made does not concern it.
         self.check_here()?;
-        self.send_manifest()?;
+        self.send_manifest(tombstones)?;
         for chunk in self.tokens.take().map(|tokens| tokens.encode()).unwrap_or_default().chunks(1 << 20) {
             self.send(Message::Tokens(chunk.to_vec().into()))?;
         }
@@ -225,14 +231,10 @@ impl Sending {
         }
     }
 
-    fn send_manifest(&self) -> Result<(), Ended> {
+    fn send_manifest(&self, tombstones: Vec<RangeTombstone>) -> Result<(), Ended> {
         let Some(own) = self.node.peers.identity() else { return self.fail("not registered") };
         let LogEnd { pos, ts, .. } = self.base.end();
-        let (table, range) = (self.handle.table, &self.handle.range);
-        let tombstones = match self.node.reader.store.load_range_tombstones(table, range) {
-            Ok(tombstones) => tombstones,
-            Err(error) => return self.fail(&error.to_string()),
-        };
+        let range = &self.handle.range;
         let within = tombstones.into_iter().filter(|tombstone| tombstone.ts <= ts).filter_map(|tombstone| {
             let covered = tombstone.range.intersect(range)?;
             let to = covered.end().cloned().unwrap_or_default();

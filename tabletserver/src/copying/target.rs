@@ -418,10 +418,14 @@ fn read_manifest(
 }
 
 /// A directory of files on their way in; it goes with them.
-struct Scratch(PathBuf);
+pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    fn make(dir: PathBuf) -> Result<Self, Error> {
+    /// Makes an empty directory; what was there before goes.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make(dir: PathBuf) -> Result<Self, Error> {
         let clear = |dir: &Path| match std::fs::remove_dir_all(dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => std::fs::create_dir_all(dir),

@@ -31,7 +31,7 @@ impl RouteService for Route {
     ) -> Result<Response<GetRoutesResponse>, Status> {
         let name = request.into_inner().table;
         if !name.is_empty() {
-            self.node.table(&name)?;
+            self.node.known_table(&name)?;
         }
         let routes = self.node.routes.now();
         if routes.version == 0 {

@@ -268,8 +268,9 @@ fn send_in_time(pages: &Pages, response: v1::ScanResponse) -> bool {
 }
 
 fn row_to_wire(row: Row) -> v1::Row {
+    let expires_ms = row.expires_ms.filter(|_| row.body.is_some()).unwrap_or(0);
     let (value, counter) = row.body.map(body_to_wire).unwrap_or_default();
-    v1::Row { key: row.key, value, ts: row.ts.0, counter }
+    v1::Row { key: row.key, value, ts: row.ts.0, counter, expires_ms }
 }
 
 /// Some key below `end`, near enough to lie in the tablet that ends there.

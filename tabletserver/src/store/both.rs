@@ -74,6 +74,10 @@ impl Store for BothStores {
         self.of(table).cursor(table, range)
     }
 
+    fn cold_cursor(&self, table: TableId, range: &KeyRange) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        self.of(table).cold_cursor(table, range)
+    }
+
     fn load_range_tombstones(
         &self,
         table: TableId,

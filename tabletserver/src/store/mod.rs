@@ -15,6 +15,7 @@ pub mod changes;
 pub mod expired;
 mod format;
 pub mod gc;
+pub mod live;
 pub mod memory;
 pub mod memory_tables;
 pub mod rocks;
@@ -23,7 +24,7 @@ pub mod split_points;
 mod value;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
@@ -229,6 +230,15 @@ pub trait Store: Send + Sync {
     /// `Engine`.
     fn cursor(&self, table: TableId, range: &KeyRange) -> Result<Box<dyn Cursor + '_>, StoreError>;
 
+    /// As [`Self::cursor`], for a long walk that nobody repeats: what it reads takes no room in
+    /// caches.
+    ///
+    /// # Errors
+    /// `Engine`.
+    fn cold_cursor(&self, table: TableId, range: &KeyRange) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        self.cursor(table, range)
+    }
+
     /// The range tombstones of `table` that overlap `range`, whole, not clamped, in any order.
     ///
     /// # Errors
@@ -287,12 +297,12 @@ impl VersionName {
 }
 
 /// The row's prefix and the timestamp of a stored key.
-fn split_stored(stored: &[u8]) -> Result<(&[u8], Hlc), StoreError> {
+pub(crate) fn split_stored(stored: &[u8]) -> Result<(&[u8], Hlc), StoreError> {
     key::split_ts(stored).map_err(|_| malformed_key(stored))
 }
 
 /// The user's key of a stored key of a row.
-fn user_key(stored: &[u8]) -> Result<Bytes, StoreError> {
+pub(crate) fn user_key(stored: &[u8]) -> Result<Bytes, StoreError> {
     match key::decode(stored) {
         Ok(StoredKey::Row { key, .. }) => Ok(key.into()),
         Ok(StoredKey::RangeTombstone { .. }) | Err(MalformedKey) => Err(malformed_key(stored)),

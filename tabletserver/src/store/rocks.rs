@@ -8,7 +8,7 @@
 use super::gc::{FloorFilterFactory, Floors};
 use super::{Applied, Cursor, Incoming, Rising, Store, StoreError, StoreHealth, VersionName, value};
 use crate::limits::{
-    BLOCK_CACHE_BYTES_DEFAULT, DATA_FILE_BYTES, DATA_FILES_OPEN_MAX, STORE_THREADS_MAX,
+    BLOCK_CACHE_BYTES_DEFAULT, COLD_READ_BYTES, DATA_FILE_BYTES, DATA_FILES_OPEN_MAX, STORE_THREADS_MAX,
     WRITE_BUFFER_BYTES_DEFAULT, WRITE_BUFFERS_MAX,
 };
 use bytes::Bytes;
@@ -127,6 +127,14 @@ impl Store for RocksStore {
     fn cursor(&self, table: TableId, range: &KeyRange) -> Result<Box<dyn Cursor + '_>, StoreError> {
         let (from, to) = key::row_bounds(table, range);
         Ok(Box::new(RocksCursor { rows: self.db.raw_iterator_opt(scan_options(from, to)) }))
+    }
+
+    fn cold_cursor(&self, table: TableId, range: &KeyRange) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        let (from, to) = key::row_bounds(table, range);
+        let mut options = scan_options(from, to);
+        options.fill_cache(false);
+        options.set_readahead_size(COLD_READ_BYTES);
+        Ok(Box::new(RocksCursor { rows: self.db.raw_iterator_opt(options) }))
     }
 
     fn load_range_tombstones(

@@ -87,6 +87,8 @@ pub struct Row {
     pub ts: Hlc,
     /// What that says; none when only keys were asked for.
     pub body: Option<Body>,
+    /// When the row ends by itself, milliseconds since 1970.
+    pub expires_ms: Option<u64>,
 }
 
 /// Some of the rows of a scan.
@@ -246,7 +248,7 @@ impl<'a> Scanner<'a> {
             Projection::Rows => Some(head.body(&self.cursor.stored_value_owned())?),
             Projection::Keys | Projection::Count => None,
         };
-        Ok(Some(Row { key, ts, body }))
+        Ok(Some(Row { key, ts, body, expires_ms: head.expires_ms }))
     }
 }
 

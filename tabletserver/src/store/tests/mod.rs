@@ -4,7 +4,7 @@ mod differential;
 mod garbage;
 mod in_memory;
 mod incoming;
-mod model;
+pub(crate) mod model;
 
 use super::gc::{Floors, TableGarbage};
 use super::memory::MemoryStore;
@@ -21,24 +21,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tempfile::TempDir;
 
-const TABLE: TableId = TableId(7);
+pub(crate) const TABLE: TableId = TableId(7);
 
 /// A RocksDB store in a directory of its own.
-struct Disk {
+pub(crate) struct Disk {
     dir: TempDir,
     floors: Arc<Floors>,
     store: Option<RocksStore>,
 }
 
 impl Disk {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let floors = Arc::new(Floors::new());
         let store = Some(open(&dir, &floors));
         Self { dir, floors, store }
     }
 
-    fn store(&self) -> &RocksStore {
+    pub(crate) fn store(&self) -> &RocksStore {
         self.store.as_ref().unwrap()
     }
 
@@ -47,7 +47,7 @@ impl Disk {
         self.store = Some(open(&self.dir, &self.floors));
     }
 
-    fn set_floor(&self, floor: Hlc) {
+    pub(crate) fn set_floor(&self, floor: Hlc) {
         self.floors.publish(BTreeMap::from([(TABLE, TableGarbage::Below(floor))]));
     }
 }
@@ -59,16 +59,16 @@ fn open(dir: &TempDir, floors: &Arc<Floors>) -> RocksStore {
 }
 
 /// Times are milliseconds apart, so that expiry falls between them.
-fn at(time: u64) -> Hlc {
+pub(crate) fn at(time: u64) -> Hlc {
     Hlc::new(time, 0)
 }
 
-fn key() -> impl Strategy<Value = Bytes> {
+pub(crate) fn key() -> impl Strategy<Value = Bytes> {
     let byte = || prop_oneof![Just(0u8), Just(b'a'), Just(b'b'), Just(0xFF)];
     proptest::collection::vec(byte(), 1..3).prop_map(Into::into)
 }
 
-fn range() -> impl Strategy<Value = KeyRange> {
+pub(crate) fn range() -> impl Strategy<Value = KeyRange> {
     let ends = (proptest::option::of(key()), proptest::option::of(key()));
     ends.prop_filter_map("inverted", |(from, to)| KeyRange::new(from.unwrap_or_default(), to).ok())
 }
@@ -88,7 +88,7 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 /// The changes of one batch each; batch number n is written at time n + 1.
-fn batches() -> impl Strategy<Value = Vec<Vec<Change>>> {
+pub(crate) fn batches() -> impl Strategy<Value = Vec<Vec<Change>>> {
     proptest::collection::vec(proptest::collection::vec(change(), 1..4), 1..30)
 }
 
@@ -97,7 +97,7 @@ fn loaded_map(loaded: &[RangeTombstone]) -> RangeTombstones {
     loaded.iter().cloned().collect()
 }
 
-fn apply_all(store: &dyn Store, ts: Hlc, changes: &[Change]) {
+pub(crate) fn apply_all(store: &dyn Store, ts: Hlc, changes: &[Change]) {
     let applied: Vec<_> = changes.iter().map(|change| Applied { table: TABLE, ts, change }).collect();
     store.apply(&applied).unwrap();
 }

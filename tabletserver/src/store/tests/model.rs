@@ -7,13 +7,13 @@ use ebla_kernel::range_tombstones::RangeTombstones;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Default)]
-pub(super) struct Model {
-    pub(super) rows: BTreeMap<Bytes, BTreeMap<Hlc, Version>>,
-    pub(super) tombstones: BTreeMap<(Bytes, Hlc), Option<Bytes>>,
+pub(crate) struct Model {
+    pub(crate) rows: BTreeMap<Bytes, BTreeMap<Hlc, Version>>,
+    pub(crate) tombstones: BTreeMap<(Bytes, Hlc), Option<Bytes>>,
 }
 
 impl Model {
-    pub(super) fn apply(&mut self, ts: Hlc, changes: &[Change]) {
+    pub(crate) fn apply(&mut self, ts: Hlc, changes: &[Change]) {
         for change in changes {
             match change.clone() {
                 Change::Put { key, body, expires_ms } => {
@@ -26,7 +26,7 @@ impl Model {
         }
     }
 
-    pub(super) fn remove(&mut self, name: &VersionName) {
+    pub(crate) fn remove(&mut self, name: &VersionName) {
         match name {
             VersionName::Row { key, ts, .. } => {
                 self.rows.get_mut(key).map(|versions| versions.remove(ts));
@@ -38,7 +38,7 @@ impl Model {
     }
 
     /// Every version there is, by name.
-    pub(super) fn names(&self) -> Vec<VersionName> {
+    pub(crate) fn names(&self) -> Vec<VersionName> {
         let mut names = Vec::new();
         for (key, versions) in &self.rows {
             for ts in versions.keys() {
@@ -51,7 +51,7 @@ impl Model {
         names
     }
 
-    pub(super) fn get(&self, key: &[u8], at: Hlc) -> Option<Version> {
+    pub(crate) fn get(&self, key: &[u8], at: Hlc) -> Option<Version> {
         self.rows.get(key)?.range(..=at).next_back().map(|(_, version)| version.clone())
     }
 
@@ -62,14 +62,15 @@ impl Model {
         })
     }
 
-    pub(super) fn scan(&self, range: &KeyRange, at: Hlc, order: Order) -> Vec<Row> {
+    pub(crate) fn scan(&self, range: &KeyRange, at: Hlc, order: Order) -> Vec<Row> {
         let mut rows = Vec::new();
         for key in self.rows.keys().filter(|key| range.contains(key)) {
             let Some(version) = self.get(key, at) else { continue };
             let is_expired = version.expires_ms.is_some_and(|expires_ms| expires_ms <= at.ms());
             let is_gone = matches!(version.body, Body::Tombstone(_)) || is_expired;
             if !is_gone && !self.is_covered(key, version.ts, at) {
-                rows.push(Row { key: key.clone(), ts: version.ts, body: Some(version.body) });
+                let (ts, body, expires_ms) = (version.ts, Some(version.body), version.expires_ms);
+                rows.push(Row { key: key.clone(), ts, body, expires_ms });
             }
         }
         match order {
@@ -79,7 +80,7 @@ impl Model {
         rows
     }
 
-    pub(super) fn range_tombstones(&self) -> RangeTombstones {
+    pub(crate) fn range_tombstones(&self) -> RangeTombstones {
         let mut tombstones = RangeTombstones::new();
         for ((from, ts), to) in &self.tombstones {
             tombstones.insert(from.clone(), to.clone(), *ts);

@@ -1,0 +1,134 @@
+//! Backups as operators look after them: in a bucket, encrypted, listed, verified and pruned, with
+//! a cluster and without one.
+
+use anyhow::{Result, ensure};
+use ebla_bucket::{Bucket, SECRET_KEY};
+use ebla_cluster_tests::cli::{Cli, exit};
+use ebla_cluster_tests::cluster::Dev;
+use std::fs;
+use std::path::Path;
+
+/// Nobody listens there.
+const NOWHERE: &str = "127.0.0.1:1";
+
+const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+/// Sets what processes that are started from here on find in their environment.
+fn set(name: &str, value: &str) {
+    // SAFETY: every test runs in a process of its own and calls this before it starts a thread
+    // that looks at the environment.
+    unsafe { std::env::set_var(name, value) };
+}
+
+fn bucket(dir: &Path) -> Result<Bucket> {
+    let bucket = Bucket::start(dir)?;
+    bucket.environment().iter().for_each(|(name, value)| set(name, value));
+    Ok(bucket)
+}
+
+fn fill(cli: &Cli, table: &str, rows: u32) {
+    let lines: String = (0..rows).map(|row| format!("{row:05}\tvalue {row}\n")).collect();
+    let load = ["load", table, "-", "--format", "tsv"];
+    let _ = cli.run_with_input(&load, lines.as_bytes()).expect(exit::OK);
+}
+
+#[test]
+fn a_bucket_holds_encrypted_backups_that_are_looked_after() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let bucket = bucket(dir.path())?;
+    set("EBLA_BACKUP_KEY", KEY);
+    let mut cluster = Dev::start(&["--servers", "2"])?;
+    let cli = cluster.node.cli();
+    let url = bucket.url("ours");
+    let _ = cli.run(&["table", "create", "t", "--replicas", "1", "--split-at", "00500"]).expect(exit::OK);
+    fill(&cli, "t", 1_000);
+    bucket.fail_every(3);
+    let full = cli.json(&["backup", "create", "--to", &url, "--table", "t", "--encrypt", "--wait"]);
+    let full_id = full["id"].as_str().unwrap_or_default().to_owned();
+    fill(&cli, "t", 1_200);
+    let more = [
+        "backup",
+        "create",
+        "--to",
+        &url,
+        "--table",
+        "t",
+        "--encrypt",
+        "--incremental-from",
+        &full_id,
+        "--wait",
+    ];
+    let more = cli.json(&more);
+    let listed = cli.json(&["backup", "list", "--to", &url]);
+    ensure!(listed[0]["id"] == full["id"] && listed[1]["id"] == more["id"], "{listed}");
+    ensure!(listed[0]["kind"] == "full" && listed[0]["rows"] == 1_000, "{listed}");
+    ensure!(listed[1]["kind"] == "incremental" && listed[1]["parent"] == full["id"], "{listed}");
+    ensure!(listed[0]["tables"] == serde_json::json!(["t"]), "{listed}");
+    let verified = cli.json(&["backup", "verify", "--from", &url, "--sample", "50%"]);
+    ensure!(verified["state"] == "ok" && verified["backups"] == 2, "{verified}");
+    let sampled = verified["sampled"].as_u64().unwrap_or_default();
+    ensure!((300..900).contains(&sampled) && verified["sample_skipped"].is_null(), "{verified}");
+
+    // Without a cluster, and without the key.
+    let alone = Cli::new(NOWHERE);
+    let described = alone.json(&["backup", "describe", "--to", &url]);
+    ensure!(described["id"] == more["id"] && described["tables"][0]["name"] == "t", "{described}");
+    let verified = alone.json(&["backup", "verify", "--from", &url, "--id", &full_id, "--sample", "10%"]);
+    ensure!(verified["sampled"] == 0 && verified["sample_skipped"].is_string(), "{verified}");
+    set("EBLA_BACKUP_KEY", &KEY.replace('0', "1"));
+    let _ = alone
+        .run(&["backup", "verify", "--from", &url])
+        .expect(exit::FAILED)
+        .saying(&["EBLA_BACKUP_KEY_FILE"]);
+    set("EBLA_BACKUP_KEY", KEY);
+
+    // Other credentials are refused, and named nowhere.
+    set("AWS_SECRET_ACCESS_KEY", "hunter2");
+    let refused = alone.run(&["backup", "list", "--to", &url]).expect(exit::FAILED);
+    ensure!(!refused.stderr.contains("hunter2"), "{}", refused.stderr);
+    set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+    ensure!(!cluster.node.process().log_text().contains(SECRET_KEY), "the log holds a secret");
+    Ok(())
+}
+
+#[test]
+fn damage_is_found_without_a_cluster_and_garbage_goes() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let url = format!("file://{}", dir.path().display());
+    let cluster = Dev::start(&["--servers", "1"])?;
+    let (cli, alone) = (cluster.node.cli(), Cli::new(NOWHERE));
+    let _ = alone.run(&["backup", "verify", "--from", &url]).expect(exit::NOT_FOUND);
+    let _ = alone.run(&["backup", "list", "--to", &format!("{url}/none")]).expect(exit::NOT_FOUND);
+    let _ = alone.run(&["backup", "list", "--to", "s3://me:hunter2@b"]).expect(exit::USAGE);
+    let _ = cli.run(&["table", "create", "t", "--replicas", "1"]).expect(exit::OK);
+    fill(&cli, "t", 500);
+    let made = cli.json(&["backup", "create", "--to", &url, "--table", "t", "--wait"]);
+    let id = made["id"].as_str().unwrap_or_default();
+    let own = dir.path().join("backups").join(id);
+
+    // What no backup needs.
+    let (half, stray) = (dir.path().join("backups/half/data/p-0000.sst"), own.join("data/stray.sst"));
+    fs::create_dir_all(dir.path().join("backups/half/data"))?;
+    fs::write(&half, b"x")?;
+    fs::write(&stray, b"x")?;
+    let kept = alone.run(&["backup", "prune", "--to", &url, "--yes", "-o", "json"]).expect(exit::OK);
+    ensure!(kept.stderr.contains("--min-age") && half.exists() && !stray.exists(), "{}", kept.stderr);
+    let found = cli.run(&["backup", "prune", "--to", &url, "-o", "json"]).expect(exit::USAGE);
+    ensure!(found.json()["backups"][0] == "half" && half.exists(), "{}", found.text());
+    let removed = cli.json(&["backup", "prune", "--to", &url, "--yes"]);
+    ensure!(removed["state"] == "removed" && !half.exists(), "{removed}");
+    ensure!(cli.json(&["backup", "prune", "--to", &url])["state"] == "clean", "nothing is left");
+    let _ = alone.run(&["backup", "verify", "--from", &url]).expect(exit::OK);
+
+    // A flipped bit, and a file that is gone.
+    let file = fs::read_dir(own.join("data"))?.next().expect("a backup has a file")?.path();
+    let mut bytes = fs::read(&file)?;
+    bytes[10] ^= 1;
+    fs::write(&file, &bytes)?;
+    let _ = alone.run(&["backup", "verify", "--from", &url]).expect(exit::FAILED).saying(&["sha256"]);
+    fs::remove_file(&file)?;
+    let verify = alone.run(&["backup", "verify", "--from", &url, "--id", id]);
+    let _ = verify.expect(exit::FAILED).saying(&["is missing"]);
+    let _ = alone.run(&["backup", "describe", "--to", &url, "none"]).expect(exit::NOT_FOUND);
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! A backup, from its record to its manifest.
+
+use super::servers::{cluster_id, connected, export, probe};
+use super::{Stop, open, step};
+use crate::clock;
+use crate::limits::{BACKUP_MANIFEST_TRIES, BACKUP_PLAN_EVERY};
+use crate::liveness::Counted;
+use crate::service::Shared;
+use ebla_backup::{
+    ALGORITHM, CreatedBy, Encryption, MANIFEST_FORMAT, Manifest, Parent, Part, Repository, TableEntry,
+    TableSettings,
+};
+use ebla_kernel::backup::run::{BackupRun, DonePart, Order, PartId};
+use ebla_kernel::backup::site::map_of;
+use ebla_kernel::backup::{Ended, Standing};
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::ids::TableId;
+use ebla_kernel::limits::CLOCK_OFFSET_MS_MAX;
+use ebla_kernel::meta::{BackupJob, BackupStep, Command, Job, Totals};
+use ebla_kernel::plan::Size;
+use ebla_kernel::range::KeyRange;
+use ebla_proto::v1::ExportRequest;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::info;
+
+/// Takes a backup from where it stands to its end.
+pub(super) async fn run(shared: &Shared, job: &Job, backup: &BackupJob) -> Result<(), Stop> {
+    let repository = open(&backup.wish.url).await?;
+    repository.key(&backup.wish.key_id)?;
+    let done = make(shared, job, backup, &repository).await;
+    if let Err(Stop::Failed(_)) = done {
+        clear(&repository, &backup.wish.backup).await;
+    }
+    done
+}
+
+/// Removes what a backup that came to nothing has left.
+pub(super) async fn clear(repository: &Repository, backup: &str) {
+    if let Err(error) = repository.remove(backup).await {
+        info!(backup, %error, "what a failed backup has left could not be removed: `ebla backup prune` does");
+    }
+}
+
+async fn make(shared: &Shared, job: &Job, backup: &BackupJob, repository: &Repository) -> Result<(), Stop> {
+    if !backup.committed {
+        let probed = probe(shared, repository, &backup.wish.url, &backup.wish.key_id, true).await;
+        probed.map_err(Stop::Failed)?;
+    }
+    let ts = choose(shared, job, backup).await?;
+    let parts = if backup.committed {
+        chosen(backup, repository.parts(&backup.wish.backup).await?)?
+    } else {
+        export_all(shared, job, backup, repository, ts).await?
+    };
+    let manifest = manifest(shared, job, backup, ts, parts)?;
+    let totals = totals(&manifest);
+    change(shared, job, BackupStep::Commit { totals }).await?;
+    put_manifest(repository, &manifest).await?;
+    change(shared, job, BackupStep::Finish { time_ms: clock::wall_ms() }).await?;
+    Ok(())
+}
+
+async fn change(shared: &Shared, job: &Job, step_to: BackupStep) -> Result<Job, Stop> {
+    step(shared, Command::ChangeBackup { job: job.id, attempt: job.attempt, step: step_to }).await
+}
+
+/// The timestamp of the backup. It is chosen only now that the record holds the garbage floors,
+/// and lies so far ahead that everything which was acknowledged anywhere before is below it.
+async fn choose(shared: &Shared, job: &Job, backup: &BackupJob) -> Result<Hlc, Stop> {
+    let ts = match backup.ts {
+        Some(ts) => ts,
+        None => {
+            let ts = Hlc::new(clock::wall_ms() + CLOCK_OFFSET_MS_MAX, 0);
+            change(shared, job, BackupStep::Choose { ts }).await?;
+            ts
+        }
+    };
+    let ahead_ms = ts.ms().saturating_sub(clock::wall_ms());
+    tokio::time::sleep(Duration::from_millis(ahead_ms)).await;
+    Ok(ts)
+}
+
+/// Asks servers for part after part until they cover everything.
+async fn export_all(
+    shared: &Shared,
+    job: &Job,
+    backup: &BackupJob,
+    repository: &Repository,
+    ts: Hlc,
+) -> Result<Vec<Part>, Stop> {
+    let id = &backup.wish.backup;
+    let done: Vec<DonePart> = repository.parts(id).await?.iter().filter_map(done_part).collect();
+    // Names that nobody has used: another master may have ordered some, and may have lost them.
+    let first = PartId(u64::from(rand::random::<u32>()) << 32);
+    let now = || shared.backups.now();
+    let mut run = BackupRun::new(now(), backup.wish.tables.iter().copied(), &done, first);
+    let mut orders = JoinSet::new();
+    let (wrote, mut written) = mpsc::unbounded_channel();
+    let mut under_way = BTreeMap::new();
+    loop {
+        match run.standing(now()) {
+            Standing::Done => break,
+            Standing::GivenUp(why) => return Err(Stop::Failed(why)),
+            Standing::Running => {}
+        }
+        for order in plan(shared, &mut run) {
+            let request = request(shared, backup, ts, &order);
+            let (shared, wrote, part) = (shared.clone(), wrote.clone(), order.part);
+            let task = orders.spawn(async move {
+                let note = |bytes| {
+                    // The receiver lives as long as this task.
+                    let _ = wrote.send((part, bytes));
+                };
+                let ended = export(&shared, order.server, request, note).await;
+                (part, ended.map_or_else(|ended| ended, |_| Ended::Done))
+            });
+            under_way.insert(part, task);
+        }
+        let progress = run.progress();
+        shared.backups.note(job.id, progress.done, progress.total);
+        tokio::select! {
+            Some(Ok((part, ended))) = orders.join_next() => {
+                under_way.remove(&part);
+                run.ended(now(), part, ended);
+            }
+            Some((part, bytes)) = written.recv() => run.wrote(now(), part, bytes),
+            () = tokio::time::sleep(BACKUP_PLAN_EVERY) => {}
+        }
+        // What the plan has given up is not waited for.
+        let stays: Vec<PartId> = run.running().map(|order| order.part).collect();
+        for (_, task) in under_way.extract_if(.., |part, _| !stays.contains(part)) {
+            task.abort();
+        }
+    }
+    let names: Vec<String> = run.parts().map(part_name).collect();
+    let parts = repository.parts(id).await?.into_iter().filter(|part| names.contains(&part.name));
+    chosen(backup, parts.collect())
+}
+
+fn plan(shared: &Shared, run: &mut BackupRun) -> Vec<Order> {
+    let usable = connected(shared);
+    let size = |counted: Counted| Size { bytes: counted.bytes, requests: counted.requests };
+    let sizes = shared.liveness.counted().into_iter().map(|(id, counted)| (id, size(counted))).collect();
+    let tables: Vec<TableId> = run.tables().collect();
+    let map = map_of(&shared.raft.view().state(), tables, &sizes);
+    run.plan(shared.backups.now(), &map, &usable)
+}
+
+fn request(shared: &Shared, backup: &BackupJob, ts: Hlc, order: &Order) -> ExportRequest {
+    ExportRequest {
+        cluster_id: cluster_id(shared),
+        target: backup.wish.url.clone(),
+        backup_id: backup.wish.backup.clone(),
+        part: part_name(order.part),
+        table_id: order.table.0,
+        tablet_id: order.tablet.0,
+        start: order.range.start().clone(),
+        end: order.range.end().cloned().unwrap_or_default(),
+        since_ts: order.since.0,
+        ts: ts.0,
+        rate_bytes: backup.wish.rate_bytes,
+        key_id: backup.wish.key_id.clone(),
+    }
+}
+
+fn part_name(part: PartId) -> String {
+    format!("{:016x}", part.0)
+}
+
+/// A part as the plan knows it; none of another name than a plan gives.
+fn done_part(part: &Part) -> Option<DonePart> {
+    let id = PartId(u64::from_str_radix(&part.name, 16).ok()?);
+    Some(DonePart { part: id, table: TableId(part.table), range: part.range().ok()? })
+}
+
+/// Of parts that may overlap those that the manifest names, in key order, by table.
+fn chosen(backup: &BackupJob, parts: Vec<Part>) -> Result<Vec<Part>, Stop> {
+    let mut chosen = Vec::new();
+    for (table, _) in &backup.wish.tables {
+        let ours: Vec<&Part> = parts.iter().filter(|part| part.table == table.0).collect();
+        let ranges: Option<Vec<KeyRange>> = ours.iter().map(|part| part.range().ok()).collect();
+        let cover = ebla_kernel::backup::cover::cover(&KeyRange::all(), &ranges.unwrap_or_default());
+        if let Some(gap) = cover.gaps.first() {
+            let why = format!("parts of table {} at {} are gone: {gap}", table.0, backup.wish.url);
+            return Err(Stop::Failed(why));
+        }
+        chosen.extend(cover.chosen.into_iter().map(|place| ours[place].clone()));
+    }
+    Ok(chosen)
+}
+
+fn manifest(
+    shared: &Shared,
+    job: &Job,
+    backup: &BackupJob,
+    ts: Hlc,
+    parts: Vec<Part>,
+) -> Result<Manifest, Stop> {
+    let wish = &backup.wish;
+    let mut by_table: BTreeMap<u32, Vec<Part>> = BTreeMap::new();
+    parts.into_iter().for_each(|part| by_table.entry(part.table).or_default().push(part));
+    let state = shared.raft.view().state();
+    let mut tables = Vec::new();
+    for (id, since) in &wish.tables {
+        let Some(table) = state.table(*id) else {
+            let why = format!("table {} was dropped while it was backed up: begin again without it", id.0);
+            return Err(Stop::Failed(why));
+        };
+        tables.push(TableEntry {
+            id: id.0,
+            name: table.name.clone(),
+            since_ts: since.0,
+            settings: TableSettings::of(&table.spec),
+            parts: by_table.remove(&id.0).unwrap_or_default(),
+        });
+    }
+    let encryption = (!wish.key_id.is_empty())
+        .then(|| Encryption { algorithm: ALGORITHM.to_owned(), key_id: wish.key_id.clone() });
+    Ok(Manifest {
+        format: MANIFEST_FORMAT,
+        id: wish.backup.clone(),
+        cluster_id: state.cluster_id().map(|id| id.to_string()).unwrap_or_default(),
+        ts: ts.0,
+        parent: wish.parent.as_ref().map(|(id, ts)| Parent { id: id.clone(), ts: ts.0 }),
+        encryption,
+        created: CreatedBy {
+            by: wish.by.clone(),
+            started_ms: job.started_ms,
+            ended_ms: clock::wall_ms(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+        tables,
+    })
+}
+
+fn totals(manifest: &Manifest) -> Totals {
+    let totals = manifest.totals();
+    Totals {
+        tables: manifest.tables.len() as u64,
+        rows: totals.rows,
+        bytes: totals.bytes,
+        files: totals.files,
+    }
+}
+
+/// The backup is past its commit point: it is tried until it is hopeless.
+async fn put_manifest(repository: &Repository, manifest: &Manifest) -> Result<(), Stop> {
+    let mut tries = 1;
+    loop {
+        match repository.put_manifest(manifest).await {
+            Ok(()) => return Ok(()),
+            Err(error) if tries >= BACKUP_MANIFEST_TRIES => return Err(error.into()),
+            Err(error) => info!(backup = manifest.id, %error, "the manifest is put again"),
+        }
+        tokio::time::sleep(BACKUP_PLAN_EVERY * tries).await;
+        tries += 1;
+    }
+}

@@ -1,0 +1,230 @@
+//! A restore, from its record to the opening of its tables.
+
+use super::servers::{cluster_id, connected, import, probe};
+use super::{Backups, Stop, open, step};
+use crate::clock;
+use crate::limits::{BACKUP_PLAN_EVERY, BACKUP_SCRATCH};
+use crate::placement::place;
+use crate::service::Shared;
+use ebla_backup::{Manifest, Repository, TableEntry, Unpaced, boundaries};
+use ebla_kernel::backup::import::{ImportOrder, RestoreRun};
+use ebla_kernel::backup::site::{Map, map_of};
+use ebla_kernel::backup::{Ended, Standing};
+use ebla_kernel::ids::{ReplicaId, TableId};
+use ebla_kernel::limits::{CLOCK_OFFSET_MS_MAX, PRE_SPLIT_TABLETS_MAX};
+use ebla_kernel::meta::{
+    Command, Job, JobKind, NewTable, NewTablet, RestoreJob, RestoreStep, RestoredCopy, TableSpec, cut_ranges,
+};
+use ebla_proto::v1::ImportRequest;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tracing::info;
+
+/// Takes a restore from where it stands to its end.
+pub(super) async fn run(shared: &Shared, job: &Job, restore: &RestoreJob) -> Result<(), Stop> {
+    let repository = open(&restore.wish.url).await?;
+    let chain = repository.chain(&restore.wish.backup).await?;
+    let created = if restore.tables.is_empty() {
+        check(shared, job, restore, &repository, &chain).await?;
+        create(shared, job, restore, &chain).await?
+    } else {
+        restore.clone()
+    };
+    import_all(shared, job, &created).await?;
+    change(shared, job, RestoreStep::Activate { time_ms: clock::wall_ms() }).await?;
+    Ok(())
+}
+
+async fn change(shared: &Shared, job: &Job, step_to: RestoreStep) -> Result<Job, Stop> {
+    step(shared, Command::ChangeRestore { job: job.id, attempt: job.attempt, step: step_to }).await
+}
+
+/// Everything that can be wrong is found before anything is touched.
+async fn check(
+    shared: &Shared,
+    job: &Job,
+    restore: &RestoreJob,
+    repository: &Repository,
+    chain: &[Manifest],
+) -> Result<(), Stop> {
+    let wish = &restore.wish;
+    if wish.ts.ms() > clock::wall_ms() + CLOCK_OFFSET_MS_MAX {
+        let why = "the backup is from the future by the clock of the leading master: correct the clocks and try again";
+        return Err(Stop::Failed(why.to_owned()));
+    }
+    let key_id = chain.last().map_or("", Manifest::key_id);
+    probe(shared, repository, &wish.url, key_id, false).await.map_err(Stop::Failed)?;
+    let scratch = Scratch::of(&shared.backups, job)?;
+    let bytes: Vec<u64> = chain.iter().map(|manifest| manifest.totals().stored_bytes).collect();
+    let total = bytes.iter().sum::<u64>().saturating_mul(2);
+    let mut checked = 0;
+    for (manifest, bytes) in chain.iter().zip(bytes) {
+        shared.backups.note(job.id, checked, total);
+        repository.check(manifest, &scratch.0, &Unpaced).await?;
+        checked += bytes;
+    }
+    info!(job = %job.id, backup = wish.backup, checked, "the files of the backup are as they were written");
+    Ok(())
+}
+
+/// The tables come into being, cut as they were and closed to everybody.
+async fn create(
+    shared: &Shared,
+    job: &Job,
+    restore: &RestoreJob,
+    chain: &[Manifest],
+) -> Result<RestoreJob, Stop> {
+    let newest = chain.last().ok_or_else(|| Stop::Failed("the backup has no manifest".to_owned()))?;
+    let mut tables = Vec::new();
+    for (source, name) in &restore.wish.tables {
+        let entry = newest.tables.iter().find(|entry| entry.id == source.0);
+        let entry = entry.ok_or_else(|| Stop::Failed(format!("the backup has no table {}", source.0)))?;
+        tables.push(new_table(shared, restore, entry, name).map_err(Stop::Failed)?);
+    }
+    let job = change(shared, job, RestoreStep::Create { tables }).await?;
+    match job.kind {
+        JobKind::Restore(restore) => Ok(restore),
+        JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Backup(_) => Err(Stop::Elsewhere),
+    }
+}
+
+fn new_table(
+    shared: &Shared,
+    restore: &RestoreJob,
+    entry: &TableEntry,
+    name: &str,
+) -> Result<NewTable, String> {
+    let spec = spec(entry, restore.wish.replicas)?;
+    let mut keys = boundaries(&entry.parts);
+    keys.truncate(PRE_SPLIT_TABLETS_MAX - 1);
+    let ranges = cut_ranges(&keys).map_err(|error| error.to_string())?;
+    let candidates = shared.candidates();
+    let placed = place(name, ranges.len(), usize::from(spec.replicas), &candidates).ok_or_else(|| {
+        format!(
+            "table {name} has {} copies of each tablet and {} tablet servers are up: start more, or restore with --replicas {}",
+            spec.replicas,
+            candidates.len(),
+            candidates.len().max(1)
+        )
+    })?;
+    let tablets = ranges.into_iter().zip(placed).map(|(range, servers)| NewTablet { range, servers });
+    Ok(NewTable { spec, tablets: tablets.collect() })
+}
+
+/// What the table promised, with as many copies as are wanted now.
+fn spec(entry: &TableEntry, replicas: Option<u8>) -> Result<TableSpec, String> {
+    let mut spec = entry.settings.spec().map_err(|error| error.to_string())?;
+    if let Some(replicas) = replicas.filter(|replicas| *replicas != spec.replicas) {
+        spec.replicas = replicas;
+        spec.min_in_sync = TableSpec::default_min_in_sync(replicas);
+        if spec.check().is_err() {
+            // A level or a policy that only so many copies can keep.
+            let plain = TableSpec::default();
+            (spec.ack, spec.policy) = (plain.ack, TableSpec::default_policy(spec.kind));
+        }
+    }
+    spec.check().map_err(|error| format!("table {} cannot be as it was: {error}", entry.name))?;
+    Ok(spec)
+}
+
+/// Lets copy after copy take its rows in until all of them have.
+async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob) -> Result<(), Stop> {
+    let now = || shared.backups.now();
+    let sources: BTreeMap<TableId, TableId> =
+        restore.tables.iter().copied().zip(restore.wish.tables.iter().map(|(source, _)| *source)).collect();
+    let mut run = RestoreRun::new(now());
+    let (took, mut taken) = mpsc::unbounded_channel();
+    let mut imports = JoinSet::new();
+    let mut under_way = BTreeMap::new();
+    loop {
+        let (map, ledger) = look(shared, job, restore);
+        let copies: u64 = map.values().flatten().map(|site| site.copies.len() as u64).sum();
+        shared.backups.note(job.id, copies.max(1) + ledger.len() as u64, copies.max(1) * 2);
+        match run.standing(now(), &map, &ledger) {
+            Standing::Done => return Ok(()),
+            Standing::GivenUp(why) => return Err(Stop::Failed(why)),
+            Standing::Running => {}
+        }
+        for order in run.plan(now(), &map, &ledger, &connected(shared)) {
+            let request = request(shared, restore, &sources, &order);
+            let (shared, took) = (shared.clone(), took.clone());
+            let task = imports.spawn(async move {
+                let note = |bytes| {
+                    // The receiver lives as long as this task.
+                    let _ = took.send((order.replica, bytes));
+                };
+                let done = import(&shared, order.server, request, note).await;
+                (order, done)
+            });
+            under_way.insert(order.replica, task);
+        }
+        tokio::select! {
+            Some(Ok((order, done))) = imports.join_next() => {
+                under_way.remove(&order.replica);
+                let ended = match done {
+                    Ok(done) => {
+                        let (tablet, replica) = (order.tablet, order.replica);
+                        let copy = RestoredCopy { tablet, replica, rows: done.rows, bytes: done.bytes };
+                        change(shared, job, RestoreStep::Restored { copies: vec![copy] }).await?;
+                        Ended::Done
+                    }
+                    Err(ended) => ended,
+                };
+                run.ended(now(), order.replica, ended);
+            }
+            Some((replica, bytes)) = taken.recv() => run.took(now(), replica, bytes),
+            () = tokio::time::sleep(BACKUP_PLAN_EVERY) => {}
+        }
+        let stays: BTreeSet<ReplicaId> = run.running().map(|order| order.replica).collect();
+        for (_, task) in under_way.extract_if(.., |replica, _| !stays.contains(replica)) {
+            task.abort();
+        }
+    }
+}
+
+fn look(shared: &Shared, job: &Job, restore: &RestoreJob) -> (Map, BTreeSet<ReplicaId>) {
+    let state = shared.raft.view().state();
+    let map = map_of(&state, restore.tables.iter().copied(), &BTreeMap::new());
+    (map, state.ledger(job.id).map(|ledger| ledger.copies.clone()).unwrap_or_default())
+}
+
+fn request(
+    shared: &Shared,
+    restore: &RestoreJob,
+    sources: &BTreeMap<TableId, TableId>,
+    order: &ImportOrder,
+) -> ImportRequest {
+    ImportRequest {
+        cluster_id: cluster_id(shared),
+        target: restore.wish.url.clone(),
+        backup_id: restore.wish.backup.clone(),
+        source_table_id: sources.get(&order.table).map_or(0, |source| source.0),
+        table_id: order.table.0,
+        tablet_id: order.tablet.0,
+        replica_id: order.replica.0,
+        rate_bytes: restore.wish.rate_bytes,
+    }
+}
+
+/// A directory for files that are looked at; it goes with its user.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn of(backups: &Backups, job: &Job) -> Result<Self, Stop> {
+        let path = backups.scratch.join(BACKUP_SCRATCH).join(job.id.0.to_string());
+        // What an earlier run has left.
+        let _ = std::fs::remove_dir_all(&path);
+        let made = std::fs::create_dir_all(&path);
+        made.map_err(|error| Stop::Failed(format!("{} cannot be made: {error}", path.display())))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left is cleared by the next run.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

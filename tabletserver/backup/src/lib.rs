@@ -1,0 +1,47 @@
+//! Backups as they lie at a target: a directory or a bucket.
+//!
+//! ```text
+//!   URL/backups/ID/manifest.json          put last: without it there is no backup
+//!   URL/backups/ID/parts/PART.json        a range that is done; what a job is resumed from
+//!   URL/backups/ID/data/PART-NNNN.sst     versions in the order of keys
+//!   URL/probes/...                        whether everybody sees the same target
+//! ```
+//!
+//! Knows nothing of servers: what a backup holds is decided in the kernel, tablet servers write
+//! and read the files, masters the manifests, and people look at them without a cluster.
+//! The bytes of everything here: `docs/formats.md`.
+
+mod chain;
+mod check;
+mod coverage;
+mod document;
+mod encryption;
+mod error;
+mod hex;
+mod key;
+pub mod limits;
+mod location;
+mod manifest;
+mod names;
+mod prune;
+mod repository;
+mod settings;
+mod sst;
+mod target;
+
+pub use chain::layers;
+pub use check::check_manifest;
+pub use coverage::{NotCovered, boundaries, check_coverage};
+pub use encryption::ALGORITHM;
+pub use error::BackupError;
+pub use key::{KEY_FILE_VARIABLE, KEY_VARIABLE, Key};
+pub use location::{BadLocation, Bucket, Location};
+pub use manifest::{
+    CreatedBy, Encryption, FileEntry, MANIFEST_FORMAT, Manifest, Parent, Part, TableEntry, Tombstone, Totals,
+};
+pub use names::{PROBES, check_id};
+pub use prune::{Garbage, PruneWish};
+pub use repository::Repository;
+pub use settings::{TableSettings, UnknownWord};
+pub use sst::{FileReader, FileVersion, FileWriter, TABLE_ID_BYTES, Written, split_key};
+pub use target::{Content, Listed, Pace, Target, TargetError, Unfinished, Unpaced, open as open_target};

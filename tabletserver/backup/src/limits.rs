@@ -1,0 +1,59 @@
+//! Every bound of this crate, with its reason.
+
+use std::time::Duration;
+
+/// Longest manifest that is read: a million files of 256 MiB have a fifth of it.
+pub const MANIFEST_BYTES_MAX: u64 = 2 << 30;
+
+/// Longest description of a part that is read; a part is one tablet.
+pub const PART_BYTES_MAX: u64 = 256 << 20;
+
+/// Bytes that are read, hashed and written at once: enough that a change of threads costs nothing.
+pub const COPY_BYTES: usize = 4 << 20;
+
+/// Size above which an object goes up in parts, and of each part; S3 takes no less than 5 MiB.
+pub const S3_PART_BYTES: u64 = 8 << 20;
+
+/// Parts that S3 takes of one object are 10,000; larger objects get larger parts.
+pub const S3_PARTS_MAX: u64 = 9_000;
+
+/// Parts of one object on their way at once: they hide the way there and back, and take 32 MiB.
+pub const S3_TRANSFERS_MAX: usize = 4;
+
+/// Removals on their way at once.
+pub const S3_REMOVALS_MAX: usize = 8;
+
+/// Tries of one request: with pauses that double from [`S3_BACKOFF`] to [`S3_BACKOFF_MAX`], each
+/// taken at random below that, a bucket may be away for about a minute.
+pub const S3_TRIES: u32 = 10;
+
+/// First pause between two tries.
+pub const S3_BACKOFF: Duration = Duration::from_millis(200);
+
+/// Longest pause between two tries.
+pub const S3_BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Longest wait for a connection.
+pub const S3_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest silence within an answer.
+pub const S3_READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest try of one request: a part at 70 KB/s.
+pub const S3_TRY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Bytes of versions that a reader of a file holds.
+pub const READ_PAGE_BYTES: usize = 256 << 10;
+
+/// Bytes in one block of a file of versions: files are read from end to end.
+pub const FILE_BLOCK_BYTES: usize = 32 << 10;
+
+/// Longest name of a backup.
+pub const ID_BYTES_MAX: usize = 64;
+
+/// Backups that one may depend on: each is read before anything is restored.
+pub const CHAIN_MAX: usize = 1_000;
+
+/// What is younger may belong to a backup that is being made, where no cluster can be asked: one
+/// that makes no progress for so long is given up by the master that makes it.
+pub const PRUNE_AGE: Duration = Duration::from_secs(10 * 60);

@@ -1,0 +1,265 @@
+//! Directories and buckets as targets, the buckets in a real S3 server that also fails.
+
+mod made;
+
+use bytes::Bytes;
+use ebla_backup::{
+    BackupError, Content, Listed, Location, PruneWish, Repository, Target, TargetError, Unpaced, open_target,
+};
+use ebla_bucket::Bucket;
+use made::{Wish, make, repository};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// A target, and where its files lie on this machine.
+struct Place {
+    target: Arc<dyn Target>,
+    dir: TempDir,
+    bucket: Option<Bucket>,
+}
+
+impl Place {
+    async fn directory() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let location = Location::parse(&format!("file://{}/there", dir.path().display())).unwrap();
+        Self { target: open_target(&location).await.unwrap(), dir, bucket: None }
+    }
+
+    async fn bucket() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bucket = Bucket::start(dir.path()).unwrap();
+        for (name, value) in bucket.environment() {
+            // SAFETY: the tests of this file set the same values, before anything reads them.
+            unsafe { std::env::set_var(name, value) };
+        }
+        let location = Location::parse(&bucket.url("some/where")).unwrap();
+        Self { target: open_target(&location).await.unwrap(), dir, bucket: Some(bucket) }
+    }
+
+    async fn both() -> [Self; 2] {
+        [Self::directory().await, Self::bucket().await]
+    }
+
+    /// Where what has this name lies.
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        let root = if self.bucket.is_some() { "backups/some/where" } else { "there" };
+        self.dir.path().join(root).join(name)
+    }
+}
+
+fn names(listed: &[Listed]) -> Vec<(&str, u64)> {
+    listed.iter().map(|listed| (listed.name.as_str(), listed.bytes)).collect()
+}
+
+/// Bytes that differ from each other.
+fn noise(bytes: usize) -> Vec<u8> {
+    (0..bytes as u64).map(|at| at.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()[6]).collect()
+}
+
+async fn get_file(target: &dyn Target, name: &str, to: &Path) -> Result<Content, TargetError> {
+    let _ = fs::remove_file(to);
+    target.get_file(name, to, &Unpaced).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_targets_keep_files() {
+    for place in Place::both().await {
+        let target = &*place.target;
+        let small = Bytes::from_static(b"small");
+        for name in ["a/x", "a/b/y", "a/b/z", "ab"] {
+            target.put(name, small.clone()).await.unwrap();
+        }
+        target.put("a/x", Bytes::from_static(b"other")).await.unwrap();
+        assert_eq!(target.get("a/x", 5).await.unwrap(), &b"other"[..]);
+        assert!(matches!(target.get("a/x", 4).await, Err(TargetError::Refused(_))));
+        assert!(matches!(target.get("a/none", 4).await, Err(TargetError::NotFound(_))));
+        assert_eq!(names(&target.list("a/").await.unwrap()), [("a/b/y", 5), ("a/b/z", 5), ("a/x", 5)]);
+        assert_eq!(target.list("none/").await.unwrap(), []);
+        assert!(target.list("a/").await.unwrap().iter().all(|listed| listed.modified_ms > 1_700_000_000_000));
+        assert_eq!(target.list_directories("a/").await.unwrap(), ["b"]);
+        assert_eq!(target.list_directories("none/").await.unwrap(), [""; 0]);
+        target.delete(&["a/x".to_owned(), "none".to_owned()]).await.unwrap();
+        assert_eq!(names(&target.list("a/").await.unwrap()), [("a/b/y", 5), ("a/b/z", 5)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_every_size_come_back() {
+    for place in Place::both().await {
+        let target = &*place.target;
+        let (from, to) = (place.dir.path().join("from"), place.dir.path().join("to"));
+        for bytes in [0, 1, 8 << 20, (8 << 20) + 1, 21 << 20] {
+            let content = noise(bytes);
+            fs::write(&from, &content).unwrap();
+            let put = target.put_file("d/file", &from, &Unpaced).await.unwrap();
+            assert_eq!(put.bytes, bytes as u64);
+            if bytes == 0 {
+                continue;
+            }
+            assert_eq!(get_file(target, "d/file", &to).await.unwrap(), put);
+            assert!(fs::read(&to).unwrap() == content, "{bytes} bytes");
+        }
+        assert!(matches!(get_file(target, "d/none", &to).await, Err(TargetError::NotFound(_))));
+        assert_eq!(target.list_unfinished("").await.unwrap(), []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_stay_inside_of_a_directory() {
+    let place = Place::directory().await;
+    for name in ["../x", "a/../../x", "/etc/x", "", "a/./../x"] {
+        assert!(matches!(place.target.put(name, Bytes::new()).await, Err(TargetError::Refused(_))), "{name}");
+        assert!(matches!(place.target.get(name, 1).await, Err(TargetError::Refused(_))), "{name}");
+    }
+    let list = place.target.list("backups/").await;
+    assert!(matches!(list, Err(TargetError::NotFound(_))), "a directory that is not there is no empty one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_are_made_listed_and_checked() {
+    for place in Place::both().await {
+        for key in [None, Some(1)] {
+            let repository = repository(Arc::clone(&place.target), key);
+            let (full, more) = if key.is_none() { ("b1", "b2") } else { ("c1", "c2") };
+            let first = make(&repository, &Wish::full(full, 100)).await.unwrap();
+            let second = make(&repository, &Wish::incremental(more, 200, (full, 100))).await.unwrap();
+            assert_eq!(repository.chain(more).await.unwrap(), [first.clone(), second.clone()]);
+            assert_eq!(repository.chain(full).await.unwrap(), std::slice::from_ref(&first));
+            assert_eq!(repository.parts(full).await.unwrap(), [], "a manifest takes the place of parts");
+            check_all(&repository).await.unwrap();
+            let totals = first.totals();
+            assert_eq!((totals.rows, totals.versions, totals.files), (200, 300, 2));
+        }
+        let all = repository(Arc::clone(&place.target), None).list().await.unwrap();
+        assert_eq!(all.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["b1", "c1", "b2", "c2"]);
+        let wish = PruneWish { written_before_ms: u64::MAX, ..PruneWish::default() };
+        assert!(repository(Arc::clone(&place.target), None).garbage(&wish).await.unwrap().is_empty());
+    }
+}
+
+async fn check_all(repository: &Repository) -> Result<(), BackupError> {
+    let scratch = tempfile::tempdir().unwrap();
+    for manifest in repository.list().await? {
+        repository.chain(&manifest.id).await?;
+        repository.check(&manifest, scratch.path(), &Unpaced).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_fails_every_third_request_works() {
+    let place = Place::bucket().await;
+    let bucket = place.bucket.as_ref().unwrap();
+    bucket.fail_every(3);
+    let repository = repository(Arc::clone(&place.target), Some(1));
+    // Two files in three parts each.
+    let wish = Wish { rows: 20_000, value_bytes: 700, ..Wish::full("b", 100) };
+    let manifest = make(&repository, &wish).await.unwrap();
+    assert!(manifest.totals().stored_bytes > 40 << 20, "{:?}", manifest.totals());
+    check_all(&repository).await.unwrap();
+    repository.remove("b").await.unwrap();
+    assert_eq!(repository.list().await.unwrap(), []);
+    assert!(bucket.requests() > 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_bucket_says_so_and_leaves_nothing() {
+    let place = Place::bucket().await;
+    let bucket = place.bucket.as_ref().unwrap();
+    let from = place.dir.path().join("from");
+    fs::write(&from, noise(20 << 20)).unwrap();
+    bucket.set_full(true);
+    let error = place.target.put_file("d/file", &from, &Unpaced).await.unwrap_err();
+    assert!(matches!(&error, TargetError::Full(text) if text.contains("free some space")), "{error}");
+    let error = place.target.put("d/small", Bytes::from_static(b"x")).await.unwrap_err();
+    assert!(matches!(error, TargetError::Full(_)), "{error}");
+    bucket.set_full(false);
+    assert_eq!(place.target.list("").await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_directory_says_so_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(dir.path()).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no small file system can be mounted here");
+        return;
+    }
+    let location = Location::parse(&format!("file://{}/there", dir.path().display())).unwrap();
+    let target = open_target(&location).await.unwrap();
+    let from = tempfile::NamedTempFile::new().unwrap();
+    fs::write(from.path(), noise(5 << 20)).unwrap();
+    let errors = [
+        target.put_file("d/file", from.path(), &Unpaced).await.unwrap_err(),
+        target.put("d/file", noise(5 << 20).into()).await.unwrap_err(),
+    ];
+    let left = target.list_unfinished("").await.unwrap();
+    let unmounted = Command::new("umount").arg(dir.path()).status().unwrap();
+    assert!(unmounted.success());
+    assert_eq!(left, []);
+    for error in errors {
+        assert!(matches!(&error, TargetError::Full(text) if text.contains("free some space")), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_bucket_and_a_dead_server_are_told_apart() {
+    let place = Place::bucket().await;
+    let endpoint = place.bucket.as_ref().unwrap().endpoint();
+    let location = Location::parse(&format!("s3://elsewhere/p?endpoint={endpoint}")).unwrap();
+    let error = open_target(&location).await.unwrap().list("").await.unwrap_err();
+    assert!(matches!(&error, TargetError::Refused(text) if text.contains("bucket")), "{error}");
+    let missing = Location::parse("s3://b/p?ca=/no/such/file").unwrap();
+    assert!(
+        matches!(open_target(&missing).await, Err(TargetError::Refused(text)) if text.contains("/no/such/file"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_is_what_no_backup_needs() {
+    for place in Place::both().await {
+        let repository = repository(Arc::clone(&place.target), None);
+        let manifest = make(&repository, &Wish::full("done", 100)).await.unwrap();
+        make(&repository, &Wish::full("half", 100)).await.unwrap();
+        make(&repository, &Wish::full("running", 100)).await.unwrap();
+        let put = |name: &'static str| place.target.put(name, Bytes::from_static(b"x"));
+        place
+            .target
+            .delete(&["backups/half/manifest.json".into(), "backups/running/manifest.json".into()])
+            .await
+            .unwrap();
+        put("backups/done/data/p9-0000.sst").await.unwrap();
+        put("backups/done/parts/p9.json").await.unwrap();
+        put("probes/1").await.unwrap();
+        let mut expected = vec![
+            "backups/done/data/p9-0000.sst",
+            "backups/done/parts/p9.json",
+            "backups/half/data/p1-0000.sst",
+            "backups/half/data/p2-0000.sst",
+            "probes/1",
+        ];
+        if place.bucket.is_none() {
+            fs::write(place.path("backups/half/.unfinished-7-0-data"), b"xy").unwrap();
+        }
+        let running = ["running".to_owned()].into();
+        // Too young, but for what lies in a backup that is done.
+        let young =
+            repository.garbage(&PruneWish { written_before_ms: 1, ..PruneWish::default() }).await.unwrap();
+        assert_eq!(names(&young.files), [(expected[0], 1), (expected[1], 1)]);
+        let garbage = repository.garbage(&PruneWish { running, written_before_ms: u64::MAX }).await.unwrap();
+        let found: Vec<_> = garbage.files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!(found, expected);
+        assert_eq!(garbage.backups, ["half"]);
+        assert_eq!(garbage.uploads.len(), usize::from(place.bucket.is_none()));
+        repository.remove_garbage(&garbage).await.unwrap();
+        expected.clear();
+        assert!(!place.path("backups/half").join("data").exists() || place.bucket.is_some());
+        assert_eq!(repository.list().await.unwrap(), [manifest]);
+        check_all(&repository).await.unwrap();
+        assert_eq!(place.target.list("backups/running/").await.unwrap().len(), 2);
+    }
+}
