@@ -117,7 +117,7 @@ impl Export {
         self.check_here()?;
         let mut uploads = Uploads::new(Handle::current(), to);
         let dir = Scratch::make(dir).map_err(|error| super::local(&error))?;
-        let duty = Duty::new(self.request.rate_bytes);
+        let duty = Duty::new(self.request.rate_bytes, &self.pace);
         let mut writing = Writing { export: self, dir, duty, looked: Instant::now(), files: 0 };
         let done = writing.files(&mut walk, &mut uploads).and_then(|files| {
             // Of a store without snapshots only this says that nothing was missed.

@@ -177,7 +177,7 @@ impl Filling {
 
     /// What is looked at again and again while versions go by.
     fn look(&self) -> impl FnMut(u64) -> Result<(), Stop> {
-        let mut duty = Duty::new(self.request.rate_bytes);
+        let mut duty = Duty::new(self.request.rate_bytes, &self.pace);
         let mut looked = Instant::now();
         move |bytes| {
             duty.rest();

@@ -49,7 +49,7 @@ use ebla_proto::v1;
 use ebla_proto::v1::backup_service_server::BackupService;
 use export::Export;
 use import::Import;
-use pace::{SharedRate, Transfers};
+use pace::Budget;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,7 +68,7 @@ pub struct Backups {
     imports: Arc<Semaphore>,
     next: AtomicU64,
     /// Everything that is sent and fetched here shares it.
-    rate: SharedRate,
+    budget: Budget,
 }
 
 /// Where the answers of a stream go.
@@ -127,7 +127,7 @@ impl BackupService for Backups {
         let request = request.into_inner();
         self.check_caller(&request.cluster_id)?;
         let room = take_room(&self.exports)?;
-        let pace = Transfers::new(self.rate.of(request.rate_bytes));
+        let pace = self.budget.transfers(request.rate_bytes);
         let export = Export::check(Arc::clone(&self.node), request, pace)?;
         let (answers, out) = mpsc::channel(limits::BACKUP_ANSWERS_WAITING);
         let dir = self.scratch("export");
@@ -145,7 +145,7 @@ impl BackupService for Backups {
         let request = request.into_inner();
         self.check_caller(&request.cluster_id)?;
         let room = take_room(&self.imports)?;
-        let pace = Transfers::new(self.rate.of(request.rate_bytes));
+        let pace = self.budget.transfers(request.rate_bytes);
         let import = Import::check(Arc::clone(&self.node), request, pace)?;
         let (answers, out) = mpsc::channel(limits::BACKUP_ANSWERS_WAITING);
         let dir = self.scratch("import");
@@ -167,7 +167,7 @@ impl Backups {
             exports: Arc::new(Semaphore::new(limits::BACKUP_EXPORTS_MAX)),
             imports: Arc::new(Semaphore::new(limits::BACKUP_IMPORTS_MAX)),
             next: AtomicU64::new(0),
-            rate: SharedRate::default(),
+            budget: Budget::default(),
         }
     }
 

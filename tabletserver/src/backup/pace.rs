@@ -7,7 +7,7 @@ use crate::copying::Rate;
 use crate::limits;
 use async_trait::async_trait;
 use ebla_backup::Pace;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
@@ -16,12 +16,15 @@ use tokio::sync::watch;
 pub(super) struct Duty {
     is_held: bool,
     since: Instant,
+    workers: Arc<AtomicU32>,
 }
 
 impl Duty {
-    /// Work that begins now; `rate_bytes` is 0 when no rate was given.
-    pub(super) fn new(rate_bytes: u64) -> Self {
-        Self { is_held: rate_bytes == 0, since: Instant::now() }
+    /// Work that begins now, of what goes as `pace` says; `rate_bytes` is 0 when no rate was given.
+    pub(super) fn new(rate_bytes: u64, pace: &Transfers) -> Self {
+        let workers = Arc::clone(&pace.workers);
+        workers.fetch_add(1, Ordering::Relaxed);
+        Self { is_held: rate_bytes == 0, since: Instant::now(), workers }
     }
 
     /// What passed until now was no work.
@@ -29,13 +32,20 @@ impl Duty {
         self.since = Instant::now();
     }
 
-    /// Rests when it is time to.
+    /// Rests when it is time to: for as long as it worked, and for what the others work meanwhile.
     pub(super) fn rest(&mut self) {
         let worked = self.since.elapsed();
         if self.is_held && worked >= limits::BACKUP_STRETCH {
-            std::thread::sleep(worked.min(limits::BACKUP_REST_MAX));
+            let times = self.workers.load(Ordering::Relaxed).max(1) * 2 - 1;
+            std::thread::sleep((worked * times).min(limits::BACKUP_REST_MAX));
             self.begin();
         }
+    }
+}
+
+impl Drop for Duty {
+    fn drop(&mut self) {
+        self.workers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -57,17 +67,26 @@ impl Looks {
     }
 }
 
-/// The rate that everything of one kind on this server shares.
+/// What all exports and imports of a server share: the rate that was asked for, or half a core.
 #[derive(Default)]
-pub(super) struct SharedRate(Mutex<Option<(u64, Arc<Rate>)>>);
+pub(super) struct Budget {
+    rate: Mutex<Option<(u64, Arc<Rate>)>>,
+    workers: Arc<AtomicU32>,
+}
 
-impl SharedRate {
-    /// A budget of so many bytes per second, the same for all that want as many; none for 0.
-    pub(super) fn of(&self, rate_bytes: u64) -> Option<Arc<Rate>> {
+impl Budget {
+    /// Transfers of one export or import, at most so many bytes per second together with all that
+    /// want as many; 0 for as fast as it goes.
+    pub(super) fn transfers(&self, rate_bytes: u64) -> Transfers {
+        let (rate, workers) = (self.rate_of(rate_bytes), Arc::clone(&self.workers));
+        Transfers { rate, workers, moved: AtomicU64::new(0), hurried: watch::Sender::new(false) }
+    }
+
+    fn rate_of(&self, rate_bytes: u64) -> Option<Arc<Rate>> {
         if rate_bytes == 0 {
             return None;
         }
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
             Some((bytes, rate)) if *bytes == rate_bytes => Some(Arc::clone(rate)),
             Some(_) | None => {
@@ -82,16 +101,12 @@ impl SharedRate {
 /// Holds what is sent to a target, or comes from it, to a rate, and counts it.
 pub(super) struct Transfers {
     rate: Option<Arc<Rate>>,
+    workers: Arc<AtomicU32>,
     moved: AtomicU64,
     hurried: watch::Sender<bool>,
 }
 
 impl Transfers {
-    /// At a rate, or as fast as it goes.
-    pub(super) fn new(rate: Option<Arc<Rate>>) -> Self {
-        Self { rate, moved: AtomicU64::new(0), hurried: watch::Sender::new(false) }
-    }
-
     /// Bytes that were sent or came.
     pub(super) fn moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
@@ -156,7 +171,8 @@ mod tests {
 
     #[test]
     fn without_a_rate_half_of_the_time_is_rest() {
-        let mut duty = Duty::new(0);
+        let budget = Budget::default();
+        let mut duty = Duty::new(0, &budget.transfers(0));
         let began = Instant::now();
         let mut worked = Duration::ZERO;
         while began.elapsed() < Duration::from_millis(100) {
@@ -168,9 +184,27 @@ mod tests {
         assert!(worked < began.elapsed().mul_f64(0.6), "{worked:?} of {:?}", began.elapsed());
     }
 
+    #[test]
+    fn two_that_work_at_once_take_no_more_than_one() {
+        let budget = Budget::default();
+        let mut duties = [Duty::new(0, &budget.transfers(0)), Duty::new(0, &budget.transfers(0))];
+        let began = Instant::now();
+        let mut worked = Duration::ZERO;
+        while began.elapsed() < Duration::from_millis(100) {
+            let stretch = Instant::now();
+            while stretch.elapsed() < Duration::from_millis(2) {}
+            worked += stretch.elapsed();
+            duties[0].rest();
+        }
+        assert!(worked < began.elapsed().mul_f64(0.35), "{worked:?} of {:?}", began.elapsed());
+        let [first, second] = duties;
+        drop((first, second));
+        assert_eq!(budget.workers.load(Ordering::Relaxed), 0);
+    }
+
     #[tokio::test]
     async fn a_rate_holds_for_the_first_bytes_and_ends_with_a_hurry() {
-        let transfers = Transfers::new(SharedRate::default().of(10_000));
+        let transfers = Budget::default().transfers(10_000);
         let began = Instant::now();
         transfers.wait(1_000).await;
         assert!(began.elapsed() >= Duration::from_millis(99));

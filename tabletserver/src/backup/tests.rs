@@ -6,7 +6,7 @@ use super::selection::select;
 use super::taking::Taking;
 use super::uploads::{Destination, Uploads};
 use super::walk::{Walk, Window};
-use super::{Stop, imports::Imported, pace::Transfers};
+use super::{Stop, imports::Imported, pace::Budget};
 use crate::copying::Scratch;
 use crate::store::gc::{GcPass, gc_pass};
 use crate::store::live::LiveRows;
@@ -70,7 +70,7 @@ impl Target {
             backup: backup.to_owned(),
             part: part.to_owned(),
             key: None,
-            pace: Arc::new(Transfers::new(None)),
+            pace: Arc::new(Budget::default().transfers(0)),
             answers,
         };
         (to, waiting)
