@@ -51,6 +51,9 @@ struct Args {
     dir: PathBuf,
 }
 
+/// Longest lag that is told apart, in microseconds: ten minutes.
+const LAG_US_MAX: u64 = 600_000_000;
+
 /// What one watch saw.
 struct Watched {
     changes: u64,
@@ -170,7 +173,7 @@ async fn watch(
     stopped: tokio::sync::watch::Receiver<Option<ebla_client::Hlc>>,
 ) -> Result<Watched> {
     let mut events = client.watch("t", Watch::all().since(Since::Now))?;
-    let mut watched = Watched { changes: 0, lag_us: Histogram::new(3)? };
+    let mut watched = Watched { changes: 0, lag_us: Histogram::new_with_bounds(1, LAG_US_MAX, 3)? };
     let mut ready = Some(ready);
     loop {
         let next = tokio::time::timeout(PATIENCE, events.next()).await.context("the watch is silent")?;
