@@ -1,5 +1,6 @@
 //! A backup, from its record to its manifest.
 
+use super::orders::{Heard, Orders};
 use super::servers::{cluster_id, connected, export, probe};
 use super::{Stop, open, step};
 use crate::clock;
@@ -22,8 +23,6 @@ use ebla_kernel::range::KeyRange;
 use ebla_proto::v1::ExportRequest;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tracing::info;
 
 /// Takes a backup from where it stands to its end.
@@ -97,9 +96,7 @@ async fn export_all(
     let first = PartId(u64::from(rand::random::<u32>()) << 32);
     let now = || shared.backups.now();
     let mut run = BackupRun::new(now(), backup.wish.tables.iter().copied(), &done, first);
-    let mut orders = JoinSet::new();
-    let (wrote, mut written) = mpsc::unbounded_channel();
-    let mut under_way = BTreeMap::new();
+    let mut orders = Orders::new();
     loop {
         match run.standing(now()) {
             Standing::Done => break,
@@ -107,33 +104,20 @@ async fn export_all(
             Standing::Running => {}
         }
         for order in plan(shared, &mut run) {
-            let request = request(shared, backup, ts, &order);
-            let (shared, wrote, part) = (shared.clone(), wrote.clone(), order.part);
-            let task = orders.spawn(async move {
-                let note = |bytes| {
-                    // The receiver lives as long as this task.
-                    let _ = wrote.send((part, bytes));
-                };
-                let ended = export(&shared, order.server, request, note).await;
-                (part, ended.map_or_else(|ended| ended, |_| Ended::Done))
-            });
-            under_way.insert(part, task);
+            let (request, shared) = (request(shared, backup, ts, &order), shared.clone());
+            orders
+                .begin(order.part, |note| async move { export(&shared, order.server, request, note).await });
         }
         let progress = run.progress();
         shared.backups.note(job.id, progress.done, progress.total);
-        tokio::select! {
-            Some(Ok((part, ended))) = orders.join_next() => {
-                under_way.remove(&part);
-                run.ended(now(), part, ended);
+        match orders.hear(BACKUP_PLAN_EVERY).await {
+            Heard::Ended(part, ended) => {
+                run.ended(now(), part, ended.map_or_else(|ended| ended, |_| Ended::Done));
             }
-            Some((part, bytes)) = written.recv() => run.wrote(now(), part, bytes),
-            () = tokio::time::sleep(BACKUP_PLAN_EVERY) => {}
+            Heard::Bytes(part, bytes) => run.wrote(now(), part, bytes),
+            Heard::Nothing => {}
         }
-        // What the plan has given up is not waited for.
-        let stays: Vec<PartId> = run.running().map(|order| order.part).collect();
-        for (_, task) in under_way.extract_if(.., |part, _| !stays.contains(part)) {
-            task.abort();
-        }
+        orders.keep(&run.running().map(|order| order.part).collect());
     }
     let names: Vec<String> = run.parts().map(part_name).collect();
     let parts = repository.parts(id).await?.into_iter().filter(|part| names.contains(&part.name));

@@ -7,6 +7,7 @@
 //! streams to the servers that work at it.
 
 mod create;
+mod orders;
 mod request;
 mod restore;
 mod schedule;
@@ -22,7 +23,7 @@ use ebla_backup::{BackupError, Location, Repository};
 use ebla_kernel::ids::{JobId, Tick};
 use ebla_kernel::meta::{Command, Job, JobEnd, JobKind, JobState, Reply};
 use ebla_proto::split::Copied;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -81,15 +82,15 @@ pub(crate) async fn run(shared: Shared) {
     let mut driven: BTreeMap<JobId, AbortHandle> = BTreeMap::new();
     let mut looked = Instant::now();
     loop {
-        let wanted = if shared.role().leading { running(&shared) } else { BTreeMap::new() };
-        for (id, task) in driven.extract_if(.., |id, _| !wanted.contains_key(id)) {
+        let wanted = if shared.role().leading { running(&shared) } else { BTreeSet::new() };
+        for (id, task) in driven.extract_if(.., |id, _| !wanted.contains(id)) {
             task.abort();
             shared.backups.lock().remove(&id);
             tasks.spawn(clear_cancelled(shared.clone(), id));
         }
         driven.retain(|_, task| !task.is_finished());
-        for (id, job) in wanted {
-            driven.entry(id).or_insert_with(|| tasks.spawn(drive(shared.clone(), job)));
+        for id in wanted {
+            driven.entry(id).or_insert_with(|| tasks.spawn(drive(shared.clone(), id)));
         }
         while tasks.try_join_next().is_some() {}
         if looked.elapsed() >= BACKUP_SCHEDULE_EVERY && shared.role().leading {
@@ -100,14 +101,15 @@ pub(crate) async fn run(shared: Shared) {
     }
 }
 
-fn running(shared: &Shared) -> BTreeMap<JobId, Job> {
+fn running(shared: &Shared) -> BTreeSet<JobId> {
     let state = shared.raft.view().state();
     let ours = |job: &&Job| matches!(job.kind, JobKind::Backup(_) | JobKind::Restore(_));
-    state.jobs_running().filter(ours).map(|job| (job.id, job.clone())).collect()
+    state.jobs_running().filter(ours).map(|job| job.id).collect()
 }
 
 /// Takes a job from where it stands to its end.
-async fn drive(shared: Shared, job: Job) {
+async fn drive(shared: Shared, id: JobId) {
+    let Some(job) = shared.raft.view().state().job(id).cloned() else { return };
     let done = match &job.kind {
         JobKind::Backup(backup) => create::run(&shared, &job, backup).await,
         JobKind::Restore(restore) => restore::run(&shared, &job, restore).await,

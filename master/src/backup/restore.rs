@@ -1,5 +1,6 @@
 //! A restore, from its record to the opening of its tables.
 
+use super::orders::{Heard, Orders};
 use super::servers::{cluster_id, connected, import, probe};
 use super::{Backups, Stop, open, step};
 use crate::clock;
@@ -18,8 +19,6 @@ use ebla_kernel::meta::{
 use ebla_proto::v1::ImportRequest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tracing::info;
 
 /// Takes a restore from where it stands to its end.
@@ -135,9 +134,7 @@ async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob) -> Result<
     let sources: BTreeMap<TableId, TableId> =
         restore.tables.iter().copied().zip(restore.wish.tables.iter().map(|(source, _)| *source)).collect();
     let mut run = RestoreRun::new(now());
-    let (took, mut taken) = mpsc::unbounded_channel();
-    let mut imports = JoinSet::new();
-    let mut under_way = BTreeMap::new();
+    let mut imports = Orders::new();
     loop {
         let (map, ledger) = look(shared, job, restore);
         let copies: u64 = map.values().flatten().map(|site| site.copies.len() as u64).sum();
@@ -148,39 +145,23 @@ async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob) -> Result<
             Standing::Running => {}
         }
         for order in run.plan(now(), &map, &ledger, &connected(shared)) {
-            let request = request(shared, restore, &sources, &order);
-            let (shared, took) = (shared.clone(), took.clone());
-            let task = imports.spawn(async move {
-                let note = |bytes| {
-                    // The receiver lives as long as this task.
-                    let _ = took.send((order.replica, bytes));
-                };
-                let done = import(&shared, order.server, request, note).await;
-                (order, done)
+            let (request, shared) = (request(shared, restore, &sources, &order), shared.clone());
+            imports.begin(order.replica, |note| async move {
+                let done = import(&shared, order.server, request, note).await?;
+                let (tablet, replica) = (order.tablet, order.replica);
+                Ok(RestoredCopy { tablet, replica, rows: done.rows, bytes: done.bytes })
             });
-            under_way.insert(order.replica, task);
         }
-        tokio::select! {
-            Some(Ok((order, done))) = imports.join_next() => {
-                under_way.remove(&order.replica);
-                let ended = match done {
-                    Ok(done) => {
-                        let (tablet, replica) = (order.tablet, order.replica);
-                        let copy = RestoredCopy { tablet, replica, rows: done.rows, bytes: done.bytes };
-                        change(shared, job, RestoreStep::Restored { copies: vec![copy] }).await?;
-                        Ended::Done
-                    }
-                    Err(ended) => ended,
-                };
-                run.ended(now(), order.replica, ended);
+        match imports.hear(BACKUP_PLAN_EVERY).await {
+            Heard::Ended(replica, Ok(copy)) => {
+                change(shared, job, RestoreStep::Restored { copies: vec![copy] }).await?;
+                run.ended(now(), replica, Ended::Done);
             }
-            Some((replica, bytes)) = taken.recv() => run.took(now(), replica, bytes),
-            () = tokio::time::sleep(BACKUP_PLAN_EVERY) => {}
+            Heard::Ended(replica, Err(ended)) => run.ended(now(), replica, ended),
+            Heard::Bytes(replica, bytes) => run.took(now(), replica, bytes),
+            Heard::Nothing => {}
         }
-        let stays: BTreeSet<ReplicaId> = run.running().map(|order| order.replica).collect();
-        for (_, task) in under_way.extract_if(.., |replica, _| !stays.contains(replica)) {
-            task.abort();
-        }
+        imports.keep(&run.running().map(|order| order.replica).collect());
     }
 }
 

@@ -12,7 +12,7 @@ use ebla_proto::v1::{ExportRequest, ExportResponse, ImportRequest, ImportRespons
 use std::collections::BTreeSet;
 use tokio::time::timeout;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Response, Status, Streaming};
 
 /// Servers that are connected to this master.
 pub(super) fn connected(shared: &Shared) -> BTreeSet<ServerId> {
@@ -82,6 +82,35 @@ async fn probe_one(shared: &Shared, server: ServerId, request: ProbeRequest) -> 
     answer.map(drop).map_err(|why| format!("server {} cannot use the target: {why}", server.0))
 }
 
+/// What a server says of its work again and again.
+trait Said {
+    /// Whether it is the last word: everything is done.
+    fn is_last(&self) -> bool;
+
+    /// Bytes that are done.
+    fn bytes(&self) -> u64;
+}
+
+impl Said for ExportResponse {
+    fn is_last(&self) -> bool {
+        self.done
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Said for ImportResponse {
+    fn is_last(&self) -> bool {
+        self.done
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 /// Lets a server export; `wrote` hears of its bytes.
 pub(super) async fn export(
     shared: &Shared,
@@ -90,15 +119,7 @@ pub(super) async fn export(
     wrote: impl Fn(u64),
 ) -> Result<ExportResponse, Ended> {
     let mut client = client(shared, server).await.map_err(Ended::Refused)?;
-    let begun = timeout(BACKUP_SILENCE, client.export(request)).await;
-    let mut stream = begun.map_err(|_| silent(server))?.map_err(|status| ended(&status, false))?.into_inner();
-    loop {
-        let message = next(server, &mut stream, false).await?;
-        if message.done {
-            return Ok(message);
-        }
-        wrote(message.bytes);
-    }
+    follow(server, client.export(request), false, wrote).await
 }
 
 /// Lets a server take rows in; `took` hears of their bytes.
@@ -109,21 +130,31 @@ pub(super) async fn import(
     took: impl Fn(u64),
 ) -> Result<ImportResponse, Ended> {
     let mut client = client(shared, server).await.map_err(Ended::Refused)?;
-    let begun = timeout(BACKUP_SILENCE, client.import(request)).await;
-    let mut stream = begun.map_err(|_| silent(server))?.map_err(|status| ended(&status, true))?.into_inner();
+    follow(server, client.import(request), true, took).await
+}
+
+/// Follows a server's work to its last word.
+async fn follow<T: Said>(
+    server: ServerId,
+    begun: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
+    reads_files: bool,
+    note: impl Fn(u64),
+) -> Result<T, Ended> {
+    let ended = |status: Status| ended(&status, reads_files);
+    let begun = timeout(BACKUP_SILENCE, begun).await.map_err(|_| silent(server))?;
+    let mut stream = begun.map_err(ended)?.into_inner();
     loop {
-        let message = next(server, &mut stream, true).await?;
-        if message.done {
-            return Ok(message);
+        let said = timeout(BACKUP_SILENCE, stream.message()).await.map_err(|_| silent(server))?;
+        let said = said.map_err(ended)?.ok_or_else(|| ended_early(server))?;
+        if said.is_last() {
+            return Ok(said);
         }
-        took(message.bytes);
+        note(said.bytes());
     }
 }
 
-async fn next<T>(server: ServerId, stream: &mut Streaming<T>, reads_files: bool) -> Result<T, Ended> {
-    let message = timeout(BACKUP_SILENCE, stream.message()).await.map_err(|_| silent(server))?;
-    let ended_early = || Ended::Refused(format!("server {} ended its work early", server.0));
-    message.map_err(|status| ended(&status, reads_files))?.ok_or_else(ended_early)
+fn ended_early(server: ServerId) -> Ended {
+    Ended::Refused(format!("server {} ended its work early", server.0))
 }
 
 fn silent(server: ServerId) -> Ended {
