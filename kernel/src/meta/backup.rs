@@ -311,26 +311,21 @@ pub(super) fn step_backup(
     let JobKind::Backup(backup) = &mut job.kind else {
         return Err(Rejection::StaleAttempt(Box::new(job)));
     };
-    let finished_ms = match step {
+    match step {
+        // Whoever chose first has chosen.
         BackupStep::Choose { ts } => {
-            // Whoever chose first has chosen.
             backup.ts.get_or_insert(ts.max(backup.wish.safe));
-            None
         }
         BackupStep::Commit { totals } if backup.ts.is_some() => {
             (backup.committed, backup.totals) = (true, totals);
-            None
         }
-        BackupStep::Finish { time_ms } if backup.committed => Some(time_ms),
+        BackupStep::Finish { time_ms } if backup.committed => return finish(state, job, time_ms, changes),
         BackupStep::Commit { .. } | BackupStep::Finish { .. } => {
             return Err(Rejection::StaleAttempt(Box::new(job)));
         }
-    };
+    }
     changes.jobs.insert(id);
     state.jobs.insert(id, job.clone());
-    if let Some(time_ms) = finished_ms {
-        job = state.finish_job(id, JobState::Done, None, time_ms, changes).ok_or(Rejection::NoJob(id))?;
-    }
     Ok(Reply::Job(Box::new(job)))
 }
 
