@@ -2,6 +2,7 @@
 
 use crate::manifest::Part;
 use bytes::Bytes;
+use ebla_kernel::backup::cover::{Flaw, check_cover};
 use ebla_kernel::range::KeyRange;
 use std::fmt;
 
@@ -31,21 +32,13 @@ impl fmt::Display for NotCovered {
 /// # Errors
 /// The first key range for which that is not so.
 pub fn check_coverage(parts: &[Part]) -> Result<(), NotCovered> {
-    // What no part has held so far; none after one without an end.
-    let mut rest = Some(KeyRange::all());
-    for part in parts {
-        let range = part.range().map_err(|_| NotCovered::Inverted(part.name.clone()))?;
-        let Some(open) = rest else { return Err(NotCovered::Overlap(part.name.clone())) };
-        if !open.covers(&range) {
-            return Err(NotCovered::Overlap(part.name.clone()));
-        }
-        let mut left = open.without(&range);
-        rest = match (left.next(), left.next()) {
-            (Some(below), _) if below.start() == open.start() => return Err(NotCovered::Gap(below)),
-            (above, _) => above,
-        };
-    }
-    rest.map_or(Ok(()), |open| Err(NotCovered::Gap(open)))
+    let name = |place: usize| parts.get(place).map(|part| part.name.clone()).unwrap_or_default();
+    let ranges = parts.iter().map(|part| part.range().map_err(|_| NotCovered::Inverted(part.name.clone())));
+    let ranges: Vec<KeyRange> = ranges.collect::<Result<_, _>>()?;
+    check_cover(&KeyRange::all(), &ranges).map_err(|flaw| match flaw {
+        Flaw::Gap(range) => NotCovered::Gap(range),
+        Flaw::Overlap(place) | Flaw::Beyond(place) => NotCovered::Overlap(name(place)),
+    })
 }
 
 /// The first keys of parts: where a table is cut before it is restored.
