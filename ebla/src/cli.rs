@@ -686,10 +686,9 @@ pub struct Add {
     pub wait: Wait,
 }
 
+/// Which keys of a table.
 #[derive(Args, Debug)]
-pub struct Range {
-    /// Name of the table
-    pub table: String,
+pub struct Keys {
     /// First key
     #[arg(long, allow_hyphen_values = true, value_name = "K")]
     pub from: Option<OsString>,
@@ -699,6 +698,14 @@ pub struct Range {
     /// Only keys that begin so
     #[arg(long, allow_hyphen_values = true, value_name = "P")]
     pub prefix: Option<OsString>,
+}
+
+#[derive(Args, Debug)]
+pub struct Range {
+    /// Name of the table
+    pub table: String,
+    #[command(flatten)]
+    pub keys: Keys,
     /// Most rows to read
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
@@ -725,15 +732,8 @@ pub struct Watch {
     /// Only this row
     #[arg(conflicts_with_all = ["from", "to", "prefix"])]
     pub key: Option<OsString>,
-    /// First key
-    #[arg(long, allow_hyphen_values = true, value_name = "K")]
-    pub from: Option<OsString>,
-    /// First key above the range
-    #[arg(long, allow_hyphen_values = true, value_name = "K")]
-    pub to: Option<OsString>,
-    /// Only keys that begin so
-    #[arg(long, allow_hyphen_values = true, value_name = "P")]
-    pub prefix: Option<OsString>,
+    #[command(flatten)]
+    pub keys: Keys,
     /// Begin after the event with this token, or with what was written after this timestamp: a
     /// version's ts, an RFC 3339 time, or a duration ago such as -5m
     #[arg(long, allow_hyphen_values = true, value_parser = parse::since, value_name = "TS|TOKEN")]

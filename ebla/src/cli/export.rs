@@ -1,9 +1,8 @@
 //! Flags of `ebla export`.
 
-use super::{LoadFormat, Wait};
+use super::{Keys, LoadFormat, Wait};
 use crate::parse;
 use clap::Args;
-use std::ffi::OsString;
 
 #[derive(Args, Debug)]
 pub struct Export {
@@ -16,15 +15,8 @@ pub struct Export {
     /// How rows are written
     #[arg(long, value_enum, default_value_t = LoadFormat::Jsonl, value_name = "FORMAT")]
     pub format: LoadFormat,
-    /// First key
-    #[arg(long, allow_hyphen_values = true, value_name = "K")]
-    pub from: Option<OsString>,
-    /// First key above the range
-    #[arg(long, allow_hyphen_values = true, value_name = "K")]
-    pub to: Option<OsString>,
-    /// Only keys that begin so
-    #[arg(long, allow_hyphen_values = true, value_name = "P")]
-    pub prefix: Option<OsString>,
+    #[command(flatten)]
+    pub keys: Keys,
     #[command(flatten)]
     pub wait: Wait,
 }

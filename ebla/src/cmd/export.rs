@@ -1,13 +1,12 @@
 //! `ebla export`: all rows of a table at one timestamp, a line each, as `ebla load` takes them back.
 
-use super::connect;
 use super::load_file::ESCAPED_LINE;
+use super::{connect, key_bounds};
 use crate::cli::{Export, Global, LoadFormat};
-use crate::output::{Format, Output, argument_bytes};
+use crate::output::{Format, Output};
 use ebla_client::{Row, Scan, Value};
 use ebla_kernel::text::escape;
 use futures::StreamExt as _;
-use std::ffi::OsString;
 use std::io::{self, BufWriter, Write as _};
 use std::process::ExitCode;
 
@@ -16,16 +15,8 @@ const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Streams the rows to stdout; nothing else goes there, whatever the output format.
 pub async fn run(global: &Global, args: Export) -> anyhow::Result<ExitCode> {
-    let bytes = |argument: &Option<OsString>| {
-        argument.as_ref().map(|argument| argument_bytes(argument, global.hex)).unwrap_or_default()
-    };
-    let scan = Scan {
-        from: bytes(&args.from),
-        to: bytes(&args.to),
-        prefix: bytes(&args.prefix),
-        at: args.at,
-        ..Scan::default()
-    };
+    let (from, to, prefix) = key_bounds(&args.keys, global);
+    let scan = Scan { from, to, prefix, at: args.at, ..Scan::default() };
     let client = connect(global, args.wait).await?;
     // Asked first, so that a missing table is an error even of an empty range.
     client.route(&args.table, &scan.from).await?;

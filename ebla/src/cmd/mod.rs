@@ -29,10 +29,12 @@ mod top;
 mod watch;
 mod written;
 
-use crate::cli::{Cli, Command, Global, Wait};
+use crate::cli::{Cli, Command, Global, Keys, Wait};
 use crate::exit::Failure;
-use crate::output::Output;
+use crate::output::{Output, argument_bytes};
+use bytes::Bytes;
 use ebla_client::Client;
+use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
@@ -71,6 +73,14 @@ async fn connect(global: &Global, wait: Wait) -> anyhow::Result<Client> {
     let endpoints =
         global.endpoints.iter().map(|endpoint| endpoint.trim()).filter(|endpoint| !endpoint.is_empty());
     Ok(Client::builder().endpoints(endpoints).timeout(wait.timeout).connect().await?)
+}
+
+/// First key, first key above, and prefix, as the flags want them; empty for none.
+fn key_bounds(keys: &Keys, global: &Global) -> (Bytes, Bytes, Bytes) {
+    let bytes = |argument: &Option<OsString>| {
+        argument.as_ref().map(|argument| argument_bytes(argument, global.hex)).unwrap_or_default()
+    };
+    (bytes(&keys.from), bytes(&keys.to), bytes(&keys.prefix))
 }
 
 /// Tells people something that is no answer.

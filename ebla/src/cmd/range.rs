@@ -1,23 +1,20 @@
 //! `ebla range`: rows in key order, as they arrive.
 
-use super::{connect, output};
+use super::{connect, key_bounds, output};
 use crate::cli::{Global, Range};
-use crate::output::{Output, argument_bytes};
+use crate::output::Output;
 use ebla_client::{Row, Scan};
 use futures::StreamExt as _;
 use serde_json::json;
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Prints the rows, or how many there are.
 pub async fn run(global: &Global, args: Range) -> anyhow::Result<ExitCode> {
-    let bytes = |argument: &Option<OsString>| {
-        argument.as_ref().map(|argument| argument_bytes(argument, global.hex)).unwrap_or_default()
-    };
+    let (from, to, prefix) = key_bounds(&args.keys, global);
     let scan = Scan {
-        from: bytes(&args.from),
-        to: bytes(&args.to),
-        prefix: bytes(&args.prefix),
+        from,
+        to,
+        prefix,
         limit: args.limit,
         reverse: args.reverse,
         keys_only: args.keys_only,

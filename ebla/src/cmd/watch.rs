@@ -1,22 +1,20 @@
 //! `ebla watch`: changes as they are committed, until it is ended.
 
-use super::{connect, note, output};
+use super::{connect, key_bounds, note, output};
 use crate::cli::{Global, Watch};
 use crate::output::{Output, argument_bytes, type_name};
 use ebla_client::{Since, WatchChange, WatchEvent};
 use futures::{FutureExt as _, StreamExt as _};
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Prints events as they come.
 pub async fn run(global: &Global, args: Watch) -> anyhow::Result<ExitCode> {
-    let key = |argument: &OsString| argument_bytes(argument, global.hex);
-    let bytes = |argument: &Option<OsString>| argument.as_ref().map(key).unwrap_or_default();
+    let (from, to, prefix) = key_bounds(&args.keys, global);
     let watch = ebla_client::Watch {
-        key: args.key.as_ref().map(key),
-        from: bytes(&args.from),
-        to: bytes(&args.to),
-        prefix: bytes(&args.prefix),
+        key: args.key.as_ref().map(|key| argument_bytes(key, global.hex)),
+        from,
+        to,
+        prefix,
         since: if args.snapshot { Since::Snapshot } else { args.since.clone().unwrap_or_default() },
     };
     let client = connect(global, args.wait).await?;
