@@ -286,6 +286,20 @@ fn leadership_goes_where_the_operator_wants() -> Result<()> {
     Ok(())
 }
 
+/// A master that has just come to lead knows no server yet: a table that is made then must not
+/// have fewer copies for that.
+#[test]
+fn a_new_leading_master_waits_for_its_servers() -> Result<()> {
+    let mut cluster = Cluster::start(1, 3)?;
+    let cli = cluster.cli();
+    for table in ["a", "b"] {
+        cluster.masters[0].kill_and_restart()?;
+        let _ = cli.run(&["table", "create", table]).expect(exit::OK);
+        assert_eq!(cli.json(&["table", "describe", table])["replicas"], 3);
+    }
+    Ok(())
+}
+
 #[test]
 fn bad_input_is_refused_with_a_next_step() -> Result<()> {
     let cluster = Cluster::start(1, 2)?;

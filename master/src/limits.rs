@@ -89,6 +89,9 @@ pub const CONTROL_QUEUE_MAX: usize = 1_024;
 /// How often tablet servers are told to send heartbeats.
 pub const HEARTBEAT_MS: u64 = 500;
 
+/// Pause between two looks whether servers have come to a new leader.
+pub const SETTLE_POLL: Duration = Duration::from_millis(20);
+
 /// Silence up to which a server is up.
 pub const UP_SILENCE: Duration = Duration::from_secs(2);
 

@@ -44,6 +44,7 @@ pub(super) async fn probe(
     key_id: &str,
     writes: bool,
 ) -> Result<(), String> {
+    shared.settle().await;
     let servers = connected(shared);
     if servers.is_empty() {
         return Err("no tablet server is connected: start one with `ebla tabletserver`".to_owned());

@@ -71,6 +71,7 @@ impl Admin {
         table_spec(request.spec.as_ref(), usize::from(REPLICAS_DEFAULT))?;
         let ranges = cut_ranges(&request.split_keys)?;
         self.shared.confirm_leading().await?;
+        self.shared.settle().await;
         let spec = table_spec(request.spec.as_ref(), self.shared.candidates().len())?;
         if self.shared.raft.view().state().table_named(&request.name).is_some() {
             return Err(table_exists(&request.name));

@@ -18,6 +18,7 @@ mod transfer;
 use crate::backup::Backups;
 use crate::balancer::Balancer;
 use crate::controller::not_leader;
+use crate::limits::SETTLE_POLL;
 use crate::liveness::Liveness;
 use crate::placement::Candidate;
 use crate::raft::NoAnswer;
@@ -87,6 +88,22 @@ impl Shared {
             return Err(self.not_leader());
         }
         self.raft.read().await.map_err(|why| self.no_answer(why))
+    }
+
+    /// Waits until every server that should be here is connected, or was silent for so long that
+    /// it counts as down: a new leader knows only those that have come to it.
+    pub async fn settle(&self) {
+        while self.is_settling() {
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+    }
+
+    fn is_settling(&self) -> bool {
+        let state = self.raft.view().state();
+        state.servers().filter(|server| server.duty == Duty::Serves).any(|server| {
+            let health = self.liveness.health(server.id);
+            health.state == v1::ServerState::Up && !health.connected
+        })
     }
 
     /// Servers that are up and not stopping.
