@@ -15,6 +15,9 @@ use std::time::Duration;
 /// are back. Promised are 5 s; the rest is for a machine that does other things.
 const BACK_MAX: Duration = Duration::from_secs(15);
 
+/// How long a change of a table may take until servers act on it, a slow machine included.
+const LIVE_MAX: Duration = Duration::from_secs(5);
+
 /// How long a copy may take until it is built and in sync, a slow machine included.
 const REPAIR_MAX: Duration = Duration::from_secs(60);
 
@@ -276,5 +279,40 @@ fn rows_expire_and_conditions_hold() -> Result<()> {
     let _ = cli.run(&["set", "m", "k", "1", "--if-absent"]).expect(exit::OK);
     let _ = cli.run(&["set", "m", "k", "2", "--if-absent"]).expect(exit::FAILED);
     let _ = cli.run(&["get", "m", "k"]).expect(exit::OK);
+    Ok(())
+}
+
+#[test]
+fn a_limit_is_changed_while_the_table_is_used() -> Result<()> {
+    let cluster = Cluster::start(1, 1)?;
+    let cli = cluster.cli();
+    let set = |more: &[&str]| cli.run(&[&["table", "set"], more].concat());
+    let used = || cluster.servers[0].metric("ebla_memory_used_bytes").unwrap_or(f64::MAX);
+    let _ = cli.run(&["table", "create", "d"]).expect(exit::OK);
+    let _ = set(&["d", "--max-memory", "1GiB"]).expect(exit::USAGE).saying(&["kind memory"]);
+    let _ = cli.run(&["table", "create", "m", "--kind", "memory"]).expect(exit::OK);
+    let _ = set(&["m", "--eviction", "lru"]).expect(exit::USAGE).saying(&["--max-memory"]);
+    let _ = set(&["m", "--max-memory", "1000"]).expect(exit::USAGE).saying(&["1MiB"]);
+    let rows: String = (0..4_000).map(|row| format!("{row:05}\t{}\n", "v".repeat(1_000))).collect();
+    let _ = cli.run_with_input(&["load", "m", "-", "--format", "tsv"], rows.as_bytes()).expect(exit::OK);
+    // Far below what it has: nothing more comes in, what is there stays and can be deleted.
+    let changed = set(&["m", "--max-memory", "2MiB", "-o", "json"]).expect(exit::OK).json();
+    assert_eq!((&changed["max_memory"], &changed["eviction"]), (&(2 << 20).into(), &"none".into()));
+    let refused = || cli.run(&["set", "m", "one", "more"]).code == exit::FAILED;
+    eventually("the lower limit holds", LIVE_MAX, refused)?;
+    let _ = cli.run(&["set", "m", "one", "more"]).expect(exit::FAILED).saying(&["table set"]);
+    assert_eq!(count(&cli), Some(4_000));
+    let _ = cli.run(&["delete-range", "m", "00000", "00500", "--yes"]).expect(exit::OK);
+    assert_eq!(count(&cli), Some(3_500));
+    let _ = set(&["m", "--max-memory", "16MiB"]).expect(exit::OK);
+    let takes = || cli.run(&["set", "m", "one", "more"]).code == exit::OK;
+    eventually("the higher limit holds", LIVE_MAX, takes)?;
+    assert_eq!(count(&cli), Some(3_501));
+    // With eviction the rows make way by themselves.
+    let _ = set(&["m", "--max-memory", "1MiB", "--eviction", "lru"]).expect(exit::OK);
+    eventually("rows make way", BACK_MAX, || used() <= f64::from(1 << 20))?;
+    eventually("sets go on", BACK_MAX, takes)?;
+    let left = count(&cli).context("the table can be read")?;
+    ensure!((100..1_000).contains(&left), "{left} rows of about 1.2 kB in 1 MiB");
     Ok(())
 }

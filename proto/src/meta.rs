@@ -204,6 +204,10 @@ pub fn table_change(wire: &v1::ChangeTableRequest) -> Result<TableChange, ApiErr
         auto_merge: auto_merge(wire.auto_merge)?,
         replicas: None,
         publish_changes: wire.publish_changes,
+        memory_bytes_max: wire.memory_bytes_max,
+        eviction: (wire.eviction != v1::Eviction::Unspecified as i32)
+            .then(|| eviction(wire.eviction))
+            .transpose()?,
     })
 }
 
