@@ -370,6 +370,13 @@ pub fn behind(reports: &[v1::TabletReport]) -> Vec<(TabletId, Epoch, ReplicaId)>
     reports.iter().flat_map(of).collect()
 }
 
+/// The copies of a server that hold another history than their leaders.
+#[must_use]
+pub fn diverged(reports: &[v1::TabletReport]) -> Vec<(TabletId, ReplicaId)> {
+    let diverged = reports.iter().filter(|report| report.diverged_replica_id > 0);
+    diverged.map(|report| (TabletId(report.tablet_id), ReplicaId(report.diverged_replica_id))).collect()
+}
+
 /// One run of a server.
 #[must_use]
 pub fn server_run(wire: v1::ServerRun) -> (ServerId, Incarnation) {

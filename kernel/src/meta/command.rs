@@ -218,6 +218,13 @@ pub enum ReplicaChange {
         /// Which.
         replica: ReplicaId,
     },
+    /// A copy that says that it has diverged from its leader counts as lost from now on.
+    Forsake {
+        /// The tablet.
+        tablet: TabletId,
+        /// Which.
+        replica: ReplicaId,
+    },
     /// A copy has arrived that takes nobody's place, or whose predecessor is needed after all.
     Settle {
         /// The tablet.

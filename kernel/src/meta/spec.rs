@@ -494,12 +494,12 @@ mod tests {
             let mut spec = TableSpec::of_rooms(up);
             assert_eq!(spec.check(), Ok(()), "{up} servers");
             assert_eq!(usize::from(spec.replicas), up.clamp(1, 3));
-            spec.change(&TableChange { replicas: Some(3), ..TableChange::default() });
+            spec = spec.changed(&TableChange { replicas: Some(3), ..TableChange::default() }).unwrap();
             assert_eq!((spec.replicas, spec.check()), (3, Ok(())));
             let d = spec.min_in_sync;
-            spec.change(&TableChange { replicas: Some(d), ..TableChange::default() });
+            spec = spec.changed(&TableChange { replicas: Some(d), ..TableChange::default() }).unwrap();
             assert_eq!(spec.replicas, d);
-            spec.change(&TableChange { replicas: Some(0), ..TableChange::default() });
+            spec = spec.changed(&TableChange { replicas: Some(0), ..TableChange::default() }).unwrap();
             assert_eq!(spec.replicas, d, "never below what each write wants");
         }
     }
