@@ -4,6 +4,7 @@
 
 use crate::backup::Imports;
 use crate::clock::Clock;
+use crate::copying::LogPins;
 use crate::disk::DiskGauge;
 use crate::handover::{Checked, Unplaced};
 use crate::heat::{Counts, Heat};
@@ -54,6 +55,8 @@ pub struct Node {
     pub floors: Arc<Floors>,
     /// What reads look at now.
     pub pins: Arc<ReadPins>,
+    /// What copies that are sent go on with.
+    pub log_pins: Arc<LogPins>,
     /// The way to the cores.
     pub sequencer: SequencerHandle,
     /// Promises between servers.
