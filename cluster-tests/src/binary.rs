@@ -28,25 +28,45 @@ pub fn is_chaos_build() -> bool {
     version.is_ok_and(|said| String::from_utf8_lossy(&said.stdout).contains("chaos build"))
 }
 
-/// `target/PROFILE/ebla`, as seen from `target/PROFILE/deps/this-test`.
-fn beside_this_test() -> PathBuf {
+/// `target/PROFILE`, as seen from `target/PROFILE/deps/this-test`.
+fn profile() -> PathBuf {
     let this = env::current_exe().expect("a running test has a path");
-    let profile = this.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
+    this.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").to_owned()
+}
+
+/// `target/PROFILE/ebla`.
+fn beside_this_test() -> PathBuf {
+    let profile = profile();
     let binary = profile.join("ebla");
     if !binary.exists() {
-        build(profile);
+        build(&profile, &["--bin", "ebla"]);
     }
     assert!(binary.exists(), "there is no {}: run `make build`", binary.display());
     binary
 }
 
+/// An example of the client library, of this build profile.
+///
+/// # Panics
+/// When it is neither there nor can be built.
+#[must_use]
+pub fn example(name: &str) -> PathBuf {
+    let profile = profile();
+    let binary = profile.join("examples").join(name);
+    if !binary.exists() {
+        build(&profile, &["--example", name]);
+    }
+    assert!(binary.exists(), "there is no {}: run `cargo build --examples`", binary.display());
+    binary
+}
+
 /// Builds it. Cargo's own lock lets one of several test processes do it while the others wait.
-fn build(profile: &Path) {
+fn build(profile: &Path, what: &[&str]) {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--workspace", "--bin", "ebla"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo.args(["build", "--workspace"]).args(what).current_dir(env!("CARGO_MANIFEST_DIR"));
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
     let status = cargo.status().expect("cargo can be started");
-    assert!(status.success(), "building the binary under test failed");
+    assert!(status.success(), "building what is under test failed");
 }

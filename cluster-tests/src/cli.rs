@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -124,7 +125,7 @@ fn wait(child: &mut Child, args: &[&str]) -> i32 {
     }
 }
 
-/// A command that goes on until it is ended, and the JSON lines that it has printed.
+/// A command that goes on until it is ended, and the lines that it has printed: JSON, or text.
 pub struct Running {
     child: Child,
     lines: Arc<Mutex<Vec<Value>>>,
@@ -136,10 +137,18 @@ impl Cli {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&self, args: &[&str]) -> Result<Running> {
-        let mut child = Command::new(binary::ebla())
+        self.spawn_program(binary::ebla(), args)
+    }
+
+    /// Starts another program that finds the cluster as commands do.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_program(&self, program: &Path, args: &[&str]) -> Result<Running> {
+        let mut child = Command::new(program)
             .args(args)
             .env("EBLA_ENDPOINTS", &self.endpoints)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
@@ -157,6 +166,15 @@ impl Cli {
 }
 
 impl Running {
+    /// Types a line into it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        let stdin = self.child.stdin.as_mut().context("stdin is a pipe")?;
+        writeln!(stdin, "{line}").context("it takes what is typed")
+    }
+
     /// Waits for so many lines.
     ///
     /// # Errors

@@ -15,6 +15,9 @@ const FAST: [&str; 2] = ["--balance-interval", "100ms"];
 /// How long the cluster may take to become even, a slow machine included.
 const EVEN_MAX: Duration = Duration::from_secs(60);
 
+/// An hour becomes 15 s: neighbours are merged when they have been idle for 720 rounds.
+const HOURS_PASS: [&str; 2] = ["--balance-interval", "20ms"];
+
 /// Puts `count` rows of a kilobyte into table `t`.
 fn load(cluster: &Cluster, count: usize) -> Result<()> {
     let mut rows = String::new();
@@ -131,5 +134,46 @@ fn leaders_come_back_to_a_server_that_was_away() -> Result<()> {
     println!("leaders were even again after {took:?}");
     let decisions = cli.json(&["balancer", "status"])["decisions"].to_string();
     ensure!(decisions.contains("hand leadership over"), "{decisions}");
+    Ok(())
+}
+
+/// What keeps the first tablet and the next one apart.
+fn kept_apart_by(cluster: &Cluster) -> String {
+    let tablets = cluster.tablets();
+    let why = |tablet: &Json| cluster.cli().json(&["balancer", "why", &tablet["id"].to_string()]);
+    tablets.first().map(|first| why(first)["findings"].to_string()).unwrap_or_default()
+}
+
+#[test]
+fn idle_neighbours_are_merged_but_not_over_what_a_person_drew() -> Result<()> {
+    let cluster = Cluster::start_all_with(1, 1, &HOURS_PASS, &[])?;
+    let cli = cluster.cli();
+    let create = ["table", "create", "t", "--split-size", "512KiB", "--split-at", "00750"];
+    let _ = cli.run(&create).expect(exit::OK);
+    load(&cluster, 1_500)?;
+    eventually("both halves are split for their size", EVEN_MAX, || cluster.tablets().len() >= 4)?;
+    // Now all of them are small, and nobody asks for anything.
+    let _ = cli.run(&["table", "set", "t", "--split-size", "1GiB"]).expect(exit::OK);
+    let calm = |cluster: &Cluster| kept_apart_by(cluster).contains("small and idle for");
+    eventually("the first two wait for their hour", EVEN_MAX, || calm(&cluster))?;
+    let in_two = || cluster.tablets().len() == 2;
+    let took = eventually("what the cluster cut is one again", EVEN_MAX, in_two)
+        .with_context(|| cli.json(&["balancer", "status"]).to_string())?;
+    ensure!(took > Duration::from_secs(5), "it waits for its hour, not for {took:?}");
+    let merges = |by: &str| {
+        let jobs = cli.list(&["job", "list"]).unwrap_or_default();
+        jobs.iter().filter(|job| job["kind"] == "merge" && job["by"] == by).count()
+    };
+    ensure!(merges("cluster") >= 2 && merges("operator") == 0, "{:?}", cli.list(&["job", "list"]));
+    // Two of its hours later the boundary of the table's maker still stands, and says why.
+    std::thread::sleep(Duration::from_secs(32));
+    let bounds: Vec<Json> = cluster.tablets().iter().map(|tablet| tablet["start"].clone()).collect();
+    ensure!(bounds == ["", "00750"], "{bounds:?}");
+    let why = kept_apart_by(&cluster);
+    ensure!(why.contains("a person drew the boundary") && why.contains("--auto-merge all"), "{why}");
+    let _ = cli.run(&["table", "set", "t", "--auto-merge", "all"]).expect(exit::OK);
+    eventually("every boundary goes", EVEN_MAX, || cluster.tablets().len() == 1)?;
+    let rows = cli.list(&["range", "t", "--keys-only"]).context("the table can be read")?;
+    ensure!(rows.len() == 1_500, "{} rows", rows.len());
     Ok(())
 }

@@ -3,9 +3,11 @@
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
+use ebla_client::{AckLevel, Batch, WriteOptions};
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::{Cluster, Dev, eventually};
 use ebla_cluster_tests::observe::servers_in;
+use ebla_cluster_tests::process::Signal;
 use ebla_cluster_tests::writers::{Writers, Written, check, mixed_level};
 use serde_json::Value as Json;
 use std::fmt::Write as _;
@@ -14,6 +16,9 @@ use std::time::Duration;
 /// How long a table may take until it serves again after all copies were lost and the servers
 /// are back. Promised are 5 s; the rest is for a machine that does other things.
 const BACK_MAX: Duration = Duration::from_secs(15);
+
+/// How long a change of a table may take until servers act on it, a slow machine included.
+const LIVE_MAX: Duration = Duration::from_secs(5);
 
 /// How long a copy may take until it is built and in sync, a slow machine included.
 const REPAIR_MAX: Duration = Duration::from_secs(60);
@@ -276,5 +281,103 @@ fn rows_expire_and_conditions_hold() -> Result<()> {
     let _ = cli.run(&["set", "m", "k", "1", "--if-absent"]).expect(exit::OK);
     let _ = cli.run(&["set", "m", "k", "2", "--if-absent"]).expect(exit::FAILED);
     let _ = cli.run(&["get", "m", "k"]).expect(exit::OK);
+    Ok(())
+}
+
+#[test]
+fn a_limit_is_changed_while_the_table_is_used() -> Result<()> {
+    let cluster = Cluster::start(1, 1)?;
+    let cli = cluster.cli();
+    let set = |more: &[&str]| cli.run(&[&["table", "set"], more].concat());
+    let used = || cluster.servers[0].metric("ebla_memory_used_bytes").unwrap_or(f64::MAX);
+    let _ = cli.run(&["table", "create", "d"]).expect(exit::OK);
+    let _ = set(&["d", "--max-memory", "1GiB"]).expect(exit::USAGE).saying(&["kind memory"]);
+    let _ = cli.run(&["table", "create", "m", "--kind", "memory"]).expect(exit::OK);
+    let _ = set(&["m", "--eviction", "lru"]).expect(exit::USAGE).saying(&["--max-memory"]);
+    let _ = set(&["m", "--max-memory", "1000"]).expect(exit::USAGE).saying(&["1MiB"]);
+    let rows: String = (0..4_000).map(|row| format!("{row:05}\t{}\n", "v".repeat(1_000))).collect();
+    let _ = cli.run_with_input(&["load", "m", "-", "--format", "tsv"], rows.as_bytes()).expect(exit::OK);
+    // Far below what it has: nothing more comes in, what is there stays and can be deleted.
+    let changed = set(&["m", "--max-memory", "2MiB", "-o", "json"]).expect(exit::OK).json();
+    assert_eq!((&changed["max_memory"], &changed["eviction"]), (&(2 << 20).into(), &"none".into()));
+    let refused = || cli.run(&["set", "m", "one", "more"]).code == exit::FAILED;
+    eventually("the lower limit holds", LIVE_MAX, refused)?;
+    let _ = cli.run(&["set", "m", "one", "more"]).expect(exit::FAILED).saying(&["table set"]);
+    assert_eq!(count(&cli), Some(4_000));
+    let _ = cli.run(&["delete-range", "m", "00000", "00500", "--yes"]).expect(exit::OK);
+    assert_eq!(count(&cli), Some(3_500));
+    let _ = set(&["m", "--max-memory", "16MiB"]).expect(exit::OK);
+    let takes = || cli.run(&["set", "m", "one", "more"]).code == exit::OK;
+    eventually("the higher limit holds", LIVE_MAX, takes)?;
+    assert_eq!(count(&cli), Some(3_501));
+    // With eviction the rows make way by themselves.
+    let _ = set(&["m", "--max-memory", "1MiB", "--eviction", "lru"]).expect(exit::OK);
+    eventually("rows make way", BACK_MAX, || used() <= f64::from(1 << 20))?;
+    eventually("sets go on", BACK_MAX, takes)?;
+    let left = count(&cli).context("the table can be read")?;
+    ensure!((100..1_000).contains(&left), "{left} rows of about 1.2 kB in 1 MiB");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_with_another_history_are_built_anew() -> Result<()> {
+    let mut cluster = Cluster::start(1, 3)?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["table", "create", "m", "--kind", "memory"]).expect(exit::OK);
+    let _ = cli.run(&["set", "m", "kept", "by all", "--ack", "in-sync"]).expect(exit::OK);
+    eventually("three copies are in sync", REPAIR_MAX, || copies_in_sync(&cli) == 3)?;
+    let client = cluster.connect(Duration::from_secs(10)).await?;
+    let _ = client.get("m", "kept").await?;
+    let leader = cluster.leader_of(cluster.first_tablet()?["id"].as_u64().context("an id")?)?;
+    let last = (leader + 1) % 3;
+    let others: Vec<usize> = (0..3).filter(|server| *server != last).collect();
+    // Without masters nobody can be taken out of the in-sync set: the third copy stays in it, frozen,
+    // and lacks what no longer fits on the way to it.
+    cluster.masters[0].process().kill()?;
+    cluster.servers[last].process().signal(Signal::Stop)?;
+    let options = WriteOptions { ack: Some(AckLevel::Copies(2)) };
+    for row in 0..24 {
+        let value = Bytes::from(vec![b'x'; 1 << 20]);
+        let batch = Batch::new().set(format!("row {row:02}"), value);
+        client.write("m", batch, options).await?.committed()?;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for server in &others {
+        cluster.servers[*server].process().signal(Signal::Stop)?;
+    }
+    cluster.servers[last].process().signal(Signal::Cont)?;
+    cluster.masters[0].start()?;
+    let is_led_by_the_last = || {
+        let tablets = tablets(&cli);
+        let is_led = tablets.first().is_some_and(|tablet| tablet["degraded"] == true);
+        is_led && cluster.id_of(last).is_ok_and(|id| tablets[0]["leader"] == id)
+    };
+    eventually("the copy that lacks rows is appointed", REPAIR_MAX, is_led_by_the_last)?;
+    for server in &others {
+        cluster.servers[*server].process().signal(Signal::Cont)?;
+    }
+    let built = || {
+        let jobs = cli.list(&["job", "list"]).unwrap_or_default();
+        jobs.iter()
+            .filter(|job| job["by"] == "cluster" && job["kind"] == "move" && job["state"] == "done")
+            .count()
+    };
+    eventually("both are built anew", REPAIR_MAX, || built() == 2 && copies_in_sync(&cli) == 3)
+        .with_context(|| format!("{:#?} {:#?}", tablets(&cli), cli.list(&["job", "list"])))?;
+    // Whoever is asked has the history of the leader now.
+    let kept = cli.run(&["get", "m", "kept", "--bounded", "10s"]).expect(exit::OK).text();
+    ensure!(kept.contains("by all"), "{kept}");
+    let _ = cli.run(&["get", "m", "row 23"]).expect(exit::NOT_FOUND);
+    let lost = cli.list(&["lost", "list"]).context("what was lost is listed")?;
+    ensure!(lost.iter().any(|record| record["writes"].as_u64() > Some(0)), "{lost:#?}");
+    for server in &others {
+        let said = cluster.servers[*server].process().log_text();
+        ensure!(said.contains("its leader does not have"), "server {server} says nothing of it");
+    }
+    let rows = count(&cli).context("the table can be read")?;
+    for server in 1..=3 {
+        cluster.let_lead(server);
+        ensure!(count(&cli) == Some(rows), "the copy on server {server} has other rows");
+    }
     Ok(())
 }

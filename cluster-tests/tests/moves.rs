@@ -6,6 +6,7 @@ use ebla_client::{Client, Outcome};
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::{Cluster, eventually};
 use ebla_cluster_tests::observe::servers_in;
+use ebla_cluster_tests::process::Signal;
 use serde_json::Value as Json;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -464,5 +465,71 @@ async fn no_client_notices_a_move() -> Result<()> {
     let counted: i64 = listed.iter().filter_map(|row| row["value"].as_i64()).sum();
     ensure!(u64::try_from(counted)? == total, "{counted} counted, {total} acknowledged");
     println!("{total} adds over nine moves");
+    Ok(())
+}
+
+/// A log that is above its limit all the time, and purged five times a second.
+const SHORT_LOG: [&str; 4] = ["--log-max", "64KiB", "--flush-interval", "200ms"];
+
+/// Sets large rows until told to stop; gives how many.
+async fn write_much(client: Client, stop: Arc<AtomicBool>) -> Result<u64> {
+    let value = bytes::Bytes::from(vec![b'y'; 64 << 10]);
+    let mut written = 0;
+    while !stop.load(Ordering::Relaxed) {
+        client.set("t", format!("much {:02}", written % 20), value.clone()).await?.committed()?;
+        written += 1;
+    }
+    Ok(written)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_on_its_way_finds_the_log_that_it_goes_on_with() -> Result<()> {
+    let rate = ["--bootstrap-rate", "2MiB"];
+    let mut cluster = Cluster::start_with(1, 2, &[&SHORT_LOG[..], &rate].concat())?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["balancer", "pause"]).expect(exit::OK);
+    let _ = cli.run(&["table", "create", "t", "--replicas", "1"]).expect(exit::OK);
+    let wanted = load_noise(&cluster, 10_000)?;
+    let client = cluster.connect(Duration::from_secs(20)).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn(write_much(client, Arc::clone(&stop)));
+    let tablet = cluster.first_tablet()?;
+    let (id, from) = (tablet["id"].to_string(), tablet["leader"].as_u64().context("it is led")?);
+    let (source, to) = (cluster.leader_of(tablet["id"].as_u64().context("an id")?)?, 3 - from);
+    let moving = ["tablet", "move", &id, "--from", &from.to_string(), "--to", &to.to_string()];
+    let _ = cli.run(&[&moving[..], &["--timeout", "60s"]].concat()).expect(exit::OK);
+    stop.store(true, Ordering::Relaxed);
+    println!("{} large rows were written meanwhile", writer.await??);
+    let sent = cluster.servers[source].process().log_text().matches("sending a copy").count();
+    ensure!(sent == 1, "the copy was built {sent} times");
+    let all = rows(&cli)?;
+    let loaded: Vec<_> = all.into_iter().filter(|(key, _)| !key.starts_with("much")).collect();
+    ensure!(loaded == wanted, "{} rows", loaded.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_there_is_not_outrun_by_a_short_log() -> Result<()> {
+    let mut cluster = Cluster::start_with(1, 3, &SHORT_LOG)?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
+    cluster.wait_until_whole(3, &[])?;
+    let client = cluster.connect(Duration::from_secs(20)).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = tokio::spawn(write_much(client, Arc::clone(&stop)));
+    let leader = cluster.leader_of(cluster.first_tablet()?["id"].as_u64().context("an id")?)?;
+    for round in 0..6 {
+        // Too short for anybody to call it silent, long enough for two purges.
+        let late = (leader + 1 + round % 2) % 3;
+        cluster.servers[late].process().signal(Signal::Stop)?;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        cluster.servers[late].process().signal(Signal::Cont)?;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    println!("{} large rows were written", writer.await??);
+    cluster.wait_until_whole(3, &[])?;
+    let jobs = cli.list(&["job", "list"]).context("jobs are listed")?;
+    ensure!(jobs.is_empty(), "a copy that was always there was built anew: {jobs:#?}");
     Ok(())
 }

@@ -3,7 +3,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use ebla_client::{Client, Reason, RoomEvent, RoomMessage, RoomSubscriber};
-use ebla_cluster_tests::cli::exit;
+use ebla_cluster_tests::binary;
+use ebla_cluster_tests::cli::{Running, exit};
 use ebla_cluster_tests::cluster::{Cluster, Dev, eventually};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -254,4 +255,36 @@ fn a_subscriber_that_does_not_read_is_cut_off_alone() -> Result<()> {
         assert_eq!(client.publish("r", "again").await?.delivered, 2);
         Ok(())
     })
+}
+
+#[test]
+fn three_processes_chat() -> Result<()> {
+    let (cluster, names) = (Cluster::start(1, 3)?, ["ann", "bob", "eve"]);
+    let chat = binary::example("chat");
+    let mut chatters = Vec::new();
+    // Each at a server of its own, as far as it goes: the first endpoint is preferred.
+    for (at, name) in names.into_iter().enumerate() {
+        let chatter = cluster.servers[at].cli().spawn_program(&chat, &[name])?;
+        chatter.wait_until(|lines| says(lines, &format!("{name} is in, with {at} others")) == 1)?;
+        chatters.push(chatter);
+    }
+    for (chatter, name) in chatters.iter_mut().zip(names) {
+        chatter.say(&format!("hello from {name}"))?;
+    }
+    let heard = |chatter: &Running, of: &str| {
+        chatter.wait_until(|lines| says(lines, &format!("{of}: hello from {of}")) == 1)
+    };
+    for (chatter, name) in chatters.iter().zip(names) {
+        names.into_iter().filter(|of| *of != name).try_for_each(|of| heard(chatter, of))?;
+    }
+    // Who leaves hears no more, and the others go on.
+    let eve = chatters.pop().context("eve is the last")?.end()?;
+    assert_eq!(says(&eve, "eve: "), 0, "nobody hears himself: {eve:?}");
+    chatters[0].say("is she gone?")?;
+    chatters[1].wait_until(|lines| says(lines, "ann: is she gone?") == 1)
+}
+
+/// How many lines begin like this.
+fn says(lines: &[serde_json::Value], beginning: &str) -> usize {
+    lines.iter().filter(|line| line.as_str().is_some_and(|line| line.starts_with(beginning))).count()
 }

@@ -10,6 +10,7 @@ use ebla_client::{
 };
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::Cluster;
+use ebla_cluster_tests::observe::servers_in;
 use ebla_kernel::op::Action;
 use futures::StreamExt as _;
 use serde_json::Value as Json;
@@ -411,6 +412,113 @@ fn the_command_prints_what_programs_can_read() -> Result<()> {
     watching.wait_until(|lines| printed(lines).len() == 1)?;
     assert_eq!(printed(&watching.end()?), ["delete k2"]);
     Ok(())
+}
+
+/// Rows of a kilobyte, a batch of a hundred at a time; gives the keys.
+async fn fill(client: &Client, table: &str, beginning: &str) -> Result<BTreeSet<Bytes>> {
+    let mut keys = BTreeSet::new();
+    for part in 0..10 {
+        let names: Vec<_> = (0..100).map(|row| Bytes::from(format!("{beginning}{part}{row:02}"))).collect();
+        let value = Bytes::from(vec![b'x'; 1_000]);
+        let batch = names.iter().fold(Batch::new(), |batch, key| batch.set(key.clone(), value.clone()));
+        client.write(table, batch, WriteOptions::default()).await?.committed()?;
+        keys.extend(names);
+    }
+    Ok(keys)
+}
+
+/// What a watch since a token says first: an event or why there is none.
+async fn first_since(client: &Client, table: &str, token: &WatchToken) -> Result<Option<ebla_client::Error>> {
+    let mut events = client.watch(table, Watch::all().since(Since::Token(token.clone())))?;
+    Ok(events.next().await.context("the watch ended in silence")?.err())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_ends_with_the_log_and_the_versions() -> Result<()> {
+    // A log that is purged at once, above the token window.
+    let cluster = Cluster::start_with(1, 1, &["--log-max", "64KiB", "--flush-interval", "200ms"])?;
+    let cli = cluster.cli();
+    let client = cluster.connect(TIMEOUT).await?;
+    let mut tokens = Vec::new();
+    for (table, retention) in [("brief", "1s"), ("long", "1h")] {
+        let _ = cli.run(&["table", "create", table, "--retention", retention]).expect(exit::OK);
+        fill(&client, table, "a").await?;
+        let mut events = client.watch(table, Watch::all())?;
+        let mut seen = Seen::default();
+        seen.until(&mut events, Hlc(1)).await?;
+        tokens.push(seen.token().context("there was an event")?);
+    }
+    let [brief, long] = &tokens[..] else { anyhow::bail!("two tokens") };
+    let mut later = BTreeSet::new();
+    let began = Instant::now();
+    let error = loop {
+        ensure!(began.elapsed() < PATIENCE, "the token is good for ever");
+        // Both logs go, and of one table the versions, too: rows are replaced.
+        fill(&client, "brief", "a").await?;
+        later = fill(&client, "long", "b").await?.into_iter().chain(later).collect();
+        match first_since(&client, "brief", brief).await? {
+            Some(error) => break error,
+            None => tokio::time::sleep(Duration::from_millis(500)).await,
+        }
+    };
+    ensure!(error.reason() == Reason::WatchTooOld, "{error:?}");
+    let token = brief.to_string();
+    let too_old = cli.run(&["watch", "brief", "--since", &token, "-o", "jsonl"]).expect(exit::FAILED);
+    let told = too_old.error();
+    ensure!(told["reason"] == "WATCH_TOO_OLD", "{told}");
+    ensure!(told["message"].as_str().is_some_and(|text| text.contains("--snapshot")), "{told}");
+    // The way that it tells of: all rows, then what changes.
+    let watching = cli.spawn(&["watch", "brief", "--snapshot", "-o", "jsonl"])?;
+    watching.wait_until(|lines| printed(lines).len() == 1_000)?;
+    let _ = cli.run(&["delete", "brief", "a000"]).expect(exit::OK);
+    watching.wait_until(|lines| printed(lines).last().is_some_and(|last| last == "delete a000"))?;
+    // Where the versions are left, the same log is not missed.
+    let mut events = client.watch("long", Watch::all().since(Since::Token(long.clone())))?;
+    let mut seen = Seen::default();
+    let last = client.set("long", "last", "v").await?.committed()?;
+    seen.until(&mut events, last.ts).await?;
+    later.insert(Bytes::from_static(b"last"));
+    let shown: BTreeSet<Bytes> = seen.sets().into_keys().map(|(key, _)| key).collect();
+    ensure!(shown == later, "{} of {} rows", shown.len(), later.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_follows_its_tablet_from_server_to_server() -> Result<()> {
+    let cluster = Cluster::start(1, 4)?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["balancer", "pause"]).expect(exit::OK);
+    create(&cli, &["--replicas", "3"]);
+    let client = cluster.connect(TIMEOUT).await?;
+    let mut events = client.watch("t", Watch::all())?;
+    let mut seen = Seen::default();
+    seen.until(&mut events, Hlc(1)).await?;
+    let writers = Writers::start(&client, 4);
+    let (mut moves, mut handed) = (0, 0);
+    for _ in 0..3 {
+        let tablet = tokio::task::block_in_place(|| cluster.first_tablet())?;
+        let (id, held) = (tablet["id"].to_string(), servers_in(&tablet, "replicas"));
+        let leader = tablet["leader"].as_u64().context("it is led")?;
+        let free = (1..=4).find(|server| !held.contains(server)).context("a server has no copy")?;
+        // The copy that the watch hangs on goes, and then leadership to one that has stayed.
+        let (from, to) = (leader.to_string(), free.to_string());
+        let _ = cli.run(&["tablet", "move", &id, "--from", &from, "--to", &to]).expect(exit::OK);
+        moves += 1;
+        tokio::task::block_in_place(|| cluster.wait_until_whole(3, &[leader]))?;
+        let leads = tokio::task::block_in_place(|| cluster.first_tablet())?["leader"].as_u64();
+        let heir = held.iter().find(|server| **server != leader && Some(**server) != leads);
+        let heir = heir.context("a copy stayed that does not lead")?.to_string();
+        let _ = cli.run(&["tablet", "transfer-leader", &id, "--to", &heir]).expect(exit::OK);
+        handed += 1;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let written = writers.end().await?;
+    seen.until(&mut events, newest(&written)).await?;
+    println!("{moves} moves, {handed} leaders, {} writes, {} events", written.len(), seen.events.len());
+    let breaks = seen.events.iter().filter(|event| matches!(event.change, WatchChange::Break { .. })).count();
+    ensure!(breaks == 0, "nothing was lost, and yet {breaks} breaks");
+    seen.check_order()?;
+    check_all(&seen.sets(), &written)
 }
 
 /// Sets a row as soon as its table takes it: one that came back empty refuses tokens that it may

@@ -298,7 +298,7 @@ pub struct CreateTable {
 }
 
 #[derive(Args, Debug)]
-#[group(id = "what_to_set", required = true, multiple = true, args = ["split_size", "split_load", "auto_merge", "publish_changes"])]
+#[group(id = "what_to_set", required = true, multiple = true, args = ["split_size", "split_load", "auto_merge", "publish_changes", "max_memory", "eviction"])]
 pub struct SetTable {
     /// Name of the table
     pub name: String,
@@ -314,6 +314,12 @@ pub struct SetTable {
     /// Whether every committed change of key K is a message in the room TABLE/K
     #[arg(long, value_enum, value_name = "on|off")]
     pub publish_changes: Option<Switch>,
+    /// Bytes, such as 1GiB, that its versions may take on one server; of tables in memory
+    #[arg(long, value_parser = parse::bytes, value_name = "BYTES")]
+    pub max_memory: Option<u64>,
+    /// What makes room when it is full; of tables in memory
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub eviction: Option<Eviction>,
     #[command(flatten)]
     pub wait: Wait,
 }

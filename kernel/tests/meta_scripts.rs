@@ -175,6 +175,10 @@ impl World {
                     (TabletId(args.number("t")), Epoch(args.number("epoch")), ReplicaId(args.number("r")));
                 self.step(Input::Behind { server: ServerId(args.number("s")), copies: vec![copy] });
             }
+            "diverged" => {
+                let copy = (TabletId(args.number("t")), ReplicaId(args.number("r")));
+                self.step(Input::Diverged { server: ServerId(args.number("s")), copies: vec![copy] });
+            }
             "add" => {
                 let tablet = TabletId(args.number("t"));
                 let instead_of = args.text("for").map(|_| ReplicaId(args.number("for")));
@@ -485,6 +489,7 @@ fn command_text(command: &Command) -> String {
                 }
                 ReplicaChange::Remove { tablet, replica } => format!("remove {replica} of {tablet}"),
                 ReplicaChange::Shed { tablet, replica } => format!("shed {replica} of {tablet}"),
+                ReplicaChange::Forsake { tablet, replica } => format!("forsake {replica} of {tablet}"),
                 ReplicaChange::Settle { tablet } => format!("settle {tablet}"),
             };
             changes.iter().map(one).collect::<Vec<_>>().join(", ")

@@ -43,6 +43,8 @@ pub(crate) enum Event {
     Silent { server: ServerId, number: u64, leaders: BTreeSet<(ServerId, Incarnation)> },
     /// A server says which copies of what it leads are too far behind.
     Behind { server: ServerId, number: u64, copies: Vec<(TabletId, Epoch, ReplicaId)> },
+    /// A server says which of its own copies hold another history than their leaders.
+    Diverged { server: ServerId, number: u64, copies: Vec<(TabletId, ReplicaId)> },
     /// A server asks for changes of the in-sync sets of tablets that it leads.
     Proposals { server: ServerId, number: u64, changes: Vec<InSyncChange> },
     /// A command with such changes was applied: the changes and whether each was accepted.
@@ -223,6 +225,12 @@ impl Controller {
             Event::Behind { server, number, copies } if self.is_present(server, number) => {
                 self.step(Input::Behind { server, copies });
             }
+            Event::Diverged { server, number, copies } if self.is_present(server, number) => {
+                for (tablet, replica) in &copies {
+                    tracing::warn!(%server, %tablet, %replica, "a copy has diverged from its leader");
+                }
+                self.step(Input::Diverged { server, copies });
+            }
             Event::Answers { server, number, answers } if self.is_present(server, number) => {
                 self.step(Input::FenceAnswered { server, answers });
             }
@@ -248,6 +256,7 @@ impl Controller {
             | Event::GaveUp { .. }
             | Event::Silent { .. }
             | Event::Behind { .. }
+            | Event::Diverged { .. }
             | Event::Answers { .. }
             | Event::Proposals { .. }
             | Event::Altered { .. }

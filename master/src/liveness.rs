@@ -9,7 +9,7 @@ use ebla_kernel::ids::{Epoch, ReplicaId, ServerId, TabletId};
 use ebla_kernel::meta::{State, Tablet, Wish};
 use ebla_proto::split::Copied;
 use ebla_proto::v1::{ArrivalReport, Heartbeat, ServerState, TabletReport};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,8 @@ struct Inner {
     since: Instant,
     servers: BTreeMap<ServerId, Seen>,
     reports: BTreeMap<TabletId, Report>,
+    /// Copies that hold another history than their leaders.
+    diverged: BTreeSet<(TabletId, ServerId)>,
     /// By the last heartbeat of each server.
     arrivals: BTreeMap<ServerId, BTreeMap<ReplicaId, Copied>>,
 }
@@ -76,7 +78,8 @@ pub(crate) struct Liveness {
 impl Liveness {
     pub fn new() -> Self {
         let (servers, reports, arrivals) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { inner: Mutex::new(Inner { since: Instant::now(), servers, reports, arrivals }) }
+        let (since, diverged) = (Instant::now(), BTreeSet::new());
+        Self { inner: Mutex::new(Inner { since, servers, reports, diverged, arrivals }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -89,6 +92,7 @@ impl Liveness {
         inner.since = Instant::now();
         inner.servers.clear();
         inner.reports.clear();
+        inner.diverged.clear();
         inner.arrivals.clear();
     }
 
@@ -104,6 +108,7 @@ impl Liveness {
         inner.servers.insert(server, seen);
         // The first heartbeat of a session names every tablet.
         inner.reports.retain(|_, report| report.server != server);
+        inner.diverged.retain(|(_, at)| *at != server);
     }
 
     pub fn closed(&self, server: ServerId) {
@@ -151,6 +156,7 @@ impl Liveness {
         let mut inner = self.lock();
         for tablet in tablets {
             inner.reports.remove(tablet);
+            inner.diverged.retain(|(of, _)| of != tablet);
         }
     }
 
@@ -175,6 +181,19 @@ impl Liveness {
             requests: report.requests,
         };
         inner.reports.iter().map(|(id, report)| (*id, counted(report))).collect()
+    }
+
+    /// Servers whose copies of a tablet hold another history than its leader, by their own word.
+    pub fn diverged(&self, tablet: &Tablet) -> Vec<ServerId> {
+        let inner = self.lock();
+        let said = |server: &ServerId| inner.diverged.contains(&(tablet.id, *server));
+        let copies = tablet.replicas.iter().filter(|copy| !copy.lost);
+        copies.map(|copy| copy.server).filter(said).collect()
+    }
+
+    /// How many copies hold another history than their leaders.
+    pub fn diverged_count(&self) -> usize {
+        self.lock().diverged.len()
     }
 
     /// How many of `tablets` are served by the leader of their present epoch, by its own word.
@@ -207,6 +226,12 @@ impl Inner {
         let Some(tablet) = state.tablet(id).filter(|tablet| tablet.replica_on(server).is_some()) else {
             return;
         };
+        let is_diverged = tablet.replicas.iter().any(|copy| copy.id.0 == report.diverged_replica_id);
+        if is_diverged {
+            self.diverged.insert((id, server));
+        } else {
+            self.diverged.remove(&(id, server));
+        }
         // Of several copies the leader's word counts, and after it that of the last leader.
         let leads = tablet.leader.is_some_and(|leader| leader.server == server);
         if !leads && self.reports.get(&id).is_some_and(|known| known.server != server) {

@@ -204,6 +204,10 @@ pub fn table_change(wire: &v1::ChangeTableRequest) -> Result<TableChange, ApiErr
         auto_merge: auto_merge(wire.auto_merge)?,
         replicas: None,
         publish_changes: wire.publish_changes,
+        memory_bytes_max: wire.memory_bytes_max,
+        eviction: (wire.eviction != v1::Eviction::Unspecified as i32)
+            .then(|| eviction(wire.eviction))
+            .transpose()?,
     })
 }
 
@@ -364,6 +368,13 @@ pub fn behind(reports: &[v1::TabletReport]) -> Vec<(TabletId, Epoch, ReplicaId)>
         report.behind_replica_ids.iter().map(move |id| (tablet, epoch, ReplicaId(*id))).collect::<Vec<_>>()
     };
     reports.iter().flat_map(of).collect()
+}
+
+/// The copies of a server that hold another history than their leaders.
+#[must_use]
+pub fn diverged(reports: &[v1::TabletReport]) -> Vec<(TabletId, ReplicaId)> {
+    let diverged = reports.iter().filter(|report| report.diverged_replica_id > 0);
+    diverged.map(|report| (TabletId(report.tablet_id), ReplicaId(report.diverged_replica_id))).collect()
 }
 
 /// One run of a server.

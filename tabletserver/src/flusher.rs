@@ -25,6 +25,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
+/// How long writes' tokens are remembered.
+const TOKEN_WINDOW: Duration = Duration::from_millis(TOKEN_WINDOW_MS);
+
 /// Marks per tablet that say which entries left the token window.
 const MARKS_PER_TABLET_MAX: usize = 16;
 
@@ -177,7 +180,7 @@ impl Flusher {
     fn release_retired(&self, flushed: &mut HashMap<TabletId, Instant>) -> Result<(), Error> {
         let disk_is_over = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
         let memory_is_over = self.memory_log_is_full();
-        let window = Duration::from_millis(TOKEN_WINDOW_MS);
+        let window = TOKEN_WINDOW;
         let retired = self.replicas.retired();
         for retired in retired.iter().filter(|retired| retired.flushed == retired.seal) {
             flushed.entry(retired.tablet).or_insert_with(Instant::now);
@@ -208,9 +211,10 @@ impl Flusher {
     }
 
     /// Lets entries go that are flushed, safe, out of the token window, and not needed by any
-    /// copy. Above the size limit the window and the copies lose; what is not safe stays.
+    /// copy. Above the size limit the window loses, and copies that are away; far above it those
+    /// that are there, too; what is not safe stays.
     fn purge(&self, directory: &Directory, progress: &mut HashMap<TabletId, Progress>) {
-        let disk_is_over = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
+        let disk = self.disk_log();
         let memory_bytes = self.oplog.bytes_in_memory();
         let routes = self.node.routes.now();
         let mut compact = Vec::new();
@@ -218,12 +222,13 @@ impl Flusher {
             let Some(tablet) = directory.tablet(*id) else { continue };
             let needed = needed_by_copies(tablet, routes.tablet(*id));
             let upto = match tablet.kind {
-                TableKind::Durable if disk_is_over => Some(progress.flushed),
+                TableKind::Durable if disk == DiskLog::Full => Some(progress.flushed),
+                TableKind::Durable if disk == DiskLog::Over => self.above_limit(tablet, progress),
                 TableKind::Memory if memory_bytes > limits::MEMORY_LOG_BYTES_HARD => Some(progress.flushed),
                 TableKind::Memory if memory_bytes > limits::MEMORY_LOG_BYTES_MAX => {
                     Some(progress.flushed.min(needed))
                 }
-                TableKind::Durable | TableKind::Memory => progress.out_of_window(needed),
+                TableKind::Durable | TableKind::Memory => progress.out_of_window(needed, TOKEN_WINDOW),
             };
             // The last entry stays: it proves where the log ends.
             let upto = upto.map(|upto| upto.min(tablet.safe_seq()));
@@ -232,11 +237,49 @@ impl Flusher {
                 compact.push((*id, keep));
             }
         }
+        if disk == DiskLog::Full {
+            warn!("the log is far above --log-max: what copies still want goes, and they are built anew");
+        }
         let purged = self.oplog.compact_to(&compact).and_then(|()| self.oplog.purge());
         if let Err(error) = purged {
             warn!(%error, "old log entries stay for now");
         }
     }
+}
+
+impl Flusher {
+    /// What of a log goes when the limit is passed: all that is flushed and that no copy is about to
+    /// be sent. Who follows cannot know what others lack, only that it is young.
+    fn above_limit(&self, tablet: &TabletHandle, progress: &mut Progress) -> Option<Seq> {
+        let pinned = self.node.log_pins.lowest(tablet.id).unwrap_or(Seq(u64::MAX));
+        match tablet.wanted() {
+            Some(wanted) => Some(progress.flushed.min(wanted).min(pinned)),
+            None => progress.out_of_window(pinned, limits::OPLOG_LIVE_WINDOW),
+        }
+    }
+
+    fn disk_log(&self) -> DiskLog {
+        let (bytes, max) = (self.oplog.bytes_on_disk(), self.oplog_bytes_max);
+        let pinned = (max / limits::OPLOG_PINNED_SHARE).max(limits::OPLOG_PINNED_BYTES_MIN);
+        if bytes > max.saturating_add(pinned) {
+            DiskLog::Full
+        } else if bytes > max {
+            DiskLog::Over
+        } else {
+            DiskLog::Within
+        }
+    }
+}
+
+/// How the log on disk stands to its limit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DiskLog {
+    /// Everything is kept that anybody may want.
+    Within,
+    /// What is there for those who are away goes.
+    Over,
+    /// What is there for anybody goes.
+    Full,
 }
 
 impl Progress {
@@ -246,12 +289,11 @@ impl Progress {
         self.marks.retain(|(_, seq)| *seq <= applied);
     }
 
-    /// The last position that no copy above `needed` wants, flushed longer ago than tokens are
-    /// remembered.
-    fn out_of_window(&mut self, needed: Seq) -> Option<Seq> {
+    /// The last position that no copy above `needed` wants, flushed longer ago than `window`.
+    fn out_of_window(&mut self, needed: Seq, window: Duration) -> Option<Seq> {
         let mut upto = None;
         while let Some((at, seq)) = self.marks.front().copied() {
-            if at.elapsed() < Duration::from_millis(TOKEN_WINDOW_MS) || seq > needed {
+            if at.elapsed() < window || seq > needed {
                 break;
             }
             upto = Some(seq);

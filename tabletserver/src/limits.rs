@@ -1,5 +1,6 @@
 //! Every bound that a tablet server sets by itself, each with its reason.
 
+use ebla_kernel::limits::{IN_SYNC_LAG_BYTES, IN_SYNC_LAG_MS};
 use std::time::Duration;
 
 /// Memtable of the data store in bytes: what a crash makes replay from the log, and what
@@ -51,6 +52,17 @@ pub const GC_BATCH_VERSIONS_MAX: usize = 1_000;
 /// Size of one file of the log. Whole files are purged, so it is the grain of the space
 /// that a purge gives back.
 pub const OPLOG_FILE_BYTES_DEFAULT: u64 = 32 * 1024 * 1024;
+
+/// Above its limit the log still keeps what live copies are about to be sent, up to one nth of the
+/// limit more, and at least [`OPLOG_PINNED_BYTES_MIN`].
+pub const OPLOG_PINNED_SHARE: u64 = 4;
+
+/// The least of that: some times what an in-sync copy may be behind, whatever the limit.
+pub const OPLOG_PINNED_BYTES_MIN: u64 = 4 * IN_SYNC_LAG_BYTES;
+
+/// How long a copy that follows keeps what it has flushed when the log is above its limit: as long
+/// as another may be behind and yet in sync, and some more. If it comes to lead, that one wants it.
+pub const OPLOG_LIVE_WINDOW: Duration = Duration::from_millis(IN_SYNC_LAG_MS + 1_000);
 
 /// Bytes of log below which a purge does nothing.
 pub const OPLOG_PURGE_BYTES_DEFAULT: u64 = 128 * 1024 * 1024;

@@ -389,6 +389,7 @@ impl Link {
                 successor_replica_id: successor.map_or(0, |replica| replica.0),
                 behind_replica_ids: tablet.behind().iter().map(|replica| replica.0).collect(),
                 requests: tablet.load.get().requests(),
+                diverged_replica_id: if tablet.is_replaceable() { tablet.replica.0 } else { 0 },
             };
             if self.told.get(&tablet.id) != Some(&report) && tablets.len() < limits::REPORTS_PER_MESSAGE {
                 self.told.insert(tablet.id, report.clone());

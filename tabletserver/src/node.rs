@@ -4,6 +4,7 @@
 
 use crate::backup::Imports;
 use crate::clock::Clock;
+use crate::copying::LogPins;
 use crate::disk::DiskGauge;
 use crate::handover::{Checked, Unplaced};
 use crate::heat::{Counts, Heat};
@@ -54,6 +55,8 @@ pub struct Node {
     pub floors: Arc<Floors>,
     /// What reads look at now.
     pub pins: Arc<ReadPins>,
+    /// What copies that are sent go on with.
+    pub log_pins: Arc<LogPins>,
     /// The way to the cores.
     pub sequencer: SequencerHandle,
     /// Promises between servers.
@@ -392,7 +395,7 @@ impl Node {
         let table = self.memory.tables().add(tablet.table);
         let (bytes, adds) = added_bytes(ops);
         let limit = table.limit().unwrap_or(u64::MAX);
-        if !adds && table.used() / limits::MEMORY_DELETES_UPTO < limit / 1_000 {
+        if !adds && table.takes_deletes() {
             return Ok(table.reserve_anyway(bytes));
         }
         if let Some(room) = table.reserve(bytes) {
@@ -402,7 +405,7 @@ impl Node {
         if adds && table.eviction() == Eviction::None {
             let hint = format!(
                 "the table is at its limit of {limit} bytes in memory on this server; nothing was written: \
-                 delete rows, or create it with a higher --max-memory or with --eviction"
+                 delete rows, or give it more room with `ebla table set` and --max-memory or --eviction"
             );
             return Err(ApiError::new(Reason::MemoryLimit, hint).with("limit", limit));
         }

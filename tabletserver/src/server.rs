@@ -330,6 +330,7 @@ fn start_pipeline(
         routes: RouteCache::default(),
         floors: Arc::clone(&opened.floors),
         pins: ReadPins::new(),
+        log_pins: Arc::default(),
         sequencer: SequencerHandle { requests, control },
         peers: Arc::default(),
         disk: Arc::new(DiskGauge::new(&config.data_dir)),

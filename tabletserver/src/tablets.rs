@@ -70,12 +70,17 @@ pub struct TabletHandle {
     safe_seq: AtomicU64,
     kept_ts: AtomicU64,
     everywhere: AtomicU64,
+    wanted: AtomicU64,
     applied_seq: AtomicU64,
     applied_ts: AtomicU64,
     applied_end: Mutex<LogEnd>,
     safe_end: Mutex<LogEnd>,
     is_sealed: AtomicBool,
     behind: ArcSwap<Vec<ReplicaId>>,
+    /// The copy holds another history than its leader: nobody is to read it.
+    diverged: AtomicBool,
+    /// What it has beyond its leader is in the loss ledger: it may go.
+    is_entered: AtomicBool,
 }
 
 /// Rows and bytes of a tablet: counted now and then, adjusted by each write between counts.
@@ -193,12 +198,15 @@ impl TabletHandle {
             safe_seq: AtomicU64::new(0),
             kept_ts: AtomicU64::new(0),
             everywhere: AtomicU64::new(NOT_LEADING),
+            wanted: AtomicU64::new(NOT_LEADING),
             applied_seq: AtomicU64::new(spec.applied.pos.seq.0),
             applied_ts: AtomicU64::new(spec.applied.ts.0),
             applied_end: Mutex::new(spec.applied),
             safe_end: Mutex::default(),
             is_sealed: AtomicBool::new(false),
             behind: ArcSwap::default(),
+            diverged: AtomicBool::new(false),
+            is_entered: AtomicBool::new(false),
         }
     }
 
@@ -280,6 +288,19 @@ impl TabletHandle {
         Some(self.everywhere.load(Ordering::Acquire)).filter(|seq| *seq != NOT_LEADING).map(Seq)
     }
 
+    /// Publishes above which entry copies that are there want the log; none when this replica does
+    /// not lead.
+    pub fn set_wanted(&self, seq: Option<Seq>) {
+        let told = seq.map_or(NOT_LEADING, |seq| seq.0.min(NOT_LEADING - 1));
+        self.wanted.store(told, Ordering::Release);
+    }
+
+    /// Above which entry copies that are there want the log, if this replica leads.
+    #[must_use]
+    pub fn wanted(&self) -> Option<Seq> {
+        Some(self.wanted.load(Ordering::Acquire)).filter(|seq| *seq != NOT_LEADING).map(Seq)
+    }
+
     /// Publishes an entry at or below a Q, the newest known.
     pub fn set_safe_end(&self, end: LogEnd) {
         *self.safe_end.lock().expect("no holder of this lock panics") = end;
@@ -294,6 +315,22 @@ impl TabletHandle {
     #[must_use]
     pub fn is_sealed(&self) -> bool {
         self.is_sealed.load(Ordering::Acquire)
+    }
+
+    /// The copy has diverged from its leader.
+    pub fn set_diverged(&self) {
+        self.diverged.store(true, Ordering::Release);
+    }
+
+    /// What a copy that has diverged has beyond its leader is in the loss ledger.
+    pub fn set_entered(&self) {
+        self.is_entered.store(true, Ordering::Release);
+    }
+
+    /// Whether it has diverged and may be replaced.
+    #[must_use]
+    pub fn is_replaceable(&self) -> bool {
+        self.is_entered.load(Ordering::Acquire)
     }
 
     /// Publishes which copies this leader cannot bring up from its log.
@@ -311,9 +348,13 @@ impl TabletHandle {
     }
 
     /// The last entry whose rows are here and stay, all before it included: at its timestamp
-    /// a copy may be read, whatever is applied above it. None before there is one.
+    /// a copy may be read, whatever is applied above it. None before there is one, and none of a
+    /// copy that has diverged.
     #[must_use]
     pub fn closed(&self) -> Option<LogEnd> {
+        if self.diverged.load(Ordering::Acquire) {
+            return None;
+        }
         let applied = self.applied_end();
         if applied.pos.seq <= self.safe_seq() {
             return Some(applied);

@@ -242,7 +242,6 @@ impl Server {
             by: Epoch(0),
             cuts: 0,
             assignment: None,
-            is_diverged: false,
         };
         let Some(run) = &mut self.run else { return };
         run.clock.raise(copy.core.end().ts);
@@ -255,7 +254,7 @@ impl Server {
     pub(super) fn fences(&mut self, env: &mut Env, fences: &[meta::Fence]) {
         for fence in fences {
             let known = self.run.as_ref().and_then(|run| run.copies.get(&fence.tablet));
-            if known.is_some_and(|copy| copy.core.replica() == fence.replica && !copy.is_diverged) {
+            if known.is_some_and(|copy| copy.core.replica() == fence.replica) {
                 self.step(env, fence.tablet, Input::Fence { epoch: fence.epoch, gone: fence.gone });
             }
         }

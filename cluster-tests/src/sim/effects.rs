@@ -42,7 +42,7 @@ impl Server {
                 self.after(env, delay, Internal::Located(id, seq));
             }
             Effect::Truncate { keep } => self.truncate(env, id, keep),
-            Effect::Diverged { at } => self.diverged(env, id, at),
+            Effect::Diverged { at, .. } => self.diverged(env, id, at),
             Effect::ProposeInSync(proposal) => self.propose(env, id, proposal),
             Effect::Lease(terms) => {
                 let Some(run) = &mut self.run else { return };
@@ -69,11 +69,7 @@ impl Server {
 
     /// A copy that disagrees below what was safe. It happens only after an election with too
     /// few answers; otherwise somebody has lied.
-    fn diverged(&mut self, env: &mut Env, id: TabletId, at: ebla_kernel::ids::Pos) {
-        let Some(run) = &mut self.run else { return };
-        if let Some(copy) = run.copies.get_mut(&id) {
-            copy.is_diverged = true;
-        }
+    fn diverged(&self, env: &mut Env, id: TabletId, at: ebla_kernel::ids::Pos) {
         if !env.watch.is_excused(id) {
             let detail = format!("{id} on server {} would have to cut {at}, which was safe", self.index);
             env.watch.fail("nothing safe is cut", &detail);

@@ -206,6 +206,11 @@ impl MetaNode {
                     self.step(env, Input::Behind { server: run.server, copies });
                 }
             }
+            Message::Diverged { run, copies } => {
+                if self.hears(env, run) {
+                    self.step(env, Input::Diverged { server: run.server, copies });
+                }
+            }
             Message::ProposeSplit { run, commit } => {
                 if self.hears(env, run) {
                     let waits = Waits::Commit(run, commit.tablet, commit.epoch, commit.attempt);

@@ -63,6 +63,13 @@ pub enum Message {
         /// They, and the epochs in which they were found behind.
         copies: Vec<(TabletId, Epoch, ReplicaId)>,
     },
+    /// A server says which of its copies have diverged from their leaders.
+    Diverged {
+        /// Its run.
+        run: ServerRun,
+        /// They.
+        copies: Vec<(TabletId, ReplicaId)>,
+    },
     /// The leader of a sealed tablet asks for the commit of its split.
     ProposeSplit {
         /// Its run.

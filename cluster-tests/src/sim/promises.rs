@@ -147,6 +147,17 @@ impl Server {
         }
         env.send(self.address(), Address::Meta, Message::Silent { run: name, leaders });
         self.report_behind(env, name);
+        self.report_diverged(env, name);
+    }
+
+    /// Which copies here hold another history than their leaders.
+    fn report_diverged(&self, env: &mut Env, name: ServerRun) {
+        let Some(run) = &self.run else { return };
+        let diverged = run.copies.values().filter(|copy| copy.core.is_diverged());
+        let copies: Vec<_> = diverged.map(|copy| (copy.core.id(), copy.core.replica())).collect();
+        if !copies.is_empty() {
+            env.send(self.address(), Address::Meta, Message::Diverged { run: name, copies });
+        }
     }
 
     /// Which copies this server cannot bring up from its log.

@@ -178,7 +178,6 @@ pub(super) struct Copy {
     pub cuts: u64,
     /// What metadata said last.
     pub assignment: Option<Assignment>,
-    pub is_diverged: bool,
 }
 
 /// Something that needs a timestamp.
@@ -477,6 +476,7 @@ impl Server {
             | Message::Propose { .. }
             | Message::ProposeSplit { .. }
             | Message::Behind { .. }
+            | Message::Diverged { .. }
             | Message::Response(_) => {
                 unreachable!("nobody sends this to a server")
             }

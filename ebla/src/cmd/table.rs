@@ -51,12 +51,6 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
         Kind::Durable => v1::TableKind::Durable,
         Kind::Memory => v1::TableKind::Memory,
     };
-    let eviction = match args.eviction {
-        None => v1::Eviction::Unspecified,
-        Some(Eviction::None) => v1::Eviction::None,
-        Some(Eviction::Lru) => v1::Eviction::Lru,
-        Some(Eviction::Lfu) => v1::Eviction::Lfu,
-    };
     let spec = v1::TableSpec {
         kind: kind as i32,
         replicas: args.replicas.map_or(0, u32::from),
@@ -71,7 +65,7 @@ async fn create(global: &Global, args: CreateTable, out: &mut Output) -> anyhow:
         auto_merge: v1::AutoMerge::Unspecified as i32,
         publish_changes: args.publish_changes,
         memory_bytes_max: args.max_memory,
-        eviction: eviction as i32,
+        eviction: eviction_to_wire(args.eviction) as i32,
     };
     let admin = connect(global, args.wait).await?.admin();
     let request = v1::CreateTableRequest { name: args.name.clone(), spec: Some(spec), split_keys };
@@ -167,18 +161,25 @@ async fn set(global: &Global, args: SetTable, out: &mut Output) -> anyhow::Resul
         split_load: args.split_load,
         auto_merge: auto_merge as i32,
         publish_changes: args.publish_changes.map(|switch| switch == Switch::On),
+        memory_bytes_max: args.max_memory,
+        eviction: eviction_to_wire(args.eviction) as i32,
     };
     let admin = connect(global, args.wait).await?.admin();
     let table = admin.change_table(request).await?;
     let described = admin.describe_table(&table.name).await?;
     let spec = table.spec.unwrap_or_default();
-    let line = format!(
+    let mut line = format!(
         "table {:?} is split above {} bytes and {} requests per second in a tablet, auto-merge is {}",
         table.name,
         spec.split_bytes,
         spec.split_load(),
         auto_merge_name(spec.auto_merge())
     );
+    if let (Some(bytes), Some(eviction)) = (spec.memory_bytes_max, eviction_name(&spec)) {
+        line.push_str(&format!(
+            ", it takes up to {bytes} bytes of memory on a server, eviction is {eviction}"
+        ));
+    }
     out.one(&described_json(&described), || line)
 }
 
@@ -187,6 +188,15 @@ fn auto_merge_name(auto_merge: v1::AutoMerge) -> &'static str {
         v1::AutoMerge::Own | v1::AutoMerge::Unspecified => "own",
         v1::AutoMerge::All => "all",
         v1::AutoMerge::Off => "off",
+    }
+}
+
+fn eviction_to_wire(eviction: Option<Eviction>) -> v1::Eviction {
+    match eviction {
+        None => v1::Eviction::Unspecified,
+        Some(Eviction::None) => v1::Eviction::None,
+        Some(Eviction::Lru) => v1::Eviction::Lru,
+        Some(Eviction::Lfu) => v1::Eviction::Lfu,
     }
 }
 

@@ -93,6 +93,7 @@ fn tablet_json(out: &Output, summary: &v1::TabletSummary) -> Json {
     put("replicas", json!(servers(|_| true)));
     put("in_sync", json!(servers(|replica| replica.in_sync)));
     put("lost", json!(servers(|replica| replica.lost)));
+    put("diverged", json!(summary.diverged_server_ids));
     put("degraded", json!(tablet.degraded));
     put("awaiting", json!((tablet.awaited_server_id > 0).then_some(tablet.awaited_server_id)));
     put("lineage", json!(tablet.lineage));

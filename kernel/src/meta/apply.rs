@@ -289,7 +289,7 @@ fn change_table(
     changes: &mut Changes,
 ) -> Result<Reply, Rejection> {
     let table = state.tables.get_mut(&id).ok_or(Rejection::NoTable(id))?;
-    table.spec.change(change);
+    table.spec = table.spec.changed(change).map_err(Rejection::BadTable)?;
     changes.tables.insert(id);
     Ok(Reply::Changed(table.clone()))
 }

@@ -20,7 +20,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 7;
+pub const COMMAND_FORMAT: u8 = 8;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -213,6 +213,13 @@ pub enum ReplicaChange {
     },
     /// A copy that is one too many is to go; another one takes over what it has.
     Shed {
+        /// The tablet.
+        tablet: TabletId,
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// A copy that says that it has diverged from its leader counts as lost from now on.
+    Forsake {
         /// The tablet.
         tablet: TabletId,
         /// Which.

@@ -77,6 +77,13 @@ pub enum Input {
         /// Copies, and the epoch in which they were found behind.
         copies: Vec<(TabletId, Epoch, ReplicaId)>,
     },
+    /// A server says which of its own copies have diverged from their leaders.
+    Diverged {
+        /// Which server.
+        server: ServerId,
+        /// Copies.
+        copies: Vec<(TabletId, ReplicaId)>,
+    },
     /// An operator wants another copy to lead; see [`Control::transfer_target`].
     Transfer {
         /// What.
@@ -199,6 +206,7 @@ impl Control {
             Input::GaveUp { server, epochs } => self.on_gave_up(state, server, epochs),
             Input::Silent { server, leaders } => self.on_silent(state, server, leaders),
             Input::Behind { server, copies } => self.on_behind(state, server, copies),
+            Input::Diverged { server, copies } => self.on_diverged(state, server, copies),
             Input::Transfer { tablet, replica } => self.on_transfer(state, tablet, replica, effects),
             Input::Tick { wall } => {
                 self.on_tick(now, wall);

@@ -1,4 +1,4 @@
-//! Repair: copies that are lost, too far behind, or on servers that stay away are replaced.
+//! Repair: copies that are lost, too far behind, diverged, or on servers that stay away are replaced.
 //!
 //! Everything that was decided stands in the tablet's record ([`super::Tablet::moving`]), so any
 //! master goes on with it; what is remembered here only paces it. Per tablet one change at a time,
@@ -18,6 +18,7 @@ use super::command::ReplicaChange;
 use super::control::Control;
 use super::in_sync::is_at_its_least;
 use super::merge::gathers;
+use super::replicas::may_diverge;
 use super::state::{Duty, Move, Replica, State, Tablet};
 use crate::ids::{Epoch, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{COPIES_ON_THEIR_WAY_MAX, REPAIRS_RETRIED_MAX, REPLICA_CHANGE_RETRY_MS};
@@ -34,6 +35,8 @@ pub(super) struct Repairs {
     again: BTreeMap<TabletId, Tick>,
     /// Copies whose next entries their leaders no longer have.
     behind: BTreeMap<TabletId, (Epoch, ReplicaId)>,
+    /// Copies that hold another history than their leaders.
+    diverged: BTreeMap<TabletId, BTreeSet<ReplicaId>>,
     /// Tablets with a copy on its way, and where to.
     under_way: BTreeMap<TabletId, ServerId>,
     /// How many of them go to each server.
@@ -52,6 +55,7 @@ impl Repairs {
     pub fn forget(&mut self, tablet: TabletId) {
         self.again.remove(&tablet);
         self.behind.remove(&tablet);
+        self.diverged.remove(&tablet);
         self.set_way(tablet, None);
         self.waiting.remove(&tablet);
     }
@@ -147,6 +151,34 @@ impl Control {
         }
     }
 
+    /// A server says which of its copies are no copies of what their leaders have.
+    pub(super) fn on_diverged(
+        &mut self,
+        state: &State,
+        server: ServerId,
+        copies: Vec<(TabletId, ReplicaId)>,
+    ) {
+        for (id, replica) in copies {
+            let is_there =
+                |tablet: &Tablet| tablet.replica(replica).is_some_and(|copy| copy.server == server);
+            if state.tablet(id).is_some_and(is_there) {
+                self.repairs.diverged.entry(id).or_default().insert(replica);
+                self.dirty.insert(id);
+            }
+        }
+    }
+
+    /// Lets a copy that has diverged count as lost. Whether there was one.
+    fn forsake(&mut self, state: &State, tablet: &Tablet, batch: &mut Batch) -> bool {
+        let Some(here) = self.repairs.diverged.get_mut(&tablet.id) else { return false };
+        here.retain(|replica| tablet.replica(*replica).is_some_and(|copy| !copy.lost));
+        let is_led = |replica: &ReplicaId| tablet.leader.is_some_and(|leader| leader.replica != *replica);
+        let found = here.iter().copied().find(is_led).filter(|_| may_diverge(state, tablet));
+        let change = found.map(|replica| ReplicaChange::Forsake { tablet: tablet.id, replica });
+        batch.replicas.extend(change);
+        found.is_some()
+    }
+
     /// Takes the next step towards as many good copies as the table wants.
     pub(super) fn repair(&mut self, now: Tick, state: &State, tablet: &Tablet, batch: &mut Batch) {
         if self.repairs.note(tablet) {
@@ -156,6 +188,7 @@ impl Control {
             return;
         }
         let acted = match (tablet.moving, state.job_of(tablet.id)) {
+            _ if self.forsake(state, tablet, batch) => true,
             (Some(moving), _) => self.go_on(state, tablet, moving, batch),
             // A merge brings its own copies together, as long as they are good.
             (None, Some(job)) if gathers(job) => self.begin(state, tablet, batch),

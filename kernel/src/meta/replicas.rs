@@ -20,6 +20,7 @@ use super::in_sync::is_at_its_least;
 use super::job::{self, JobKind, JobState, MoveJob, Origin};
 use super::merge;
 use super::rejection::Rejection;
+use super::spec::Policy;
 use super::state::{Duty, Move, Replica, State, Tablet};
 use super::succession::present;
 use crate::ids::{ReplicaId, ServerId, TabletId};
@@ -45,6 +46,7 @@ pub(super) fn change_replica(
         }
         ReplicaChange::Remove { tablet, replica } => remove(state, tablet, replica, time_ms, changes),
         ReplicaChange::Shed { tablet, replica } => shed(state, tablet, replica, time_ms, changes),
+        ReplicaChange::Forsake { tablet, replica } => forsake(state, tablet, replica, changes),
         ReplicaChange::Settle { tablet } => settle(state, tablet, time_ms, changes),
     }
 }
@@ -267,6 +269,36 @@ fn shed(
     state.replace_tablet(tablet.clone());
     job::register(state, JobKind::Move(moved), Origin::Automatic, time_ms, changes);
     Ok(tablet)
+}
+
+/// What a copy holds is another history than its leader's: too few answered when that was elected.
+/// It counts as lost, so it leads and votes nevermore, and a copy is built anew in its stead. In a
+/// strict table this cannot come from an election: people are to look at it before anything goes.
+fn forsake(
+    state: &mut State,
+    id: TabletId,
+    replica: ReplicaId,
+    changes: &mut Changes,
+) -> Result<Tablet, Rejection> {
+    let tablet = present(state, id)?;
+    let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
+    let Some(copy) = tablet.replica(replica) else { return refuse(Rejection::NoReplica) };
+    if copy.lost {
+        return refuse(Rejection::NothingToChange);
+    }
+    if tablet.leader.is_none() || tablet.is_led_by(replica) || !may_diverge(state, tablet) {
+        return refuse(Rejection::CopyIsNeeded);
+    }
+    let mut tablet = tablet.clone();
+    tablet.replicas.iter_mut().filter(|copy| copy.id == replica).for_each(|copy| copy.lost = true);
+    changes.tablets.insert(id);
+    state.replace_tablet(tablet.clone());
+    Ok(tablet)
+}
+
+/// Whether elections of the tablet may choose a leader that lacks what was safe.
+pub(super) fn may_diverge(state: &State, tablet: &Tablet) -> bool {
+    state.table(tablet.table).is_some_and(|table| table.spec.policy == Policy::Degraded)
 }
 
 /// A copy has come that takes nobody's place, or cannot: the old one is needed.

@@ -135,6 +135,10 @@ pub struct TableChange {
     pub replicas: Option<u8>,
     /// Whether changes are published.
     pub publish_changes: Option<bool>,
+    /// Bytes that the versions of a table in memory may take on one server.
+    pub memory_bytes_max: Option<u64>,
+    /// What makes room in a table in memory.
+    pub eviction: Option<Eviction>,
 }
 
 impl Default for TableSpec {
@@ -275,15 +279,29 @@ pub fn check_table_name(name: &str) -> Result<(), BadTable> {
 }
 
 impl TableSpec {
-    /// Takes a change in.
-    pub fn change(&mut self, change: &TableChange) {
-        self.split_bytes = change.split_bytes.unwrap_or(self.split_bytes);
-        self.split_load = change.split_load.unwrap_or(self.split_load);
-        self.auto_merge = change.auto_merge.unwrap_or(self.auto_merge);
+    /// The table with a change taken in.
+    ///
+    /// # Errors
+    /// What the change says of memory and does not fit the table.
+    pub fn changed(&self, change: &TableChange) -> Result<Self, BadTable> {
+        let is_about_memory = change.memory_bytes_max.is_some() || change.eviction.is_some();
+        if is_about_memory && self.kind == TableKind::Durable {
+            return Err(BadTable::LimitOfDurable);
+        }
         let replicas =
             change.replicas.filter(|replicas| (self.min_in_sync..=REPLICAS_MAX).contains(replicas));
-        self.replicas = replicas.unwrap_or(self.replicas);
-        self.publish_changes = change.publish_changes.unwrap_or(self.publish_changes);
+        let changed = Self {
+            split_bytes: change.split_bytes.unwrap_or(self.split_bytes),
+            split_load: change.split_load.unwrap_or(self.split_load),
+            auto_merge: change.auto_merge.unwrap_or(self.auto_merge),
+            replicas: replicas.unwrap_or(self.replicas),
+            publish_changes: change.publish_changes.unwrap_or(self.publish_changes),
+            memory_bytes_max: change.memory_bytes_max.or(self.memory_bytes_max),
+            eviction: change.eviction.unwrap_or(self.eviction),
+            ..self.clone()
+        };
+        changed.check_memory()?;
+        Ok(changed)
     }
 
     /// What the table of rooms promises when it is made with so many servers up. It rather goes on
@@ -452,6 +470,13 @@ mod tests {
         assert_eq!(memory(Some(5), Eviction::None), Err(BadTable::MemoryLimitTooSmall(5)));
         assert_eq!(check(|s| s.memory_bytes_max = Some(1 << 30)), Err(BadTable::LimitOfDurable));
         assert_eq!(check(|s| s.eviction = Eviction::LeastRecent), Err(BadTable::LimitOfDurable));
+        let evict = TableChange { eviction: Some(Eviction::LeastRecent), ..TableChange::default() };
+        let limit = TableChange { memory_bytes_max: Some(MEMORY_LIMIT_BYTES_MIN), ..TableChange::default() };
+        let in_memory = TableSpec { kind: TableKind::Memory, ..spec.clone() };
+        assert_eq!(spec.changed(&limit), Err(BadTable::LimitOfDurable));
+        assert_eq!(in_memory.changed(&evict), Err(BadTable::EvictionWithoutLimit));
+        let both = in_memory.changed(&limit).and_then(|limited| limited.changed(&evict)).unwrap();
+        assert_eq!((both.memory_bytes_max, both.eviction), (limit.memory_bytes_max, Eviction::LeastRecent));
     }
 
     #[test]
@@ -469,12 +494,12 @@ mod tests {
             let mut spec = TableSpec::of_rooms(up);
             assert_eq!(spec.check(), Ok(()), "{up} servers");
             assert_eq!(usize::from(spec.replicas), up.clamp(1, 3));
-            spec.change(&TableChange { replicas: Some(3), ..TableChange::default() });
+            spec = spec.changed(&TableChange { replicas: Some(3), ..TableChange::default() }).unwrap();
             assert_eq!((spec.replicas, spec.check()), (3, Ok(())));
             let d = spec.min_in_sync;
-            spec.change(&TableChange { replicas: Some(d), ..TableChange::default() });
+            spec = spec.changed(&TableChange { replicas: Some(d), ..TableChange::default() }).unwrap();
             assert_eq!(spec.replicas, d);
-            spec.change(&TableChange { replicas: Some(0), ..TableChange::default() });
+            spec = spec.changed(&TableChange { replicas: Some(0), ..TableChange::default() }).unwrap();
             assert_eq!(spec.replicas, d, "never below what each write wants");
         }
     }

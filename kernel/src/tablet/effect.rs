@@ -67,7 +67,9 @@ pub enum Effect {
     },
     /// The log disagrees with its leader's below what was safe. The copy is of no use.
     Diverged {
-        /// What the leader has there.
+        /// The last entry that both have.
+        keep: Seq,
+        /// What stands here behind it.
         at: Pos,
     },
     /// Ask metadata for a change of the in-sync set.

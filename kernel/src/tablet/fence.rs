@@ -34,7 +34,8 @@ impl Tablet {
         gone: Epoch,
         effects: &mut Vec<Effect>,
     ) {
-        if epoch < self.promised.max(self.promising.unwrap_or_default()) || epoch <= self.led {
+        let is_old = epoch < self.promised.max(self.promising.unwrap_or_default()) || epoch <= self.led;
+        if is_old || self.diverged {
             return;
         }
         if self.appointment.as_ref().is_some_and(|appointment| appointment.epoch == epoch) {

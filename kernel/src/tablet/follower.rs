@@ -2,7 +2,8 @@
 //!
 //! A leader is met with `Hello`: where the log durably ends and how it grew. It answers with
 //! entries from the last position that both have. Whatever else the log holds there is cut;
-//! nothing at or below a known Q ever is. An acknowledgement names the last durable entry
+//! nothing at or below a known Q ever is. A copy that would have to has *diverged*: too few copies
+//! were asked who leads. It is over, and another is built in its place. An acknowledgement names the last durable entry
 //! that is the leader's too, never a length (m35).
 
 use super::{Context, Effect, PeerInput, PeerMessage, PeerRun, Tablet};
@@ -38,6 +39,9 @@ pub(super) struct Attachment {
 impl Tablet {
     /// A message of another copy.
     pub(super) fn peer(&mut self, context: Context<'_>, peer: PeerInput, effects: &mut Vec<Effect>) {
+        if self.diverged {
+            return;
+        }
         let PeerInput { from, run, epoch, message } = peer;
         match message {
             PeerMessage::Probe => {
@@ -229,8 +233,8 @@ impl Tablet {
     fn cut_after(&mut self, keep: Seq, effects: &mut Vec<Effect>) {
         if keep < self.safe.max(self.base.pos.seq) && !mutated!(SafeEntriesCut) {
             let at = self.log.pos_at(keep.next()).unwrap_or(self.log.end().pos);
-            self.following = None;
-            effects.push(Effect::Diverged { at });
+            (self.following, self.diverged) = (None, true);
+            effects.push(Effect::Diverged { keep, at });
             return;
         }
         if !self.log.is_durable() || self.settling.is_some() || !self.immediate.is_empty() {

@@ -101,6 +101,9 @@ pub struct Tablet {
     attached: Option<follower::Attachment>,
     /// A cut that is under way, by the end that is to stay.
     cutting: Option<Seq>,
+    /// The log disagrees with a leader's below what was safe: for good, nothing is taken any more,
+    /// no poll is answered.
+    diverged: bool,
     /// Highest epoch that this process has led; never again.
     led: Epoch,
     /// The end of the parents' logs that this one goes on from; zero for one that was created.
@@ -184,6 +187,7 @@ impl Tablet {
             following: None,
             attached: None,
             cutting: None,
+            diverged: false,
             led: Epoch(0),
             base: recovered.base,
             parents: Vec::new(),
@@ -330,10 +334,29 @@ impl Tablet {
         self.leader.as_ref().map(|leader| leader.progress.c())
     }
 
+    /// Entries above this are on their way to copies that are there and take them: in sync, or
+    /// catching up. None when this replica does not lead.
+    #[must_use]
+    pub fn wanted_above(&self) -> Option<Seq> {
+        let leader = self.leader.as_ref()?;
+        let in_sync = leader.progress.in_sync();
+        let wants = |(id, peer): (&ReplicaId, &replicate::Peer)| {
+            peer.wants_above(leader.progress.of(*id).seq, in_sync.contains(id))
+        };
+        Some(leader.peers.iter().filter_map(wants).min().unwrap_or(Seq(u64::MAX)))
+    }
+
     /// Copies in sync with this leader, as it knows them.
     #[must_use]
     pub fn in_sync_count(&self) -> Option<usize> {
         self.leader.as_ref().map(|leader| leader.progress.in_sync().len())
+    }
+
+    /// Whether the log disagrees with a leader's below what was safe. Such a copy is over: its
+    /// rows are not to be read, and it neither follows nor votes.
+    #[must_use]
+    pub fn is_diverged(&self) -> bool {
+        self.diverged
     }
 
     /// Copies that this leader cannot bring up from its log.

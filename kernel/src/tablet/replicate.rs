@@ -108,6 +108,18 @@ impl Peer {
         self.is_behind
     }
 
+    /// Entries above this are needed for it, which has those up to `has`; none when it is not
+    /// there to take them.
+    pub(super) fn wants_above(&self, has: Seq, is_in_sync: bool) -> Option<Seq> {
+        if self.is_silent || self.is_behind {
+            return None;
+        }
+        match self.state {
+            PeerState::Streaming { agreed, .. } => Some(has.max(agreed)),
+            PeerState::Probing { .. } => is_in_sync.then_some(has),
+        }
+    }
+
     /// Asks it where its log ends, now and then until it says so.
     pub(super) fn probe_soon(&mut self, now: Tick) {
         self.state = PeerState::Probing { again: now, pause_ms: PROBE_RETRY_MS_MIN };

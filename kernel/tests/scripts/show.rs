@@ -32,7 +32,7 @@ pub fn show_effect(effect: &Effect) -> String {
         Effect::Send { to, epoch, message } => format!("send {to} {epoch}: {}", show_message(message)),
         Effect::Locate { seq } => format!("locate {seq}"),
         Effect::Truncate { keep } => format!("cut after {}", keep.pos),
-        Effect::Diverged { at } => format!("ALARM: the log differs at {at}, which is safe"),
+        Effect::Diverged { at, .. } => format!("ALARM: the log differs at {at}, which is safe"),
         Effect::ProposeInSync(proposal) => {
             let verb = if proposal.add { "add" } else { "remove" };
             format!("propose to {verb} {} in version {}", proposal.replica, proposal.version)

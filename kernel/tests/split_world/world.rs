@@ -610,7 +610,7 @@ impl World {
                 self.step(at, id, Input::Located { end: end.unwrap_or(record.base) });
             }
             Effect::Truncate { keep } => core.cutting = Some(keep),
-            Effect::Diverged { at: pos } => {
+            Effect::Diverged { at: pos, .. } => {
                 self.violation = Some(format!("{id} on server {} would cut {pos}, which was safe", at + 1));
             }
             Effect::ProposeInSync(proposal) => self.propose_in_sync(at, id, proposal),

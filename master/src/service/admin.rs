@@ -164,7 +164,8 @@ impl Admin {
         let command = Command::ChangeTable { table, change };
         match self.shared.raft.propose(command).await.map_err(|why| self.shared.no_answer(why))? {
             Reply::Changed(table) => Ok(ChangeTableResponse { table: Some(table_to_wire(&table)) }),
-            Reply::Rejected(_) => Err(no_table(&request.name)),
+            Reply::Rejected(Rejection::NoTable(_)) => Err(no_table(&request.name)),
+            Reply::Rejected(why) => Err(why.into()),
             other => Err(unexpected(&other)),
         }
     }

@@ -8,7 +8,7 @@ use crate::limits::{HEARTBEAT_MS, REGISTER_TIMEOUT, SESSION_QUEUE_MAX, SUSPECT_S
 use ebla_kernel::ids::{DiskGeneration, Incarnation, ServerId, TabletId};
 use ebla_kernel::meta::{ClusterId, Command, InSyncChange, RegisterServer, Registered, Reply, SplitCommit};
 use ebla_proto::error::{ApiError, Reason};
-use ebla_proto::meta::{behind, fence_answer, gave_up, in_sync_change, server_run};
+use ebla_proto::meta::{behind, diverged, fence_answer, gave_up, in_sync_change, server_run};
 use ebla_proto::split::split_commit;
 use ebla_proto::v1::server_control_service_server::ServerControlService;
 use ebla_proto::v1::session_request::Message as Up;
@@ -211,6 +211,10 @@ impl Session {
         let copies = behind(&heartbeat.tablets);
         if !copies.is_empty() {
             self.tell(Event::Behind { server, number, copies }).await;
+        }
+        let copies = diverged(&heartbeat.tablets);
+        if !copies.is_empty() {
+            self.tell(Event::Diverged { server, number, copies }).await;
         }
         let leaders: BTreeSet<_> = heartbeat.silent_leaders.iter().copied().map(server_run).collect();
         if leaders != self.silent {

@@ -41,6 +41,7 @@ pub(super) fn tablet(shared: &Shared, state: &State, tablet: &Tablet) -> v1::Tab
         state: tablet_state(state, tablet) as i32,
         job_id: state.job_of(tablet.id).map_or(0, |job| job.id.0),
         automatic_boundary: tablet.drawn_by == Origin::Automatic,
+        diverged_server_ids: shared.liveness.diverged(tablet).iter().map(|server| server.0).collect(),
     }
 }
 
@@ -156,6 +157,12 @@ fn copies_warnings(shared: &Shared, state: &State) -> Vec<String> {
     if lacking > 0 {
         warnings
             .push(format!("{lacking} tablets lack a copy: `ebla tablet list` shows which are not in sync"));
+    }
+    let diverged = shared.liveness.diverged_count();
+    if diverged > 0 {
+        warnings.push(format!(
+            "{diverged} copies hold another history than their leaders and do nothing more: `ebla tablet describe` shows where, `ebla lost list` what they alone have"
+        ));
     }
     let degraded = state.tablets().filter(|tablet| tablet.degraded).count();
     if degraded > 0 {

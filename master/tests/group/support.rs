@@ -293,6 +293,7 @@ impl Run {
                 gave_up_epoch,
                 successor_replica_id,
                 behind_replica_ids: Vec::new(),
+                diverged_replica_id: 0,
                 requests: 0,
             }
         };

@@ -15,12 +15,14 @@
 //! ```
 //!
 //! P is at or below a published Q, so nothing of it is ever cut or taken back. The entries behind
-//! it stay in the logs of the other copies as long as metadata lists a copy that is not in sync.
+//! it stay in the logs of the other copies as long as metadata lists a copy that is not in sync; when
+//! those are above their size limit, the source keeps them by a pin (`log_pins.rs`).
 //! What follows a broken stream asks for the same P and goes on after the last whole part. A
 //! crash anywhere begins anew: until the last step the range is garbage that nobody serves.
 
 mod arrivals;
 mod chunk;
+mod log_pins;
 mod rate;
 mod source;
 mod target;
@@ -28,6 +30,7 @@ mod target;
 mod tests;
 
 pub use arrivals::{Arrivals, Received, clear_leftovers, is_of_a_try};
+pub use log_pins::LogPins;
 pub use rate::Rate;
 pub use source::Source;
 pub use target::{Scratch, Target};

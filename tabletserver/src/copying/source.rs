@@ -1,6 +1,7 @@
 //! `BootstrapService`: a leader's versions for a copy that is built elsewhere.
 
 use super::chunk;
+use super::log_pins::LogPin;
 use super::rate::Rate;
 use crate::limits;
 use crate::node::Node;
@@ -11,7 +12,7 @@ use crate::store::gc::ReadPin;
 use crate::tablets::TabletHandle;
 use bytes::BytesMut;
 use ebla_kernel::entry::{Entry, LogEnd};
-use ebla_kernel::ids::{Epoch, Pos, Seq, ServerRun, TabletId};
+use ebla_kernel::ids::{Epoch, Pos, ReplicaId, Seq, ServerRun, TabletId};
 use ebla_kernel::key;
 use ebla_kernel::range_tombstones::RangeTombstone;
 use ebla_kernel::tablet::token::TokenTable;
@@ -50,6 +51,7 @@ struct Sending {
     epoch: Epoch,
     answers: Answers,
     pin: ReadPin,
+    log_pin: LogPin,
     _room: OwnedSemaphorePermit,
 }
 
@@ -72,6 +74,7 @@ impl BootstrapService for Source {
         let room = room.map_err(|_| {
             ApiError::new(Reason::Overloaded, "this server sends as many copies as it may: try again")
         })?;
+        let log_pin = self.node.log_pins.pin(handle.id, ReplicaId(request.replica_id));
         let resumed = self.resumed(&handle, request.resume.as_ref()).await;
         let (base, tokens, after) = match (resumed, request.resume) {
             (Some(base), Some(resume)) => (base, None, resume.after.to_vec()),
@@ -81,10 +84,12 @@ impl BootstrapService for Source {
                 (base, Some(tokens), Vec::new())
             }
         };
+        log_pin.raise(base.seq());
         let (answers, out) = mpsc::channel(limits::BOOTSTRAP_CHUNKS_WAITING);
         let (node, rate, pin) = (Arc::clone(&self.node), Arc::clone(&self.rate), self.node.pins.pin(base.ts));
         info!(tablet = %handle.id, to = %run.server, upto = %base.pos, "sending a copy");
-        let sending = Sending { node, rate, handle, base, tokens, after, epoch, answers, pin, _room: room };
+        let sending =
+            Sending { node, rate, handle, base, tokens, after, epoch, answers, pin, log_pin, _room: room };
         tokio::task::spawn_blocking(move || sending.run());
         Ok(Response::new(ReceiverStream::new(out)))
     }
@@ -273,6 +278,7 @@ impl Sending {
                 self.rate.wait(chunk.len());
                 metrics::counter!("ebla_bootstrap_sent_bytes_total").increment(chunk.len() as u64);
                 self.send(Message::Versions(chunk.freeze()))?;
+                self.log_pin.renew();
             }
             if is_end || bytes >= limits::BOOTSTRAP_PART_BYTES {
                 let sha256 = sum.finish().as_ref().to_vec().into();

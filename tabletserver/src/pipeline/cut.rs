@@ -50,6 +50,15 @@ pub enum Work {
     Locate(Arc<TabletHandle>, Seq),
     /// A cut.
     Cut(Job),
+    /// The end of a log that stays as it is, because its copy has diverged, into the loss ledger.
+    Enter {
+        /// The tablet.
+        handle: Arc<TabletHandle>,
+        /// The last entry that its leader has, too.
+        keep: Seq,
+        /// Durable end of the log.
+        last: Pos,
+    },
 }
 
 /// What the cut thread works with.
@@ -112,6 +121,7 @@ impl Cutter {
                 match work {
                     Work::Cut(job) => jobs.push(job),
                     Work::Locate(handle, seq) => located.extend(self.locate(&handle, seq)?),
+                    Work::Enter { handle, keep, last } => self.enter(&handle, keep, last),
                 }
             }
             if !located.is_empty() && self.control.send(Control::Located(located)).is_err() {
@@ -135,6 +145,32 @@ impl Cutter {
                 Ok(None)
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Enters what a diverged copy alone has; while that cannot be done the copy stays.
+    fn enter(&self, handle: &TabletHandle, keep: Seq, last: Pos) {
+        let tail = |(_, keep)| Doomed {
+            tablet: handle.id,
+            table: handle.table,
+            replica: handle.replica,
+            keep,
+            last,
+        };
+        let found = self.locate(handle, keep).map(|located| located.map(tail));
+        let entered = found.and_then(|tail| {
+            let Some(tail) = tail else { return Ok(false) };
+            let seen = self.stores.look(&tail)?;
+            metrics::counter!("ebla_lost_entries_total").increment(last.seq.0 - keep.0);
+            metrics::counter!("ebla_lost_writes_total").increment(seen.writes);
+            self.stores.enter(&tail, &seen).map(|()| true)
+        });
+        match entered {
+            Ok(true) => handle.set_entered(),
+            Ok(false) => {}
+            Err(error) => {
+                error!(tablet = %handle.id, %error, "what a diverged copy alone has could not be noted")
+            }
         }
     }
 

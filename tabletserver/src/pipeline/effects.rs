@@ -13,7 +13,7 @@ use crate::replication::Outgoing;
 use crate::succession::Staging;
 use ebla_kernel::entry::{Entry, LogEnd};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Epoch, ReplicaId, Seq, TabletId};
+use ebla_kernel::ids::{Epoch, Pos, ReplicaId, Seq, TabletId};
 use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::Change;
 use ebla_kernel::tablet::{ApplyWhen, Effect, PeerMessage, Stream};
@@ -39,14 +39,7 @@ impl Sequencer {
             Effect::Send { to, epoch, message } => self.send(id, to, epoch, &message),
             Effect::Locate { seq } => drop(self.cuts.send(Work::Locate(Arc::clone(&slot.handle), seq))),
             Effect::Truncate { keep } => self.truncate(id, keep),
-            Effect::Diverged { at } => {
-                metrics::counter!("ebla_replica_diverged_total").increment(1);
-                error!(
-                    tablet = %id, %at,
-                    "this copy holds entries that were safe and that its leader does not have; it takes no more: \
-                     keep its directory, and let the others serve"
-                );
-            }
+            Effect::Diverged { keep, at } => self.diverged(id, keep, at),
             Effect::ProposeInSync(proposal) => self.proposals.push((id, proposal)),
             Effect::Stage { seal, end } => {
                 let handle = Arc::clone(&slot.handle);
@@ -70,6 +63,7 @@ impl Sequencer {
                 metrics::counter!("ebla_tablet_epochs_given_up_total").increment(1);
                 slot.handle.give_up(epoch, successor);
                 slot.handle.set_everywhere(None);
+                slot.handle.set_wanted(None);
                 self.serving_changed = true;
             }
             Effect::Reply { request, answer } => {
@@ -117,6 +111,21 @@ impl Sequencer {
         self.peers.send(*server, Outgoing::Message(message_to_wire(envelope, message)));
     }
 
+    /// A copy is over. What it has beyond its leader goes into the loss ledger, and then the masters
+    /// hear of it.
+    fn diverged(&self, id: TabletId, keep: Seq, at: Pos) {
+        let Some(slot) = self.slots.get(&id) else { return };
+        metrics::counter!("ebla_replica_diverged_total").increment(1);
+        error!(
+            tablet = %id, %at,
+            "this copy holds entries that were safe and that its leader does not have: too few copies \
+             chose that leader, or data is damaged; the copy takes and serves no more, see `ebla tablet describe`"
+        );
+        slot.handle.set_diverged();
+        let last = slot.tablet.durable_end().pos;
+        let _ = self.cuts.send(Work::Enter { handle: Arc::clone(&slot.handle), keep, last });
+    }
+
     fn truncate(&self, id: TabletId, keep: LogEnd) {
         let Some(slot) = self.slots.get(&id) else { return };
         let job = Job { handle: Arc::clone(&slot.handle), keep, last: slot.tablet.durable_end().pos };
@@ -132,6 +141,7 @@ impl Slot {
         handle.set_safe(tablet.safe());
         handle.set_behind(tablet.behind());
         handle.set_everywhere(tablet.everywhere().map(|pos| pos.seq));
+        handle.set_wanted(tablet.wanted_above());
         if handle.epochs.load().as_slice() != tablet.epochs() {
             handle.epochs.store(Arc::new(tablet.epochs().to_vec()));
         }

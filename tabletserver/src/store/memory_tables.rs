@@ -10,6 +10,7 @@
 //! written last, of `lfu` a counter that grows with the logarithm of the accesses and falls with
 //! time. Both fit into 32 bits beside each version.
 
+use crate::limits::MEMORY_DELETES_UPTO;
 use arc_swap::{ArcSwap, Guard};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
@@ -47,6 +48,9 @@ pub struct MemoryTable {
     reserved: AtomicU64,
     /// Bytes that it may take; 0 for as many as there are.
     limit: AtomicU64,
+    /// What it took when its limit was lowered below that, or the least since then. Deletes are
+    /// bounded by it: they are the way back below the limit.
+    excess: AtomicU64,
     eviction: AtomicU8,
     garbage: Mutex<VecDeque<Note>>,
 }
@@ -86,8 +90,20 @@ impl MemoryTable {
         }
     }
 
-    /// Learns what metadata says of it.
+    /// Whether it takes writes that only delete. They add before they free, a little above the
+    /// limit; above a limit that was lowered, a little above what there was.
+    #[must_use]
+    pub fn takes_deletes(&self) -> bool {
+        let upto = self.limit().unwrap_or(u64::MAX).max(self.excess.load(Ordering::Relaxed));
+        self.used() / MEMORY_DELETES_UPTO < upto / 1_000
+    }
+
+    /// Learns what metadata says of it; again and again, by one thread.
     pub fn set_limit(&self, limit: Option<u64>, eviction: Eviction) {
+        let used = self.used();
+        let is_lowered = limit.unwrap_or(u64::MAX) < self.limit().unwrap_or(u64::MAX);
+        let excess = if is_lowered { used } else { used.min(self.excess.load(Ordering::Relaxed)) };
+        self.excess.store(excess, Ordering::Relaxed);
         self.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
         let number = match eviction {
             Eviction::None => 0,
@@ -284,6 +300,25 @@ fn chance() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_that_is_lowered_leaves_room_for_deletes() {
+        let table = Arc::new(MemoryTable::default());
+        table.set_limit(Some(100_000), Eviction::None);
+        table.used.store(90_000, Ordering::Relaxed);
+        assert!(table.takes_deletes() && table.reserve(1_000).is_some());
+        table.set_limit(Some(50_000), Eviction::None);
+        assert!(table.takes_deletes() && table.reserve(1).is_none());
+        table.used.store(93_000, Ordering::Relaxed);
+        table.set_limit(Some(50_000), Eviction::None);
+        assert!(!table.takes_deletes(), "a little above what there was");
+        table.used.store(70_000, Ordering::Relaxed);
+        table.set_limit(Some(50_000), Eviction::None);
+        table.used.store(73_000, Ordering::Relaxed);
+        assert!(!table.takes_deletes(), "what was gained is kept");
+        table.set_limit(Some(80_000), Eviction::None);
+        assert!(table.takes_deletes() && table.reserve(1_000).is_some());
+    }
 
     #[test]
     fn room_is_what_nobody_uses_or_has_reserved() {
