@@ -85,7 +85,7 @@ fn a_get_finds_what_the_list_has_first() {
     });
     for number in 0..4 {
         let newest = store.get(TABLE, key(number).as_bytes(), Hlc::MAX).unwrap();
-        let row = KeyRange::new(key(number).into(), Some(key(number) + "~").map(Bytes::from)).unwrap();
+        let row = KeyRange::new(key(number).into(), Some((key(number) + "~").into())).unwrap();
         let mut cursor = store.cursor(TABLE, &row).unwrap();
         cursor.seek_first();
         let first = cursor.stored_key().unwrap().map(|stored| split_stored(stored).unwrap().1);
