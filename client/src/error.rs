@@ -115,10 +115,15 @@ impl Error {
         }
     }
 
-    /// Whether the client itself should try again: not for too few copies, of which the
-    /// caller wants to know at once.
+    /// Whether the client itself should try again until the deadline: not for too few copies,
+    /// of which the caller wants to know soon.
     pub(crate) fn is_worth_a_retry(&self) -> bool {
-        self.is_retryable() && self.reason != Reason::NotEnoughReplicas
+        self.is_retryable() && !self.lacks_copies()
+    }
+
+    /// Whether too few copies are in sync.
+    pub(crate) fn lacks_copies(&self) -> bool {
+        self.reason == Reason::NotEnoughReplicas
     }
 
     /// Whether the route that led here is in doubt.

@@ -9,6 +9,11 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_millis(ebla_kernel::limits:
 /// fraction of it, and the deadline leaves room to try others.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a write is tried again while too few copies are in sync for its level: longer than a
+/// copy that died stays in the in-sync set. If it lasts, the caller wants to know before the
+/// deadline.
+pub const COPIES_PATIENCE: Duration = Duration::from_secs(4);
+
 /// How long one source of routes may take before the next is asked.
 pub const ROUTE_FETCH_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -6,6 +6,7 @@
 
 use crate::client::{Client, Place, Tries};
 use crate::error::Error;
+use crate::limits::COPIES_PATIENCE;
 use crate::outcome::{Committed, Outcome, Ticket};
 use crate::pipe::{Failure, expect_write};
 use crate::retry::Deadline;
@@ -115,6 +116,7 @@ impl Client {
 
     async fn write_until_known(&self, request: v1::WriteRequest, ticket: Ticket) -> Result<Outcome, Error> {
         let deadline = Deadline::after(self.timeout);
+        let patience = Deadline::after(COPIES_PATIENCE.min(self.timeout / 2));
         let mut tries = Tries::new(deadline);
         let mut may_have_run = false;
         loop {
@@ -126,6 +128,7 @@ impl Client {
                 }
                 Ok(response) => return outcome(response, &ticket),
                 Err(NoOutcome::Refused(error)) if error.is_worth_a_retry() => error,
+                Err(NoOutcome::Refused(error)) if error.lacks_copies() && !patience.has_passed() => error,
                 Err(NoOutcome::Refused(error)) if may_have_run => {
                     return self.settle(&ticket, error, deadline).await;
                 }

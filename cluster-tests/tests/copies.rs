@@ -286,6 +286,21 @@ fn leadership_goes_where_the_operator_wants() -> Result<()> {
     Ok(())
 }
 
+/// A copy that died is in the in-sync set for a while: writes that want all of those wait until it
+/// is not.
+#[test]
+fn a_write_outlives_a_copy_that_it_waits_for() -> Result<()> {
+    let mut cluster = Cluster::start(1, 3)?;
+    let cli = cluster.cli();
+    create_table(&cli);
+    cluster.wait_until_whole(3, &[])?;
+    cluster.servers[0].process().kill()?;
+    for key in ["1", "3", "5", "7", "9"] {
+        let _ = cli.run(&["set", "t", key, "v", "--ack", "in-sync"]).expect(exit::OK);
+    }
+    Ok(())
+}
+
 /// A master that has just come to lead knows no server yet: a table that is made then must not
 /// have fewer copies for that.
 #[test]
