@@ -31,6 +31,10 @@ pub const ROW_CACHE_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 /// thousands of others.
 pub const ROW_CACHE_ROW_SHARE_MAX: usize = 64;
 
+/// Parts of the hash table of rows in memory, each with a lock: with ten million rows one of them
+/// grows within a millisecond.
+pub const NEWEST_SHARDS: usize = 1_024;
+
 /// Counters that guard the filling of the row cache. A write makes fills of the same stripe
 /// fail, so there must be many more stripes than writes in flight.
 pub const ROW_CACHE_STRIPES: usize = 4_096;

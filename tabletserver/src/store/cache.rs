@@ -216,6 +216,7 @@ mod tests {
     use ebla_kernel::hlc::Hlc;
     use ebla_kernel::ids::TableId;
     use ebla_kernel::op::Change;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn version(ts: u64) -> Version {
         Version { ts: Hlc(ts), body: Body::Value(Bytes::from_static(b"v")), expires_ms: None }
@@ -294,10 +295,14 @@ mod tests {
         let cache = RowCache::default();
         let table = TableId(1);
         let newest = || store.get(table, b"k", Hlc::MAX).unwrap();
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
-                    for _ in 0..30_000 {
+                    // The last round begins when nothing is written any more.
+                    let mut is_last = false;
+                    while !is_last {
+                        is_last = done.load(Ordering::Acquire);
                         let stamp = cache.begin_fill(1, b"k");
                         if let Some(version) = newest() {
                             cache.fill(stamp, 1, b"k", &version);
@@ -305,19 +310,24 @@ mod tests {
                     }
                 });
             }
-            for ts in 1..=3_000 {
-                let change = Change::Put {
-                    key: Bytes::from_static(b"k"),
-                    body: Body::Counter(ts as i64),
-                    expires_ms: None,
-                };
-                cache.before_apply(1, [&b"k"[..]]);
-                store.apply(&[Applied { table, ts: Hlc(ts), change: &change }]).unwrap();
-                cache.after_apply(1, b"k", &newest().unwrap());
-                if let Some(cached) = cache.get(1, b"k") {
-                    assert_eq!(cached.ts, Hlc(ts), "a version that was overtaken stayed cached");
+            let writer = scope.spawn(|| {
+                for ts in 1..=3_000 {
+                    let change = Change::Put {
+                        key: Bytes::from_static(b"k"),
+                        body: Body::Counter(ts as i64),
+                        expires_ms: None,
+                    };
+                    cache.before_apply(1, [&b"k"[..]]);
+                    store.apply(&[Applied { table, ts: Hlc(ts), change: &change }]).unwrap();
+                    cache.after_apply(1, b"k", &newest().unwrap());
+                    if let Some(cached) = cache.get(1, b"k") {
+                        assert_eq!(cached.ts, Hlc(ts), "a version that was overtaken stayed cached");
+                    }
                 }
-            }
+            });
+            let written = writer.join();
+            done.store(true, Ordering::Release);
+            written.unwrap();
         });
         assert_eq!(cache.get(1, b"k"), newest());
     }

@@ -1,4 +1,5 @@
-//! The store in memory: a skip list with the same stored keys and values as on disk.
+//! The store in memory: a skip list with the same stored keys and values as on disk, and a hash
+//! table of the newest versions for gets.
 //!
 //! A batch is not atomic by itself: its versions appear one after the other. Readers do not
 //! see that, because they read at a timestamp that is published only when the whole batch
@@ -6,6 +7,7 @@
 //! in the memory of this process.
 
 use super::memory_tables::{MemoryTable, MemoryTables, VERSION_BYTES};
+use super::newest::Newest;
 use super::{Applied, Cursor, Incoming, Rising, Store, StoreError, StoreHealth, VersionName, value};
 use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
@@ -16,23 +18,80 @@ use ebla_kernel::key;
 use ebla_kernel::op::{Change, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstone;
+use std::borrow::Borrow;
+use std::cmp::Ordering as Order;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-type Rows = SkipMap<Vec<u8>, Slot>;
+type Rows = SkipMap<Held, ()>;
 
-/// A stored value, and how hot its row was when this was its newest version.
+/// A stored version, and how hot its row was when this was the newest.
 struct Slot {
+    stored_key: Box<[u8]>,
     value: Bytes,
     heat: AtomicU32,
+}
+
+/// A version that is held by the list and maybe by the table, ordered by its stored key.
+#[derive(Clone)]
+pub(super) struct Held(Arc<Slot>);
+
+impl Held {
+    fn new(stored_key: Vec<u8>, value: Vec<u8>) -> Self {
+        let (stored_key, value) = (stored_key.into_boxed_slice(), value.into());
+        Self(Arc::new(Slot { stored_key, value, heat: AtomicU32::new(0) }))
+    }
+
+    pub(super) fn stored_key(&self) -> &[u8] {
+        &self.0.stored_key
+    }
+
+    fn value(&self) -> &Bytes {
+        &self.0.value
+    }
+
+    fn heat(&self) -> &AtomicU32 {
+        &self.0.heat
+    }
+
+    fn is_tombstone(&self) -> bool {
+        value::Head::read(self.value()).is_ok_and(value::Head::is_tombstone)
+    }
+}
+
+impl Borrow<[u8]> for Held {
+    fn borrow(&self) -> &[u8] {
+        self.stored_key()
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        self.stored_key() == other.stored_key()
+    }
+}
+
+impl Eq for Held {}
+
+impl PartialOrd for Held {
+    fn partial_cmp(&self, other: &Self) -> Option<Order> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Held {
+    fn cmp(&self, other: &Self) -> Order {
+        self.stored_key().cmp(other.stored_key())
+    }
 }
 
 /// A store that lives as long as its process.
 #[derive(Default)]
 pub struct MemoryStore {
     rows: Rows,
+    newest: Newest,
     tables: Arc<MemoryTables>,
 }
 
@@ -63,39 +122,56 @@ impl MemoryStore {
     }
 
     fn put(&self, table: &MemoryTable, stored_key: Vec<u8>, stored_value: Vec<u8>) {
-        self.delete(table, &stored_key);
-        let is_tombstone = value::Head::read(&stored_value).is_ok_and(value::Head::is_tombstone);
-        table.add(size(&stored_key, &stored_value));
-        let heat = AtomicU32::new(0);
-        let put = self.rows.insert(stored_key, Slot { value: stored_value.into(), heat });
-        let Ok((row, ts)) = super::split_stored(put.key()) else { return };
-        let is_same_row = |entry: &Entry<'_, Vec<u8>, Slot>| entry.key().starts_with(row);
-        let older = put.next().filter(is_same_row);
-        let before = older.as_ref().map(|older| older.value().heat.load(Ordering::Relaxed));
-        put.value().heat.store(self.tables.heat_of_write(table, before), Ordering::Relaxed);
-        if is_tombstone || older.is_some() || put.prev().is_some_and(|newer| is_same_row(&newer)) {
+        let put = self.insert(table, Held::new(stored_key, stored_value));
+        let new = put.key();
+        let Ok((row, ts)) = super::split_stored(new.stored_key()) else { return };
+        let known = self.newest.put(new, || !put.is_removed());
+        let before = known.as_ref().map(|known| known.heat().load(Ordering::Relaxed));
+        new.heat().store(self.tables.heat_of_write(table, before), Ordering::Relaxed);
+        if new.is_tombstone() || known.is_some() {
             table.note_garbage(ts, row);
         }
     }
 
-    /// Puts a range tombstone: its value is none of a row's, and the garbage pass removes it.
-    fn put_range(&self, table: &MemoryTable, stored_key: Vec<u8>, stored_value: Vec<u8>) {
-        self.delete(table, &stored_key);
-        table.add(size(&stored_key, &stored_value));
-        self.rows.insert(stored_key, Slot { value: stored_value.into(), heat: AtomicU32::new(0) });
+    /// Puts a version or a range tombstone into the list, and takes out what had its key.
+    fn insert(&self, table: &MemoryTable, new: Held) -> Entry<'_, Held, ()> {
+        self.delete(table, new.stored_key());
+        table.add(size(&new));
+        self.rows.insert(new, ())
     }
 
     fn delete(&self, table: &MemoryTable, stored_key: &[u8]) {
-        if let Some(old) = self.rows.remove(stored_key) {
-            table.sub(size(old.key(), &old.value().value));
+        let Some(old) = self.rows.remove(stored_key) else { return };
+        table.sub(size(old.key()));
+        self.newest.removed(old.key(), || self.first_of(super::split_stored(stored_key).ok()?.0));
+    }
+
+    /// The newest version of a row in the list.
+    fn first_of(&self, row: &[u8]) -> Option<Held> {
+        loop {
+            let first = self.rows.lower_bound::<[u8]>(Bound::Included(row))?;
+            // The list may yet give what is being taken out of it.
+            if !first.is_removed() {
+                return first.key().stored_key().starts_with(row).then(|| first.key().clone());
+            }
         }
     }
 
     fn delete_between(&self, table: &MemoryTable, from: &[u8], to: &[u8]) {
         let bounds = (Bound::Included(from), Bound::Excluded(to));
         for entry in self.rows.range::<[u8], _>(bounds) {
-            self.delete(table, entry.key());
+            self.delete(table, entry.key().stored_key());
         }
+    }
+
+    /// The version that the list has at or behind `wanted`, if it is one of the same row.
+    fn older(&self, wanted: &[u8]) -> Result<Option<Version>, StoreError> {
+        let Some(entry) = self.rows.lower_bound::<[u8]>(Bound::Included(wanted)) else { return Ok(None) };
+        let (row, ts) = super::split_stored(entry.key().stored_key())?;
+        if row != &wanted[..wanted.len() - key::TS_BYTES] {
+            return Ok(None);
+        }
+        value::decode(ts, entry.key().value()).map(Some)
     }
 
     /// Removes what no read at or above `floor` can see, of up to `rows_max` rows that were
@@ -112,16 +188,14 @@ impl MemoryStore {
     fn collect_row(&self, table: &MemoryTable, row: &[u8], floor: Hlc) {
         let newest = [row, &(!floor.0).to_be_bytes()].concat();
         let from = (Bound::Included(&newest[..]), Bound::Unbounded);
-        let versions = self.rows.range::<[u8], _>(from).take_while(|entry| entry.key().starts_with(row));
-        let mut gone: Vec<_> = versions.collect();
-        let is_tombstone = |entry: &Entry<'_, Vec<u8>, Slot>| {
-            value::Head::read(&entry.value().value).is_ok_and(value::Head::is_tombstone)
-        };
-        if gone.first().is_some_and(|newest| !is_tombstone(newest)) {
+        let versions = self.rows.range::<[u8], _>(from).map(|entry| entry.key().clone());
+        let mut gone: Vec<Held> =
+            versions.take_while(|version| version.stored_key().starts_with(row)).collect();
+        if gone.first().is_some_and(|newest| !newest.is_tombstone()) {
             gone.remove(0);
         }
-        for entry in gone.iter().rev() {
-            self.delete(table, entry.key());
+        for version in gone.iter().rev() {
+            self.delete(table, version.stored_key());
         }
     }
 
@@ -143,22 +217,23 @@ impl MemoryStore {
         let mut row: Vec<u8> = Vec::new();
         let mut is_live = false;
         for (at, entry) in self.rows.range::<[u8], _>(bounds).enumerate() {
-            let (prefix, ts) = super::split_stored(entry.key())?;
-            let bytes = size(entry.key(), &entry.value().value);
+            let version = entry.key();
+            let (prefix, ts) = super::split_stored(version.stored_key())?;
+            let bytes = size(version);
             if prefix == &row[..] {
                 if let Some(known) = rows.last_mut().filter(|_| is_live) {
                     known.bytes += bytes;
                 }
                 continue;
             }
-            let key = super::user_key(entry.key())?;
+            let key = super::user_key(version.stored_key())?;
             if at >= versions_max {
                 return Ok((rows, Some(key)));
             }
             row = prefix.to_vec();
-            is_live = !value::Head::read(&entry.value().value)?.is_tombstone();
+            is_live = !value::Head::read(version.value())?.is_tombstone();
             if is_live {
-                let worth = self.tables.worth(eviction, entry.value().heat.load(Ordering::Relaxed));
+                let worth = self.tables.worth(eviction, version.heat().load(Ordering::Relaxed));
                 rows.push(Evictable { key, ts, bytes, worth });
             }
         }
@@ -166,22 +241,29 @@ impl MemoryStore {
     }
 }
 
-fn size(stored_key: &[u8], stored_value: &[u8]) -> u64 {
-    VERSION_BYTES + (stored_key.len() + stored_value.len()) as u64
+fn size(version: &Held) -> u64 {
+    VERSION_BYTES + (version.stored_key().len() + version.value().len()) as u64
 }
 
 impl Store for MemoryStore {
     fn get(&self, table: TableId, key: &[u8], at: Hlc) -> Result<Option<Version>, StoreError> {
         let wanted = key::encode_row(table, key, at);
-        let Some(entry) = self.rows.lower_bound::<[u8]>(Bound::Included(&wanted)) else { return Ok(None) };
-        let (prefix, ts) = super::split_stored(entry.key())?;
-        if prefix != &wanted[..wanted.len() - key::TS_BYTES] {
-            return Ok(None);
+        let row = &wanted[..wanted.len() - key::TS_BYTES];
+        let newest = self.newest.read(row, |newest| {
+            let (_, ts) = super::split_stored(newest.stored_key())?;
+            if ts > at {
+                return Ok(None);
+            }
+            if at == Hlc::MAX {
+                self.tables.touch(table, newest.heat());
+            }
+            value::decode(ts, newest.value()).map(Some)
+        });
+        match newest {
+            Some(Ok(None)) => self.older(&wanted),
+            Some(found) => found,
+            None => Ok(None),
         }
-        if at == Hlc::MAX {
-            self.tables.touch(table, &entry.value().heat);
-        }
-        value::decode(ts, &entry.value().value).map(Some)
     }
 
     fn apply(&self, changes: &[Applied<'_>]) -> Result<(), StoreError> {
@@ -195,7 +277,7 @@ impl Store for MemoryStore {
                 }
                 Change::RangeTombstone { from, to } => {
                     let stored_key = key::encode_range_tombstone(*id, from, *ts);
-                    self.put_range(table, stored_key, value::encode_upper_end(to.as_ref()));
+                    self.insert(table, Held::new(stored_key, value::encode_upper_end(to.as_ref())));
                 }
             }
         }
@@ -222,10 +304,11 @@ impl Store for MemoryStore {
         let from = key::range_tombstones_of(table);
         let mut found = Vec::new();
         for entry in self.rows.range::<[u8], _>((Bound::Included(&from[..]), Bound::Unbounded)) {
-            if !entry.key().starts_with(&from) {
+            let stored = entry.key();
+            if !stored.stored_key().starts_with(&from) {
                 break;
             }
-            let tombstone = super::read_range_tombstone(entry.key(), &entry.value().value)?;
+            let tombstone = super::read_range_tombstone(stored.stored_key(), stored.value())?;
             if tombstone.range.overlaps(range) {
                 found.push(tombstone);
             }
@@ -262,7 +345,7 @@ impl Store for MemoryStore {
         let (from, to) = key::row_bounds(table, range);
         let bounds = (Bound::Included(&from[..]), Bound::Excluded(&to[..]));
         let rows = self.rows.range::<[u8], _>(bounds);
-        rows.map(|entry| (entry.key().len() + entry.value().value.len()) as u64).sum()
+        rows.map(|entry| (entry.key().stored_key().len() + entry.key().value().len()) as u64).sum()
     }
 
     fn health(&self) -> StoreHealth {
@@ -296,7 +379,8 @@ impl Incoming for MemoryIncoming<'_> {
         }
         for tombstone in tombstones {
             let stored_key = key::encode_range_tombstone(self.table, tombstone.range.start(), tombstone.ts);
-            self.store.put_range(&table, stored_key, value::encode_upper_end(tombstone.range.end()));
+            let end = value::encode_upper_end(tombstone.range.end());
+            self.store.insert(&table, Held::new(stored_key, end));
         }
         Ok(())
     }
@@ -306,13 +390,16 @@ struct MemoryCursor<'a> {
     rows: &'a Rows,
     from: Vec<u8>,
     to: Vec<u8>,
-    here: Option<Entry<'a, Vec<u8>, Slot>>,
+    here: Option<Entry<'a, Held, ()>>,
 }
 
 impl<'a> MemoryCursor<'a> {
     /// Stands at `entry` if that is within the range.
-    fn stand(&mut self, entry: Option<Entry<'a, Vec<u8>, Slot>>) {
-        self.here = entry.filter(|entry| *entry.key() >= self.from && *entry.key() < self.to);
+    fn stand(&mut self, entry: Option<Entry<'a, Held, ()>>) {
+        self.here = entry.filter(|entry| {
+            let stored = entry.key().stored_key();
+            stored >= &self.from[..] && stored < &self.to[..]
+        });
     }
 }
 
@@ -353,14 +440,14 @@ impl Cursor for MemoryCursor<'_> {
     }
 
     fn stored_key(&self) -> Result<Option<&[u8]>, StoreError> {
-        Ok(self.here.as_ref().map(|entry| &entry.key()[..]))
+        Ok(self.here.as_ref().map(|entry| entry.key().stored_key()))
     }
 
     fn stored_value(&self) -> &[u8] {
-        self.here.as_ref().map_or(&[], |entry| &entry.value().value[..])
+        self.here.as_ref().map_or(&[], |entry| &entry.key().value()[..])
     }
 
     fn stored_value_owned(&self) -> Bytes {
-        self.here.as_ref().map(|entry| entry.value().value.clone()).unwrap_or_default()
+        self.here.as_ref().map(|entry| entry.key().value().clone()).unwrap_or_default()
     }
 }

@@ -21,8 +21,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What one version takes beside its key and value: the node of the skip list with its tower
-/// (about 104 bytes), two allocations with their heads, the shared part of the value.
-pub const VERSION_BYTES: u64 = 192;
+/// (about 56 bytes), three allocations with their heads, the shared parts of version and value,
+/// and its row's place among the newest.
+pub const VERSION_BYTES: u64 = 192 + super::newest::ROW_BYTES;
 
 /// What a note about garbage takes beside its key.
 const NOTE_BYTES: u64 = 48;

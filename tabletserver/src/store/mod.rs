@@ -18,6 +18,7 @@ pub mod gc;
 pub mod live;
 pub mod memory;
 pub mod memory_tables;
+mod newest;
 pub mod rocks;
 pub mod scan;
 pub mod split_points;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::store::memory_tables::VERSION_BYTES;
+use crate::store::split_stored;
 use ebla_kernel::meta::Eviction;
 use ebla_kernel::op::Version;
 use std::collections::BTreeSet;
@@ -61,6 +62,34 @@ proptest! {
         prop_assert!(versions <= live * 2, "{versions} versions of {live} rows");
         store.clear_range(TABLE, &KeyRange::all()).unwrap();
         prop_assert_eq!(table.used(), 0);
+    }
+}
+
+/// Some threads put versions of a few rows while others remove them: afterwards a get finds what
+/// the list has first.
+#[test]
+fn a_get_finds_what_the_list_has_first() {
+    let store = MemoryStore::new();
+    let key = |number: u64| format!("{}", number % 4);
+    let name = |number: u64| VersionName::Row { table: TABLE, key: key(number).into(), ts: at(number) };
+    std::thread::scope(|scope| {
+        for part in 0..2 {
+            let store = &store;
+            scope.spawn(move || {
+                for number in (part..20_000).step_by(2) {
+                    apply_all(store, at(number), &[put(key(number), Body::Counter(number as i64))]);
+                    store.remove(&[name(number.saturating_sub(3))]).unwrap();
+                }
+            });
+        }
+    });
+    for number in 0..4 {
+        let newest = store.get(TABLE, key(number).as_bytes(), Hlc::MAX).unwrap();
+        let row = KeyRange::new(key(number).into(), Some((key(number) + "~").into())).unwrap();
+        let mut cursor = store.cursor(TABLE, &row).unwrap();
+        cursor.seek_first();
+        let first = cursor.stored_key().unwrap().map(|stored| split_stored(stored).unwrap().1);
+        assert_eq!(newest.map(|version| version.ts), first);
     }
 }
 
