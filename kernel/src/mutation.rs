@@ -237,7 +237,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that the simulator is to find, or not to find.
-    pub const ALL: [Self; 97] = [
+    pub const ALL: [Self; 101] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -316,6 +316,10 @@ impl Mutation {
         Self::UnsealedByItself,
         Self::ChildFenceNotHeld,
         Self::ParentTokensForgotten,
+        Self::MergeGuardsOneParent,
+        Self::MergeReadyOfOneParent,
+        Self::MergeReadyIntersects,
+        Self::MergedTimeGoesBack,
         Self::StagedChildServes,
         Self::SwitchInTwoSteps,
         Self::StagedNotReplayed,

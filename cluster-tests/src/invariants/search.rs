@@ -58,7 +58,7 @@ impl Invariant for Search {
     }
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
-        for truth in end.truths.values().filter(|truth| is_whole(truth)) {
+        for truth in end.truths.iter().filter(|truth| is_whole(truth)) {
             let mut rows = rows(end, truth);
             rows.sort_by_key(|(_, intervals)| intervals.len());
             let sample = rows.into_iter().filter(|(_, intervals)| intervals.len() > 2).take(ROWS_MAX);
@@ -101,7 +101,7 @@ fn rows(end: &End<'_>, truth: &Truth<'_>) -> Vec<(Bytes, Vec<Interval>)> {
     };
     let operations: Vec<&Operation> = end.history.operations.iter().filter(inside).collect();
     let of_row = |key: &Bytes| {
-        let all = operations.iter().flat_map(|operation| match end.oracle.is_of(tablet, operation.tablet) {
+        let all = operations.iter().flat_map(|operation| match truth.was_in(operation.tablet) {
             true => intervals(operation, key),
             false => open_end(operation, key).into_iter().collect(),
         });

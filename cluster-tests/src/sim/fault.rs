@@ -80,6 +80,8 @@ pub struct Profile {
     pub blackout_us: Option<SpanUs>,
     /// Pause between two wishes for splits; none without them.
     pub split_us: Option<SpanUs>,
+    /// Pause between two wishes for merges; none without them.
+    pub merge_us: Option<SpanUs>,
     /// Pause between two wishes for moves; none without them.
     pub move_us: Option<SpanUs>,
     /// Pause between two cancels of whatever job is under way; none without them.
@@ -186,6 +188,7 @@ impl Profile {
             slow_task_us: (1_000, 800_000),
             log_entries_max: [5, 50, 100_000][rng.index(3)],
             split_us: (reshapes && rng.chance(750)).then_some((50_000, 400_000 << rng.below(3))),
+            merge_us: None,
             move_us: (reshapes && rng.chance(500)).then_some((100_000, 2 * SECOND_US)),
             cancel_us: (reshapes && rng.chance(300)).then_some((100_000, 2 * SECOND_US)),
             repairs: reshapes,
@@ -224,7 +227,7 @@ impl Profile {
         self.sleep_us = None;
         self.wipe = None;
         self.blackout_us = None;
-        (self.split_us, self.move_us, self.cancel_us) = (None, None, None);
+        (self.split_us, self.merge_us, self.move_us, self.cancel_us) = (None, None, None, None);
         self.log_full_pm = 0;
         self.deadline_ms = (1_000, 2_000);
         self.wall_jump_us = None;

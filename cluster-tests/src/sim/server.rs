@@ -20,6 +20,7 @@ use super::network::{Address, Assignment, Message, Registration, Request, Welcom
 use super::pipeline::LogStage;
 use super::promises::Pledges;
 use super::requests::{Asked, Cache, Patient, Task};
+use super::succession::Leaving;
 use crate::invariants::{CoreView, Observation, Reshaped};
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::{Hlc, HlcClock};
@@ -138,8 +139,8 @@ pub(super) struct Run {
     pub removing: BTreeSet<TabletId>,
     /// Copies that are being built.
     pub building: BTreeMap<TabletId, Building>,
-    /// Cores of tablets whose children are to come, and the epoch of those.
-    pub leaving: BTreeMap<TabletId, (Tablet, Epoch)>,
+    /// Tablets whose children are to come.
+    pub leaving: BTreeMap<TabletId, Leaving>,
     pub log: LogStage,
     /// Rows are applied in order: not before this.
     pub apply_at_us: u64,
@@ -618,8 +619,8 @@ impl Server {
             }
             RegistryChange::Switch(switch) => {
                 let children: Vec<TabletId> = switch.children.iter().map(|(id, _)| *id).collect();
-                let (parent, seal, children) = (switch.parent, switch.seal, &children[..]);
-                env.observe(&Observation::Reshaped(Reshaped::Switched { parent, server, seal, children }));
+                let (parents, children) = (&switch.parents[..], &children[..]);
+                env.observe(&Observation::Reshaped(Reshaped::Switched { parents, server, children }));
             }
             RegistryChange::Built(Built { tablet, end, .. }) => {
                 let (tablet, end) = (*tablet, *end);

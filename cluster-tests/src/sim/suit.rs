@@ -195,6 +195,14 @@ impl Profile {
                 self.storms();
                 self.cuts();
             }
+            Mutation::MergeGuardsOneParent
+            | Mutation::MergeReadyOfOneParent
+            | Mutation::MergeReadyIntersects
+            | Mutation::MergedTimeGoesBack => {
+                self.merges();
+                self.storms();
+                self.cuts();
+            }
             Mutation::ParentTokensForgotten => {
                 self.reshapes();
                 self.patience_us = (20_000, 200_000);
@@ -276,7 +284,7 @@ impl Profile {
         self.wipe = None;
         self.log_entries_max = 100_000;
         self.think_us = (0, 20_000);
-        (self.split_us, self.move_us, self.cancel_us) = (None, None, None);
+        (self.split_us, self.merge_us, self.move_us, self.cancel_us) = (None, None, None, None);
         self.repairs = false;
     }
 
@@ -287,6 +295,14 @@ impl Profile {
         self.keys = 12;
         self.split_us = Some((30_000, 300_000));
         self.retired_us = SECOND_US;
+    }
+
+    /// Neighbours are merged all the time, of tablets that are split as often.
+    fn merges(&mut self) {
+        self.reshapes();
+        self.split_us = Some((200_000, 800_000));
+        self.merge_us = Some((100_000, 400_000));
+        self.chaos_us = 10 * SECOND_US;
     }
 
     /// Links are cut and joined all the time.

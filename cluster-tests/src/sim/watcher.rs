@@ -5,15 +5,12 @@
 //! costs no event and no chance: without it a seed runs the same.
 
 use super::server::Server;
-use crate::oracle::Seen;
+use crate::oracle::{Oracle, Seen};
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Lineage, Seq, TableId, TabletId};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::watch::{FirstEntry, History, Piece, Place, Shown, Start, Token, Window};
-
-/// The history of every tablet: nothing is merged here, nothing begins anew.
-const LINEAGE: Lineage = Lineage(1);
 
 /// Of how many events a watch looks after one.
 pub const LOOK_EVERY: u64 = 7;
@@ -37,7 +34,7 @@ impl Default for Watcher {
 
 impl Watcher {
     /// Looks at one server, at each tablet that it serves.
-    pub fn look(&mut self, servers: &[Server], now_us: u64, seen: &mut Vec<Seen>) {
+    pub fn look(&mut self, servers: &[Server], oracle: &Oracle, now_us: u64, seen: &mut Vec<Seen>) {
         self.looks += 1;
         let server = &servers[self.looks % servers.len()];
         if server.asleep_until_us > now_us {
@@ -45,7 +42,8 @@ impl Watcher {
         }
         let entries_max = ENTRIES_MAX[self.looks % ENTRIES_MAX.len()];
         for (tablet, _) in server.leases(now_us) {
-            server.show_changes(tablet, &mut self.token, entries_max, seen);
+            let history = oracle.history(tablet);
+            server.show_changes((tablet, history), &mut self.token, entries_max, seen);
         }
     }
 }
@@ -58,18 +56,26 @@ struct Copy<'a> {
     /// The last entry that is safe and applied.
     closed: LogEnd,
     base: LogEnd,
+    lineage: Lineage,
+    joined_ts: Hlc,
 }
 
 impl Server {
     /// Shows a watch what it has not seen of a tablet.
-    fn show_changes(&self, tablet: TabletId, token: &mut Token, entries_max: usize, seen: &mut Vec<Seen>) {
+    fn show_changes(
+        &self,
+        (tablet, (lineage, joined_ts)): (TabletId, (Lineage, Hlc)),
+        token: &mut Token,
+        entries_max: usize,
+        seen: &mut Vec<Seen>,
+    ) {
         let Some(copy) = self.run.as_ref().and_then(|run| run.copies.get(&tablet)) else { return };
         let core = &copy.core;
         let Some(log) = self.disk.log.tablet(tablet) else { return };
         let Some(closed) = log.end_at(core.safe().min(core.applied_seq())) else { return };
         let replica = self.disk.registry.replicas.get(&tablet);
         let base = replica.map_or_else(LogEnd::default, |replica| replica.base);
-        let copy = Copy { server: self, tablet, core, closed, base };
+        let copy = Copy { server: self, tablet, core, closed, base, lineage, joined_ts };
         for piece in token.within(core.range()) {
             copy.go_on(piece, token, entries_max, seen);
         }
@@ -82,8 +88,8 @@ impl Copy<'_> {
         let log = self.server.disk.log.tablet(self.tablet);
         let first = log.and_then(|log| log.entries.front());
         let history = History {
-            lineage: LINEAGE,
-            joined_ts: Hlc::MIN,
+            lineage: self.lineage,
+            joined_ts: self.joined_ts,
             base: self.base,
             epochs: self.core.epochs(),
             safe: self.core.safe(),
@@ -151,7 +157,7 @@ impl Copy<'_> {
     }
 
     fn move_to(&self, end: LogEnd, range: &KeyRange, token: &mut Token, seen: &mut Vec<Seen>) {
-        let place = Place::Entry { lineage: LINEAGE, pos: end.pos, ts: end.ts };
+        let place = Place::Entry { lineage: self.lineage, pos: end.pos, ts: end.ts };
         token.put(Piece { range: range.clone(), place });
         seen.push(Seen::Resolved { range: range.clone(), ts: end.ts });
     }
