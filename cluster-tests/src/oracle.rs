@@ -23,6 +23,7 @@ use ebla_kernel::ids::{Epoch, Lineage, Pos, ReplicaId, Seq, TabletId};
 use ebla_kernel::op::{AckLevel, Action, Change, Committed, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Reject;
+use ebla_kernel::watch::Place;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -237,6 +238,10 @@ pub enum Seen {
         range: KeyRange,
         /// The time.
         at: Hlc,
+        /// The tablet that said so.
+        by: TabletId,
+        /// Up to where everything was told before.
+        seen: Place,
     },
     /// Nothing at or below a timestamp follows.
     Resolved {

@@ -98,12 +98,13 @@ impl Server {
         let known = &self.disk.registry.replicas;
         let is_free = |assignment: &&Assignment| {
             let id = assignment.tablet;
-            let is_under_way = run.coming.contains(&id)
+            let is_under_way = run.coming.contains_key(&id)
                 || run.building.contains_key(&id)
                 || run.removing.contains(&id)
                 || known.get(&id).is_some_and(|known| known.state == CopyState::Active);
             let range = &assignment.range;
-            let is_held = known.iter().any(|(other, held)| *other != id && held.range.overlaps(range));
+            let held = known.iter().map(|(other, held)| (other, &held.range)).chain(&run.coming);
+            let is_held = held.into_iter().any(|(other, held)| *other != id && held.overlaps(range));
             // Of two that were heard of the older one is no more.
             let is_old = run.wanted.values().any(|other| other.tablet > id && other.range.overlaps(range));
             !is_under_way && !is_held && !is_old
@@ -135,7 +136,7 @@ impl Server {
             truncating: None,
         };
         let Some(run) = &mut self.run else { return };
-        run.coming.insert(id);
+        run.coming.insert(id, replica.range.clone());
         self.write_registry(env, RegistryChange::Replica(id, replica));
     }
 

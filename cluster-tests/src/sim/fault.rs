@@ -5,6 +5,7 @@
 
 use super::archivist::BackupFaults;
 use super::rng::Rng;
+use super::watcher::LOOK_EVERY;
 use ebla_kernel::meta::{Policy, TableKind, TableSpec};
 
 /// Microseconds of simulated time, from and to.
@@ -94,6 +95,8 @@ pub struct Profile {
     pub retired_us: u64,
     /// Of 1,000 looks at a log, how many find it so full that other copies lose.
     pub log_full_pm: u64,
+    /// Of how many events the watch looks after one.
+    pub watch_every: u64,
     /// Backups; none: nobody makes any.
     pub backups: Option<BackupFaults>,
 }
@@ -195,6 +198,7 @@ impl Profile {
             replace_after_ms: rng.chance(300).then_some(2_500),
             retired_us: [100_000, SECOND_US, 3 * SECOND_US][rng.index(3)],
             log_full_pm: [0, 0, 100][rng.index(3)],
+            watch_every: LOOK_EVERY,
             backups: None,
         }
     }

@@ -30,6 +30,7 @@ use ebla_kernel::ids::{
 };
 use ebla_kernel::lease::LeaseTerms;
 use ebla_kernel::meta::TableKind;
+use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::{Appointment, Input, Tablet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -133,8 +134,8 @@ pub(super) struct Run {
     pub wanted: BTreeMap<TabletId, Assignment>,
     /// The number of the last assignments.
     pub heard: u64,
-    /// Copies of which the record is on its way.
-    pub coming: BTreeSet<TabletId>,
+    /// Copies of which the record is on its way, and their keys.
+    pub coming: BTreeMap<TabletId, KeyRange>,
     /// Copies that go.
     pub removing: BTreeSet<TabletId>,
     /// Copies that are being built.
@@ -337,7 +338,7 @@ impl Server {
             copies: BTreeMap::new(),
             wanted: BTreeMap::new(),
             heard: 0,
-            coming: BTreeSet::new(),
+            coming: BTreeMap::new(),
             removing: BTreeSet::new(),
             building: BTreeMap::new(),
             leaving: BTreeMap::new(),

@@ -102,7 +102,7 @@ impl Server {
         }
         let Some(switch) = self.switch_of(&parents, epoch) else { return };
         if let Some(run) = &mut self.run {
-            run.coming.extend(switch.children.iter().map(|(id, _)| *id));
+            run.coming.extend(switch.children.iter().map(|(id, child)| (*id, child.range.clone())));
         }
         if mutated!(SwitchInTwoSteps) {
             let alone = Switch { children: Vec::new(), ..switch.clone() };

@@ -195,30 +195,46 @@ impl Profile {
                 self.storms();
                 self.cuts();
             }
-            Mutation::MergeGuardsOneParent
-            | Mutation::MergeReadyOfOneParent
-            | Mutation::MergeReadyIntersects
-            | Mutation::MergedTimeGoesBack => {
+            Mutation::MergedTimeGoesBack => self.merges(),
+            Mutation::MergeReadyOfOneParent => {
                 self.merges();
-                self.storms();
                 self.cuts();
+                self.network.cut_us = Some((20_000, 200_000));
+                self.waits();
             }
             Mutation::ParentTokensForgotten => {
                 self.reshapes();
                 self.patience_us = (20_000, 200_000);
             }
-            Mutation::StagedChildServes | Mutation::ChildFeedSkips => self.reshapes(),
-            Mutation::FeedAboveQ | Mutation::FeedShowsReverted => {
+            Mutation::StagedChildServes => self.reshapes(),
+            Mutation::ChildFeedSkips => {
+                self.reshapes();
+                self.watch_every = 500;
+            }
+            Mutation::FeedShowsReverted => {
                 self.copies(3, 2);
                 self.cuts();
                 self.waits();
                 self.deadline_ms = (20, 400);
             }
-            Mutation::ResumeUnchecked => {
+            Mutation::FeedAboveQ => {
                 self.copies(3, 2);
-                self.spec.policy = Policy::Degraded;
+                self.cuts();
+                self.storms();
                 self.crashes();
-                self.wipe = Some(((200_000, SECOND_US), WipeBudget::Within));
+                self.wait_pm = 200;
+            }
+            Mutation::ResumeUnchecked => {
+                // What the leader has is at Q, and an election that lacks its answer for ten
+                // seconds loses it.
+                self.copies(3, 1);
+                self.spec.policy = Policy::Degraded;
+                self.server_crash_us = Some((14 * SECOND_US, 18 * SECOND_US));
+                self.down_us = (12 * SECOND_US, 13 * SECOND_US);
+                (self.sleep_us, self.blackout_us, self.meta_crash_us) = (None, None, None);
+                (self.depose_us, self.transfer_us) = (None, None);
+                self.network.delay_us = (5_000, 60_000);
+                self.chaos_us = 60 * SECOND_US;
             }
             Mutation::SwitchInTwoSteps
             | Mutation::StagedNotReplayed

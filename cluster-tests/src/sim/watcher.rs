@@ -12,7 +12,7 @@ use ebla_kernel::ids::{Lineage, Seq, TableId, TabletId};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::watch::{FirstEntry, History, Piece, Place, Shown, Start, Token, Window};
 
-/// Of how many events a watch looks after one.
+/// Of how many events a watch mostly looks after one.
 pub const LOOK_EVERY: u64 = 7;
 
 /// Most entries of one look, in the order of looks.
@@ -104,7 +104,7 @@ impl Copy<'_> {
                 self.show_log(after, &range, token, entries_max, seen);
             }
             Start::Versions(since) => self.show_versions(since, range, token, seen),
-            Start::Rows(_) | Start::Lost(_) => self.show_rows(range, token, seen),
+            Start::Rows(_) | Start::Lost(_) => self.show_rows(Piece { range, place }, token, seen),
             Start::Wait => {}
         }
     }
@@ -144,21 +144,31 @@ impl Copy<'_> {
             let new = versions.into_values().filter(|version| version.ts > since);
             seen.extend(new.map(|version| Seen::Change { key: key.clone(), version }));
         }
-        self.move_to(self.closed, &range, token, seen);
+        if self.core.sealed().is_some() {
+            // The end may be the beginning of an epoch behind the seal, which no child knows.
+            self.resolve(Place::Time(self.closed.ts), self.closed.ts, &range, token, seen);
+        } else {
+            self.move_to(self.closed, &range, token, seen);
+        }
     }
 
-    fn show_rows(&self, range: KeyRange, token: &mut Token, seen: &mut Vec<Seen>) {
-        seen.push(Seen::Break { range: range.clone(), at: self.closed.ts });
+    fn show_rows(&self, piece: Piece, token: &mut Token, seen: &mut Vec<Seen>) {
+        let Piece { range, place } = piece;
+        seen.push(Seen::Break { range: range.clone(), at: self.closed.ts, by: self.tablet, seen: place });
         for (key, versions) in self.server.disk.store.snapshot(&range, self.closed.ts) {
             let newest = versions.into_values().next_back();
             seen.extend(newest.map(|version| Seen::Change { key, version }));
         }
-        self.move_to(self.closed, &range, token, seen);
+        self.resolve(Place::Time(self.closed.ts), self.closed.ts, &range, token, seen);
     }
 
     fn move_to(&self, end: LogEnd, range: &KeyRange, token: &mut Token, seen: &mut Vec<Seen>) {
         let place = Place::Entry { lineage: self.lineage, pos: end.pos, ts: end.ts };
+        self.resolve(place, end.ts, range, token, seen);
+    }
+
+    fn resolve(&self, place: Place, ts: Hlc, range: &KeyRange, token: &mut Token, seen: &mut Vec<Seen>) {
         token.put(Piece { range: range.clone(), place });
-        seen.push(Seen::Resolved { range: range.clone(), ts: end.ts });
+        seen.push(Seen::Resolved { range: range.clone(), ts });
     }
 }

@@ -8,7 +8,7 @@ use super::meta::MetaNode;
 use super::network::{Address, Message};
 use super::rng::Rng;
 use super::server::Server;
-use super::watcher::{LOOK_EVERY, Watcher};
+use super::watcher::Watcher;
 use super::workload::{Client, Timer, counter_key, row_key};
 use crate::invariants::{Observation, Violation};
 use crate::oracle::{Asked, Fate, Outcome, Trust};
@@ -183,7 +183,7 @@ impl World {
             self.events += 1;
             self.happen(event);
             self.look_at_leases();
-            if self.events.is_multiple_of(LOOK_EVERY) {
+            if self.events.is_multiple_of(self.env.profile.watch_every) {
                 let (now_us, env) = (self.env.now_us, &mut self.env);
                 self.watcher.look(&self.servers, &env.watch.oracle, now_us, &mut env.history.seen);
             }
