@@ -237,7 +237,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that the simulator is to find, or not to find.
-    pub const ALL: [Self; 98] = [
+    pub const ALL: [Self; 97] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -330,7 +330,6 @@ impl Mutation {
         Self::ClearTouchesNeighbour,
         Self::FeedAboveQ,
         Self::FeedShowsReverted,
-        Self::ResumeUnchecked,
         Self::ChildFeedSkips,
         Self::TimeBeforeSafePoint,
         Self::DeposedLeaderCloses,

@@ -224,18 +224,6 @@ impl Profile {
                 self.crashes();
                 self.wait_pm = 200;
             }
-            Mutation::ResumeUnchecked => {
-                // What the leader has is at Q, and an election that lacks its answer for ten
-                // seconds loses it.
-                self.copies(3, 1);
-                self.spec.policy = Policy::Degraded;
-                self.server_crash_us = Some((14 * SECOND_US, 18 * SECOND_US));
-                self.down_us = (12 * SECOND_US, 13 * SECOND_US);
-                (self.sleep_us, self.blackout_us, self.meta_crash_us) = (None, None, None);
-                (self.depose_us, self.transfer_us) = (None, None);
-                self.network.delay_us = (5_000, 60_000);
-                self.chaos_us = 60 * SECOND_US;
-            }
             Mutation::SwitchInTwoSteps
             | Mutation::StagedNotReplayed
             | Mutation::RetiredNotReplayed
