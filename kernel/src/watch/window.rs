@@ -123,7 +123,7 @@ mod tests {
             end.follow(Epoch(epoch), end.ts.next(), payload)
         };
         log.push(start(log[2].end(), 2));
-        let mut shown = |log: &[Entry], window: &mut Window| -> Vec<Shown> {
+        let shown = |log: &[Entry], window: &mut Window| -> Vec<Shown> {
             let safe = log.last().map(Entry::seq).unwrap_or_default();
             assert_eq!(window.wants(safe), Some(safe));
             log[2..].iter().for_each(|entry| window.look(entry));
