@@ -11,23 +11,33 @@
 //!                                └── e3:6 ─ e3:7      the lineage that survives
 //! ```
 //!
-//! The tree of a tablet that was made of another begins as a copy of that one's: what its own
-//! log goes on from is in its lineage.
+//! The tree of a tablet that was split off another begins as a copy of that one's: what its own
+//! log goes on from is in its lineage. A tablet that was merged begins a tree of its own, because
+//! its parents have numbered apart; what came before it is a [`Past`] for the keys of each parent.
+
+mod story;
+
+pub use story::Story;
 
 use crate::sim::disk::{Rows, fold};
 use bytes::Bytes;
-use ebla_kernel::entry::{Entry, Payload};
+use ebla_kernel::entry::{Entry, LogEnd, Payload};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Epoch, Pos, ReplicaId, Seq, TabletId};
+use ebla_kernel::ids::{Epoch, Lineage, Pos, ReplicaId, Seq, TabletId};
 use ebla_kernel::op::{AckLevel, Action, Change, Committed, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Reject;
+use ebla_kernel::watch::Place;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use story::bit;
 
 /// What a client remembers of its own writes, to read them on any copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Session {
+    /// The tablet that said so.
+    pub tablet: TabletId,
     /// Its last committed write.
     pub pos: Pos,
     /// The timestamp of that.
@@ -233,6 +243,10 @@ pub enum Seen {
         range: KeyRange,
         /// The time.
         at: Hlc,
+        /// The tablet that said so.
+        by: TabletId,
+        /// Up to where everything was told before.
+        seen: Place,
     },
     /// Nothing at or below a timestamp follows.
     Resolved {
@@ -302,127 +316,10 @@ pub enum Trust {
     Copies,
 }
 
-/// One tablet's entries, and who has which.
-#[derive(Clone, Debug, Default)]
-pub struct Story {
-    /// Every entry that was durable anywhere.
-    pub entries: BTreeMap<Pos, Rc<Entry>>,
-    /// The servers that ever had it durable, a bit for each.
-    pub held: BTreeMap<Pos, u64>,
-    /// What stands before the first entry of each epoch.
-    pub starts: BTreeMap<Epoch, Pos>,
-    /// The durable log of every copy, by server: position by index, nothing purged.
-    pub copies: BTreeMap<usize, Vec<Pos>>,
-}
-
-impl Story {
-    /// Whether the lineage of `end` contains `pos`.
-    #[must_use]
-    pub fn contains(&self, end: Pos, pos: Pos) -> bool {
-        self.limit(end, pos.epoch).is_some_and(|limit| pos.seq <= limit) || pos == Pos::ZERO
-    }
-
-    /// Up to which index the lineage of `end` holds entries of `epoch`; none at all if it has
-    /// no part of it.
-    #[must_use]
-    pub fn limit(&self, end: Pos, epoch: Epoch) -> Option<Seq> {
-        let mut end = end;
-        while end.epoch > epoch {
-            end = *self.starts.get(&end.epoch)?;
-        }
-        (end.epoch == epoch && end.seq > Seq(0)).then_some(end.seq)
-    }
-
-    /// The last durable position of `epoch`, or what stands before it.
-    #[must_use]
-    pub fn last_of(&self, epoch: Epoch) -> Pos {
-        let range = Pos::new(epoch, Seq(0))..=Pos::new(epoch, Seq(u64::MAX));
-        let last = self.entries.range(range).next_back().map(|(pos, _)| *pos);
-        last.or_else(|| self.starts.get(&epoch).copied()).unwrap_or(Pos::new(epoch, Seq(0)))
-    }
-
-    /// The entries of a lineage, oldest first.
-    #[must_use]
-    pub fn lineage(&self, end: Pos) -> Vec<&Entry> {
-        let mut log = Vec::new();
-        let mut at = end;
-        while let Some(entry) = self.entries.get(&at) {
-            log.push(&**entry);
-            at = entry.prev;
-        }
-        log.reverse();
-        log
-    }
-
-    /// Whether the copy on `server` has `pos` now.
-    #[must_use]
-    pub fn has(&self, server: usize, pos: Pos) -> bool {
-        let log = self.copies.get(&server);
-        let index = usize::try_from(pos.seq.0.wrapping_sub(1)).ok();
-        log.zip(index).and_then(|(log, index)| log.get(index)) == Some(&pos)
-    }
-
-    /// The durable end of the copy on `server`.
-    #[must_use]
-    pub fn end_of(&self, server: usize) -> Pos {
-        self.copies.get(&server).and_then(|log| log.last()).copied().unwrap_or(Pos::ZERO)
-    }
-
-    /// Which epoch began where in the log of the copy on `server`.
-    #[must_use]
-    pub fn epochs_of(&self, server: usize) -> Vec<(Epoch, Seq)> {
-        let mut epochs: Vec<(Epoch, Seq)> = Vec::new();
-        for pos in self.copies.get(&server).into_iter().flatten() {
-            if epochs.last().is_none_or(|(epoch, _)| *epoch != pos.epoch) {
-                epochs.push((pos.epoch, pos.seq));
-            }
-        }
-        epochs
-    }
-
-    /// How many servers of `among` ever had `pos` durable.
-    #[must_use]
-    pub fn held_by(&self, pos: Pos, among: impl IntoIterator<Item = usize>) -> usize {
-        let mask = self.held.get(&pos).copied().unwrap_or_default();
-        among.into_iter().filter(|server| mask & bit(*server) != 0).count()
-    }
-
-    fn durable(&mut self, server: usize, entry: &Rc<Entry>) {
-        self.note(server, entry);
-        self.copies.entry(server).or_default().push(entry.pos);
-    }
-
-    fn note(&mut self, server: usize, entry: &Rc<Entry>) {
-        self.entries.entry(entry.pos).or_insert_with(|| Rc::clone(entry));
-        *self.held.entry(entry.pos).or_default() |= bit(server);
-        self.begins(entry);
-    }
-
-    /// The log of a copy, up to a position that it holds.
-    fn prefix(&self, server: usize, upto: Pos) -> Option<Vec<Pos>> {
-        let length = usize::try_from(upto.seq.0).ok()?;
-        let log = self.copies.get(&server).filter(|_| self.has(server, upto))?;
-        Some(log[..length].to_vec())
-    }
-
-    /// A server has everything of a lineage, however it came there.
-    fn built(&mut self, server: usize, end: Pos) {
-        let log: Vec<Pos> = self.lineage(end).iter().map(|entry| entry.pos).collect();
-        for pos in &log {
-            *self.held.entry(*pos).or_default() |= bit(server);
-        }
-        self.copies.insert(server, log);
-    }
-
-    fn begins(&mut self, entry: &Entry) {
-        if let Payload::EpochStart { .. } = entry.payload {
-            self.starts.insert(entry.pos.epoch, entry.prev);
-        }
-    }
-}
-
-fn bit(server: usize) -> u64 {
-    1 << server
+/// What stands before the first entry of a tablet that was made of these.
+fn joined(parents: &[(TabletId, LogEnd)]) -> Pos {
+    let ends: Vec<LogEnd> = parents.iter().map(|(_, seal)| *seal).collect();
+    LogEnd::joined(&ends).pos
 }
 
 /// The copies of a tablet, by the metadata.
@@ -447,8 +344,10 @@ pub struct Shown {
     pub members: Members,
     /// Whether an election has had too few answers.
     pub is_degraded: bool,
-    /// The tablet whose log its own goes on from, and the seal there.
-    pub parent: Option<(TabletId, Pos)>,
+    /// The tablets whose logs its own goes on from, and the seals there, in key order.
+    pub parents: Vec<(TabletId, LogEnd)>,
+    /// Its history, and when that began if others were joined in it.
+    pub history: (Lineage, Hlc),
 }
 
 /// Every log of every tablet, nothing purged, and what was done to the disks.
@@ -458,8 +357,12 @@ pub struct Oracle {
     pub stories: BTreeMap<TabletId, Story>,
     /// The keys of every tablet that there ever was.
     pub ranges: BTreeMap<TabletId, KeyRange>,
-    /// What tablets were made of: the parent, and the seal in its log.
-    pub parents: BTreeMap<TabletId, (TabletId, Pos)>,
+    /// What tablets were made of: the parents in key order, and the seals in their logs.
+    pub parents: BTreeMap<TabletId, Vec<(TabletId, Pos)>>,
+    /// Every tablet that was made of a tablet, and of those.
+    descendants: BTreeMap<TabletId, BTreeSet<TabletId>>,
+    /// The history of every tablet, and when it began if others were joined in it.
+    histories: BTreeMap<TabletId, (Lineage, Hlc)>,
     /// Tablets that were led by fewer answers than the quota.
     degraded: BTreeSet<TabletId>,
     members: BTreeMap<TabletId, Members>,
@@ -480,26 +383,128 @@ impl Oracle {
     }
 
     /// A tablet and those that it was made of, youngest first.
-    pub fn family(&self, tablet: TabletId) -> impl Iterator<Item = TabletId> {
-        std::iter::successors(Some(tablet), |tablet| self.parents.get(tablet).map(|(parent, _)| *parent))
+    #[must_use]
+    pub fn family(&self, tablet: TabletId) -> Vec<TabletId> {
+        let (mut family, mut open) = (Vec::new(), BTreeSet::from([tablet]));
+        // Ids rise from parents to children.
+        while let Some(id) = open.pop_last() {
+            family.push(id);
+            open.extend(self.parents_of(id).iter().map(|(parent, _)| *parent));
+        }
+        family
+    }
+
+    /// What a tablet was made of, and the seals there.
+    #[must_use]
+    pub fn parents_of(&self, tablet: TabletId) -> &[(TabletId, Pos)] {
+        self.parents.get(&tablet).map_or(&[], Vec::as_slice)
     }
 
     /// The tablets that were made of a tablet, and of those, itself left out.
     pub fn descendants(&self, tablet: TabletId) -> impl Iterator<Item = TabletId> {
-        let made = move |child: &&TabletId| self.family(**child).skip(1).any(|older| older == tablet);
-        self.parents.keys().filter(made).copied()
+        self.descendants.get(&tablet).into_iter().flatten().copied()
     }
 
     /// Whether a tablet is `older`, or was made of it.
     #[must_use]
     pub fn is_of(&self, tablet: TabletId, older: TabletId) -> bool {
-        self.family(tablet).any(|known| known == older)
+        tablet == older || self.descendants.get(&older).is_some_and(|heirs| heirs.contains(&tablet))
+    }
+
+    /// The history of a tablet, and when it began if others were joined in it.
+    #[must_use]
+    pub fn history(&self, tablet: TabletId) -> (Lineage, Hlc) {
+        self.histories.get(&tablet).copied().unwrap_or_default()
+    }
+
+    /// Whether positions of two tablets mean the same.
+    #[must_use]
+    pub fn share_history(&self, one: TabletId, other: TabletId) -> bool {
+        one == other || self.history(one).0 == self.history(other).0
+    }
+
+    /// A tablet and those that it was split off, youngest first; the last was created or merged.
+    fn line(&self, tablet: TabletId) -> Vec<TabletId> {
+        let parent = |id: &TabletId| match self.parents_of(*id) {
+            [(parent, _)] => Some(*parent),
+            _ => None,
+        };
+        std::iter::successors(Some(tablet), parent).collect()
+    }
+
+    /// What was merged where the history of a tablet began.
+    #[must_use]
+    pub fn merged(&self, tablet: TabletId) -> &[(TabletId, Pos)] {
+        self.line(tablet).last().map_or(&[], |first| self.parents_of(*first))
+    }
+
+    /// Whether the log of a tablet up to `end` goes on from all that says `pos` of a tablet that
+    /// it was made of.
+    #[must_use]
+    pub fn goes_on_from(&self, (tablet, end): (TabletId, Pos), (older, pos): (TabletId, Pos)) -> bool {
+        if self.share_history(tablet, older) {
+            return self.story(tablet).contains(end, pos);
+        }
+        let mut heirs = self.merged(tablet).iter().filter(|(parent, _)| self.is_of(*parent, older));
+        heirs.all(|parent| self.goes_on_from(*parent, (older, pos)))
+    }
+
+    /// Whether a position was a parent's already when the history of a tablet began.
+    #[must_use]
+    pub fn is_inherited(&self, tablet: TabletId, pos: Pos) -> bool {
+        pos.epoch <= self.story(tablet).base.epoch && pos > Pos::ZERO
+    }
+
+    /// The entries that a tablet's log up to `end` goes on from, and its own.
+    #[must_use]
+    pub fn everything(&self, tablet: TabletId, end: Pos) -> Vec<&Entry> {
+        let older = self.merged(tablet).iter().flat_map(|(parent, seal)| self.everything(*parent, *seal));
+        older.chain(self.story(tablet).lineage(end)).collect()
+    }
+
+    /// What happened to the keys of a tablet: one story for each part that another tablet of a
+    /// merge has brought.
+    #[must_use]
+    pub fn pasts(&self, tablet: TabletId) -> Vec<Past<'_>> {
+        let (own, story, line) = (self.range(tablet), self.story(tablet), self.line(tablet));
+        let merged = self.merged(tablet);
+        if merged.is_empty() {
+            return vec![Past { range: own, story: Cow::Borrowed(story), tablets: line }];
+        }
+        let behind = |older: Past<'_>, seal: Pos| {
+            let tablets = line.iter().copied().chain(older.tablets).collect();
+            let story = Cow::Owned(story.behind(&older.story, seal));
+            Some(Past { range: older.range.intersect(&own)?, story, tablets })
+        };
+        let mut pasts = Vec::new();
+        for (parent, seal) in merged {
+            let is_inside = |older: &Past<'_>| older.range.overlaps(&own);
+            let older = self.pasts(*parent).into_iter().filter(is_inside);
+            pasts.extend(older.filter_map(|older| behind(older, *seal)));
+        }
+        pasts
+    }
+
+    /// The keys of a tablet.
+    #[must_use]
+    pub fn range(&self, tablet: TabletId) -> KeyRange {
+        self.ranges.get(&tablet).cloned().unwrap_or_else(KeyRange::all)
+    }
+
+    /// The keys of the tablet in whose log an entry of this history stands.
+    #[must_use]
+    pub fn range_at(&self, tablet: TabletId, seq: Seq) -> KeyRange {
+        let line = self.line(tablet);
+        let split = line.iter().rev().skip(1).flat_map(|id| self.parents_of(*id));
+        let older = split.into_iter().find(|(_, seal)| seq <= seal.seq);
+        self.range(older.map_or(tablet, |(parent, _)| *parent))
     }
 
     /// Whether two tablets were made of the same one.
     #[must_use]
     pub fn are_related(&self, one: TabletId, other: TabletId) -> bool {
-        self.family(one).last() == self.family(other).last()
+        let family = self.family(other);
+        self.family(one).iter().any(|older| family.contains(older))
     }
 
     /// Whether the data of a copy is gone.
@@ -534,34 +539,48 @@ impl Oracle {
 
     /// The metadata shows a tablet.
     pub fn shown(&mut self, shown: Shown) {
-        let Shown { id, range, members, is_degraded, parent } = shown;
+        let Shown { id, range, members, is_degraded, parents, history } = shown;
+        self.histories.insert(id, history);
         if is_degraded {
             self.degraded.insert(id);
         }
-        if self.ranges.insert(id, range).is_none()
-            && let Some((parent, seal)) = parent
-        {
-            self.born(id, (parent, seal), &members);
+        if self.ranges.insert(id, range).is_none() && !parents.is_empty() {
+            self.born(id, &parents, &members);
         }
         self.members.insert(id, members);
         self.look_at(id);
     }
 
-    /// A tablet goes on from another one's log, on the copies that were ready for it.
-    fn born(&mut self, id: TabletId, (parent, seal): (TabletId, Pos), members: &Members) {
-        let mut story = self.story(parent).clone();
-        let own = |server: &usize| Some((*server, story.prefix(*server, seal)?));
+    /// A tablet goes on from the logs of others, on the copies that were ready for it.
+    fn born(&mut self, id: TabletId, parents: &[(TabletId, LogEnd)], members: &Members) {
+        let mut story = match parents {
+            [(parent, _)] => self.story(*parent).clone(),
+            _ => Story::behind_base(joined(parents)),
+        };
+        let own = |server: &usize| Some((*server, self.inherited(*server, parents)?));
         story.copies = members.copies.values().filter_map(own).collect();
         self.stories.insert(id, story);
-        let older = self.members.get(&parent).into_iter().flat_map(|older| &older.all);
+        let older = parents.iter().filter_map(|(parent, _)| self.members.get(parent));
+        let older = older.flat_map(|older| &older.all);
         let lost: BTreeSet<usize> =
             older.filter(|(copy, _)| self.gone.contains(copy)).map(|(_, server)| *server).collect();
         let heirs = members.all.iter().filter(|(_, server)| lost.contains(server)).map(|(copy, _)| *copy);
         self.gone.extend(heirs);
-        self.parents.insert(id, (parent, seal));
-        if self.hopeless.contains(&parent) {
+        self.parents.insert(id, parents.iter().map(|(parent, seal)| (*parent, seal.pos)).collect());
+        for older in self.family(id).into_iter().skip(1) {
+            self.descendants.entry(older).or_default().insert(id);
+        }
+        if parents.iter().any(|(parent, _)| self.hopeless.contains(parent)) {
             self.hopeless.insert(id);
         }
+    }
+
+    /// What a server has in its own log of a tablet that was made of others, if it has all of
+    /// them up to their seals.
+    fn inherited(&self, server: usize, parents: &[(TabletId, LogEnd)]) -> Option<Vec<Pos>> {
+        let prefix = |(parent, seal): &(TabletId, LogEnd)| self.story(*parent).prefix(server, seal.pos);
+        let mut logs: Vec<Vec<Pos>> = parents.iter().map(prefix).collect::<Option<_>>()?;
+        if logs.len() == 1 { logs.pop() } else { Some(Vec::new()) }
     }
 
     fn look_at(&mut self, id: TabletId) {
@@ -571,11 +590,14 @@ impl Oracle {
         }
     }
 
-    /// The children of a tablet have taken its place on a server.
-    pub fn switched(&mut self, server: usize, parent: TabletId, seal: Pos, children: &[TabletId]) {
-        let Some(log) = self.story(parent).prefix(server, seal) else { return };
+    /// The children of tablets have taken their place on a server.
+    pub fn switched(&mut self, server: usize, parents: &[(TabletId, LogEnd)], children: &[TabletId]) {
+        let Some(log) = self.inherited(server, parents) else { return };
+        let base = if parents.len() == 1 { Pos::ZERO } else { joined(parents) };
         for child in children {
             let story = self.stories.entry(*child).or_default();
+            // A copy that metadata names later than its server switches begins here.
+            story.base = story.base.max(base);
             for pos in &log {
                 *story.held.entry(*pos).or_default() |= bit(server);
             }
@@ -605,19 +627,19 @@ impl Oracle {
     /// An entry is durable on a server.
     pub fn durable(&mut self, tablet: TabletId, server: usize, entry: &Rc<Entry>) {
         self.stories.entry(tablet).or_default().durable(server, entry);
-        if self.parents.is_empty() {
-            return;
-        }
         // A copy that comes late with what its children know already, or never will.
-        for child in self.descendants(tablet).collect::<Vec<_>>() {
+        let heirs = self.descendants(tablet).filter(|heir| self.share_history(tablet, *heir));
+        for child in heirs.collect::<Vec<_>>() {
             self.stories.entry(child).or_default().note(server, entry);
         }
     }
 
     /// A copy's log ends after `keep` now.
     pub fn cut(&mut self, tablet: TabletId, server: usize, keep: Seq) {
-        if let Some(log) = self.stories.entry(tablet).or_default().copies.get_mut(&server) {
-            log.truncate(usize::try_from(keep.0).expect("a log of a simulation is short"));
+        let story = self.stories.entry(tablet).or_default();
+        let length = keep.0.saturating_sub(story.base.seq.0);
+        if let Some(log) = story.copies.get_mut(&server) {
+            log.truncate(usize::try_from(length).expect("a log of a simulation is short"));
         }
     }
 
@@ -664,10 +686,21 @@ pub struct Fate {
     pub trust: Trust,
 }
 
-/// The log that survived, and what follows from it.
+/// What happened to some keys of a tablet, in one line.
+#[derive(Clone, Debug)]
+pub struct Past<'a> {
+    /// The keys.
+    pub range: KeyRange,
+    /// Everything that is known of the logs in which they were.
+    pub story: Cow<'a, Story>,
+    /// The tablets that they were in.
+    pub tablets: Vec<TabletId>,
+}
+
+/// The log that survived, and what follows from it, for the keys that have one past.
 #[derive(Clone, Debug)]
 pub struct Truth<'a> {
-    /// How the tablet came out of it.
+    /// How the tablet came out of it; its keys are those of the past.
     pub fate: &'a Fate,
     /// Everything that is known of its log.
     pub story: &'a Story,
@@ -677,36 +710,29 @@ pub struct Truth<'a> {
     pub reverted: BTreeSet<Pos>,
     /// All versions of all rows that it gives.
     pub rows: Rows,
-    /// Up to where the log is that of an ancestor, and the keys of that one; oldest first.
-    ancestors: Vec<(Seq, KeyRange)>,
+    past: &'a Past<'a>,
 }
 
 impl<'a> Truth<'a> {
     /// What follows from the log of a tablet that ends where `fate` says.
     #[must_use]
-    pub fn new(oracle: &'a Oracle, fate: &'a Fate) -> Self {
-        let id = fate.tablet;
-        let story = oracle.story(id);
+    pub fn new(fate: &'a Fate, past: &'a Past<'a>) -> Self {
+        let story = &*past.story;
         let log = story.lineage(fate.end);
         let (reverted, rows) = (reverted(&log), rows(&log, &fate.range));
-        let older = oracle.family(id).filter_map(|id| oracle.parents.get(&id));
-        let range = |parent: &TabletId| oracle.ranges.get(parent).cloned().unwrap_or_else(KeyRange::all);
-        let mut ancestors: Vec<_> = older.map(|(parent, seal)| (seal.seq, range(parent))).collect();
-        ancestors.reverse();
-        Self { fate, story, log, reverted, rows, ancestors }
+        Self { fate, story, log, reverted, rows, past }
+    }
+
+    /// Whether the keys were ever in a tablet.
+    #[must_use]
+    pub fn was_in(&self, tablet: TabletId) -> bool {
+        self.past.tablets.contains(&tablet)
     }
 
     /// Whether the write at `pos` survived and was not taken back.
     #[must_use]
     pub fn stands(&self, pos: Pos) -> bool {
         self.story.contains(self.fate.end, pos) && !self.reverted.contains(&pos)
-    }
-
-    /// The keys of the tablet in whose log an entry stands.
-    #[must_use]
-    pub fn range_at(&self, seq: Seq) -> &KeyRange {
-        let older = self.ancestors.iter().find(|(upto, _)| seq <= *upto);
-        older.map_or(&self.fate.range, |(_, range)| range)
     }
 }
 

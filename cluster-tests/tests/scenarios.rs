@@ -1,4 +1,4 @@
-//! Scenarios of splits and moves, each at many moments: a number of microseconds after something
+//! Scenarios of splits, merges and moves, each at many moments: a number of microseconds after something
 //! was begun. Chance tries the same in `tests/sim.rs`; here nothing else is in the way.
 
 use ebla_cluster_tests::sim::directed::{Directed, Masters, Step};
@@ -146,6 +146,63 @@ fn scenario_12_a_child_is_split_before_anything_was_flushed_and_all_lose_power()
         };
         holds("12", moment, run());
     }
+}
+
+/// Splits, wishes for the merge of what came of it before anything was flushed, lets `fault` happen
+/// at every moment after, and judges.
+fn at_every_moment_of_a_merge(name: &str, fault: impl Fn(&mut Directed) -> Step) {
+    // The wish is recorded; the tablets lie together for 200 ms before they are sealed.
+    let settling = [5_000, 100_000, 203_000, 207_000, 212_000, 220_000, 240_000, 700_000];
+    for (seed, moment) in (1..).zip(settling) {
+        let run = || {
+            let mut cluster = Directed::begin(seed, |_| {})?;
+            cluster.split_at(6);
+            cluster.wait("the split", |cluster| cluster.tablets() == 2)?;
+            cluster.merge_at(6);
+            cluster.play(moment)?;
+            fault(&mut cluster)?;
+            cluster.wait("the merge", |cluster| cluster.tablets() == 1)?;
+            cluster.split_at(3);
+            cluster.play(500_000)?;
+            cluster.end()
+        };
+        holds(name, moment, run());
+    }
+}
+
+#[test]
+fn scenario_12_two_children_are_merged_before_anything_was_flushed() {
+    at_every_moment_of_a_merge("12", |_| Ok(()));
+}
+
+#[test]
+fn scenario_12_all_lose_power_at_every_step_of_a_merge() {
+    at_every_moment_of_a_merge("12 power", |cluster| {
+        cluster.blackout();
+        cluster.play(30_000)?;
+        cluster.blackout();
+        Ok(())
+    });
+}
+
+#[test]
+fn scenario_11_masters_fail_over_at_every_step_of_a_merge() {
+    at_every_moment_of_a_merge("11 masters, merge", |cluster| {
+        cluster.fail_over_masters();
+        Ok(())
+    });
+}
+
+#[test]
+fn scenario_11_the_leader_dies_at_every_step_of_a_merge() {
+    at_every_moment_of_a_merge("11 leader, merge", |cluster| {
+        if let Some(leader) = cluster.leader_of_row(0) {
+            cluster.crash(leader);
+            cluster.play(30_000)?;
+            cluster.start(leader);
+        }
+        Ok(())
+    });
 }
 
 #[test]

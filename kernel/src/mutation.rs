@@ -283,7 +283,6 @@ impl Mutation {
         Self::ElectionEditsInSync,
         Self::LongestLogWins,
         Self::LostLeavesQuota,
-        Self::EmptyUnderOldLineage,
         Self::AnyGenerationCounts,
         Self::LostCopyAnswers,
         Self::StrictShrinksBelowD,
@@ -316,6 +315,8 @@ impl Mutation {
         Self::UnsealedByItself,
         Self::ChildFenceNotHeld,
         Self::ParentTokensForgotten,
+        Self::MergeReadyOfOneParent,
+        Self::MergedTimeGoesBack,
         Self::StagedChildServes,
         Self::SwitchInTwoSteps,
         Self::StagedNotReplayed,
@@ -329,7 +330,6 @@ impl Mutation {
         Self::ClearTouchesNeighbour,
         Self::FeedAboveQ,
         Self::FeedShowsReverted,
-        Self::ResumeUnchecked,
         Self::ChildFeedSkips,
         Self::TimeBeforeSafePoint,
         Self::DeposedLeaderCloses,
@@ -348,6 +348,10 @@ impl Mutation {
     /// (`kernel/tests/room_world.rs`).
     pub const OF_ROOMS: [Self; 4] =
         [Self::ClearUnconditional, Self::OldRunsBitCounts, Self::DoubtIgnored, Self::SubscribedBeforeSet];
+
+    /// Those that show themselves only where a table in memory loses every copy; its golden script
+    /// finds them.
+    pub const OF_LOSS: [Self; 1] = [Self::EmptyUnderOldLineage];
 
     /// Those that show themselves only where tablets are split or merged; the golden scripts hold
     /// the rules of those that chance does not bring about.

@@ -44,6 +44,20 @@ fn scripts_print_what_they_say() {
     assert!(scripts > 0, "no scripts found in {}", dir.display());
 }
 
+#[cfg(feature = "mutations")]
+#[test]
+fn what_comes_of_lost_tables_in_memory_is_seen() {
+    use ebla_kernel::mutation::{Mutation, seed_bug};
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts/meta/memory");
+    let expected = std::fs::read_to_string(path).unwrap();
+    for mutation in Mutation::OF_LOSS {
+        seed_bug(Some(mutation));
+        let printed = World::default().run(&expected);
+        seed_bug(None);
+        assert_ne!(printed, expected, "{mutation:?} changes nothing");
+    }
+}
+
 #[test]
 fn a_state_that_differs_at_the_same_index_is_told() {
     let init = |id| Command::InitCluster { cluster_id: ClusterId(id), masters: BTreeMap::new() };

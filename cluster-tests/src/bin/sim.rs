@@ -72,17 +72,21 @@ fn many(args: &Args) -> Result<()> {
     let seeds = args.seeds.unwrap_or(500);
     let began = Instant::now();
     let (mut events, mut operations, mut backups) = (0, 0, 0);
+    let (mut splits, mut merges, mut moves) = (0, 0, 0);
     for seed in start..start.saturating_add(seeds) {
         let report = run(seed, Narration::Silent);
         events += report.events;
         operations += report.operations;
         backups += report.backups;
+        splits += report.wishes.splits;
+        merges += report.wishes.merges;
+        moves += report.wishes.moves;
         judge(&report)?;
     }
     let seconds = began.elapsed().as_secs_f64();
     let rate = events as f64 / seconds;
     println!(
-        "{seeds} seeds, {operations} operations, {backups} backups, {events} events in {seconds:.1} s ({rate:.0} events/s): no violation"
+        "{seeds} seeds, {operations} operations, {splits} splits, {merges} merges, {moves} moves, {backups} backups, {events} events in {seconds:.1} s ({rate:.0} events/s): no violation"
     );
     Ok(())
 }

@@ -25,7 +25,7 @@ impl Invariant for Backups {
             has_acknowledged(end, backup)?;
             let chain = chain(backups, number);
             let restored = restore(&chain).map_err(|error| format!("backup {number}: {error}"))?;
-            for truth in end.truths.values().filter(|truth| truth.fate.trust == Trust::Copies) {
+            for truth in end.truths.iter().filter(|truth| truth.fate.trust == Trust::Copies) {
                 compare(&chain, &restored, truth).map_err(|error| {
                     let parents = chain.len() - 1;
                     format!("backup {number} at {}, which adds to {parents} others: {error}", backup.ts)

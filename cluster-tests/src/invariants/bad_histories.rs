@@ -501,7 +501,7 @@ fn a_follower_may_be_behind_within_its_timestamp() {
 fn a_session_that_misses_its_own_write() {
     let mut story = Story::new();
     let committed = put_a(&mut story, (1, 2), 10, "x");
-    let session = Session { pos: committed.pos, ts: committed.ts };
+    let session = Session { tablet: TABLET, pos: committed.pos, ts: committed.ts };
     story.read_elsewhere((3, 4), Asked::InSession { key: key("a"), session }, None, 5);
     rejected(story, "session");
 }
@@ -510,7 +510,7 @@ fn a_session_that_misses_its_own_write() {
 fn a_session_that_is_told_of_a_loss_that_was_none() {
     let mut story = Story::new();
     let committed = put_a(&mut story, (1, 2), 10, "x");
-    let session = Session { pos: committed.pos, ts: committed.ts };
+    let session = Session { tablet: TABLET, pos: committed.pos, ts: committed.ts };
     story.told((3, 4), Asked::InSession { key: key("a"), session }, Outcome::WriteLost);
     rejected(story, "session");
 }
@@ -531,14 +531,12 @@ fn a_lost_row_that_the_search_finds_too() {
         trust: Trust::Copies,
     };
     let fates = BTreeMap::from([(TABLET, fate)]);
+    let pasts = super::told(&story.watch.oracle, &fates);
     let end = super::End {
         oracle: &story.watch.oracle,
         history: &story.history,
         stores: vec![&rows],
-        truths: fates
-            .iter()
-            .map(|(id, fate)| (*id, crate::oracle::Truth::new(&story.watch.oracle, fate)))
-            .collect(),
+        truths: pasts.iter().map(|(fate, past)| crate::oracle::Truth::new(fate, past)).collect(),
     };
     assert!(super::Invariant::finish(&super::search::Search, &end).is_err());
 }

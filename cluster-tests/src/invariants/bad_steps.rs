@@ -188,8 +188,8 @@ fn children_that_begin_above_the_rows_of_their_parent() {
         serving: None,
         ..view()
     });
-    let (seal, children) = (log()[3].end(), [TabletId(2)]);
-    let switched = Reshaped::Switched { parent: TABLET, server: 0, seal, children: &children };
+    let (parents, children) = ([(TABLET, log()[3].end())], [TabletId(2)]);
+    let switched = Reshaped::Switched { parents: &parents, server: 0, children: &children };
     steps.0.observe(&Observation::Reshaped(switched));
     steps.rejected("I3");
 }

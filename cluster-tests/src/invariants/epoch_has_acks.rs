@@ -3,7 +3,7 @@
 //! holds for whatever a follower has applied, because that was safe.
 
 use super::{Invariant, Observation};
-use crate::oracle::{Oracle, Story, Trust};
+use crate::oracle::{Oracle, Trust};
 use ebla_kernel::entry::{Entry, Payload};
 use ebla_kernel::ids::{Epoch, Pos, TabletId};
 use ebla_kernel::op::AckLevel;
@@ -49,10 +49,10 @@ impl EpochHasAcks {
         let Payload::EpochStart { .. } = entry.payload else { return Ok(()) };
         self.began.entry(tablet).or_default().push(entry.pos.epoch);
         let trust = oracle.trust(tablet);
-        let story = oracle.story(tablet);
-        let acked = oracle.family(tablet).filter_map(|older| self.acked.get(&older)).flatten();
-        for (pos, level) in acked {
-            if is_owed(*level, trust) && !story.contains(entry.prev, *pos) {
+        let of = |id: TabletId| self.acked.get(&id).into_iter().flatten().map(move |acked| (id, acked));
+        for (older, (pos, level)) in oracle.family(tablet).into_iter().flat_map(of) {
+            let is_lost = || !oracle.goes_on_from((tablet, entry.prev), (older, *pos));
+            if is_owed(*level, trust) && is_lost() {
                 return Err(format!(
                     "{tablet} {} begins after {} without {pos}, acknowledged at {level}",
                     entry.pos, entry.prev
@@ -74,13 +74,13 @@ impl EpochHasAcks {
         if !is_owed(level, oracle.trust(tablet)) {
             return Ok(());
         }
-        let lacks = |story: &Story, epoch: Epoch| {
-            let before = story.starts.get(&epoch).copied().unwrap_or(Pos::ZERO);
-            epoch > by && !story.contains(before, pos)
+        let lacks = |id: TabletId, epoch: Epoch| {
+            let before = oracle.story(id).starts.get(&epoch).copied().unwrap_or(Pos::ZERO);
+            epoch > by && !oracle.goes_on_from((id, before), (tablet, pos))
         };
         let began = |id: TabletId| self.began.get(&id).into_iter().flatten().map(move |epoch| (id, epoch));
         let mut later = std::iter::once(tablet).chain(oracle.descendants(tablet)).flat_map(began);
-        match later.find(|(id, epoch)| lacks(oracle.story(*id), **epoch)) {
+        match later.find(|(id, epoch)| lacks(*id, **epoch)) {
             Some((_, epoch)) => {
                 Err(format!("{tablet} {pos} is acknowledged at {level}, and {epoch} began without it"))
             }

@@ -67,7 +67,8 @@ impl FollowersWait {
             return Err(format!("{tablet}: server {server} applies {}, which is not in its log", entry.pos));
         }
         let leads = self.led.get(&(tablet, server)).is_some_and(|epoch| *epoch >= entry.pos.epoch);
-        let mut q = oracle.family(tablet).filter_map(|older| self.q.get(&older)).flatten();
+        let family = oracle.family(tablet).into_iter().filter(|older| oracle.share_history(tablet, *older));
+        let mut q = family.filter_map(|older| self.q.get(&older)).flatten();
         if leads || q.any(|q| story.contains(*q, entry.pos)) {
             return Ok(());
         }

@@ -42,14 +42,14 @@ impl Invariant for Linearizable {
     }
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
-        for (tablet, truth) in &end.truths {
+        for truth in &end.truths {
             let is_here = |operation: &&Operation| {
                 operation.ended.is_some()
                     && operation.asked.touches(&truth.fate.range)
-                    && end.oracle.is_of(*tablet, operation.tablet)
+                    && truth.was_in(operation.tablet)
             };
             let operations: Vec<&Operation> = end.history.operations.iter().filter(is_here).collect();
-            in_order(*tablet, truth, &operations)?;
+            in_order(truth.fate.tablet, truth, &operations)?;
         }
         Ok(())
     }
@@ -139,8 +139,8 @@ fn sights(truth: &Truth<'_>, rows: &Positions<'_>, operation: &Operation) -> Vec
         (Asked::Get { key } | Asked::Snapshot { key }, Some(Outcome::Row { version, .. })) => {
             saw(key, version.as_ref().map(|version| version.ts)).into_iter().collect()
         }
-        (Asked::Write { .. }, Some(Outcome::Committed(committed))) => {
-            truth.story.entries.get(&committed.pos).map(|entry| puts(entry)).unwrap_or_default()
+        (Asked::Write { token, .. }, Some(Outcome::Committed(committed))) => {
+            truth.story.write(committed.pos, *token).map(|entry| puts(entry)).unwrap_or_default()
         }
         // The first operation of a batch sees nothing of the batch itself.
         (

@@ -69,8 +69,10 @@ impl LogMatching {
             Reshaped::Built { tablet, server, end } => {
                 self.ends.insert((*tablet, *server), *end);
             }
-            Reshaped::Switched { server, seal, children, .. } => {
-                self.ends.extend(children.iter().map(|child| ((*child, *server), *seal)));
+            Reshaped::Switched { parents, server, children } => {
+                let ends: Vec<LogEnd> = parents.iter().map(|(_, seal)| *seal).collect();
+                let base = LogEnd::joined(&ends);
+                self.ends.extend(children.iter().map(|child| ((*child, *server), base)));
             }
             Reshaped::Begins { tablet, server, .. } | Reshaped::Removed { tablet, server } => {
                 self.ends.remove(&(*tablet, *server));

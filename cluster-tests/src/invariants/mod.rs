@@ -37,7 +37,7 @@ mod bad_histories;
 #[cfg(test)]
 mod bad_steps;
 
-use crate::oracle::{Fate, History, Members, Operation, Oracle, Shown, Trust, Truth};
+use crate::oracle::{Fate, History, Members, Operation, Oracle, Past, Shown, Trust, Truth};
 use crate::sim::disk::Rows;
 use bytes::Bytes;
 use ebla_kernel::entry::{Entry, LogEnd};
@@ -192,14 +192,12 @@ pub enum Reshaped<'a> {
         /// Up to where.
         end: LogEnd,
     },
-    /// Others have taken a tablet's place.
+    /// Others have taken the place of tablets.
     Switched {
-        /// The tablet.
-        parent: TabletId,
+        /// The tablets and the ends of their logs, in key order.
+        parents: &'a [(TabletId, LogEnd)],
         /// Where.
         server: usize,
-        /// The end of its log.
-        seal: LogEnd,
         /// The others.
         children: &'a [TabletId],
     },
@@ -244,14 +242,14 @@ pub struct End<'a> {
     pub history: &'a History,
     /// The rows of each server.
     pub stores: Vec<&'a Rows>,
-    /// What survived of each tablet.
-    pub truths: BTreeMap<TabletId, Truth<'a>>,
+    /// What survived of each tablet, for each part of its keys that has a past of its own.
+    pub truths: Vec<Truth<'a>>,
 }
 
 impl End<'_> {
     /// The tablet that an operation's row is in now.
     fn home(&self, operation: &Operation) -> Option<&Truth<'_>> {
-        self.truths.values().find(|truth| truth.fate.range.contains(operation.asked.key()))
+        self.truths.iter().find(|truth| truth.fate.range.contains(operation.asked.key()))
     }
 }
 
@@ -362,8 +360,8 @@ impl Watch {
                     oracle.removed(*tablet, *server);
                 }
                 Reshaped::Built { tablet, server, end } => oracle.built(*tablet, *server, end.pos),
-                Reshaped::Switched { parent, server, seal, children } => {
-                    oracle.switched(*server, *parent, seal.pos, children);
+                Reshaped::Switched { parents, server, children } => {
+                    oracle.switched(*server, parents, children);
                 }
             },
             Observation::Metadata(_)
@@ -399,14 +397,21 @@ impl Watch {
         stores: Vec<&Rows>,
         fates: &BTreeMap<TabletId, Fate>,
     ) -> Option<Violation> {
-        let truth = |id: &TabletId, fate| (*id, Truth::new(&self.oracle, fate));
-        let truths = fates.iter().map(|(id, fate)| truth(id, fate)).collect();
+        let pasts = told(&self.oracle, fates);
+        let truths = pasts.iter().map(|(fate, past)| Truth::new(fate, past)).collect();
         let end = End { oracle: &self.oracle, history, stores, truths };
         self.invariants.iter().find_map(|invariant| {
             let detail = invariant.finish(&end).err()?;
             Some(Violation { invariant: invariant.name().to_string(), detail })
         })
     }
+}
+
+/// How every part of every tablet came out of it, and what happened to it.
+pub(crate) fn told<'a>(oracle: &'a Oracle, fates: &BTreeMap<TabletId, Fate>) -> Vec<(Fate, Past<'a>)> {
+    let part = |fate: &Fate, past: Past<'a>| (Fate { range: past.range.clone(), ..fate.clone() }, past);
+    let parts = |fate| oracle.pasts(fate).into_iter();
+    fates.values().flat_map(|fate| parts(fate.tablet).map(|past| part(fate, past))).collect()
 }
 
 /// The simulated server of this id; its address says which.
@@ -425,8 +430,8 @@ fn shown(state: &State, tablet: &Tablet) -> Shown {
         range: tablet.range.clone(),
         members: Members { all, copies, spare: d.saturating_sub(1) },
         is_degraded: tablet.degraded,
-        // The workload splits and does not merge: a tablet has one parent.
-        parent: tablet.parents.first().map(|parent| (parent.tablet, parent.seal.pos)),
+        parents: tablet.parents.iter().map(|parent| (parent.tablet, parent.seal)).collect(),
+        history: (tablet.lineage, tablet.joined_ts),
     }
 }
 

@@ -59,12 +59,14 @@ impl Monotone {
     /// What takes a tablet's place goes on from where that was: all of it was in the rows.
     fn reshaped(&mut self, reshaped: &Reshaped<'_>) -> Result<(), String> {
         match reshaped {
-            Reshaped::Switched { parent, server, seal, .. } => {
-                let last = self.last.remove(&(*parent, *server));
-                match last.filter(|last| last.applied < seal.pos.seq) {
-                    Some(last) => Err(format!("others take over at {} from {last:?}", seal.pos)),
-                    None => Ok(()),
+            Reshaped::Switched { parents, server, .. } => {
+                for (parent, seal) in *parents {
+                    let last = self.last.remove(&(*parent, *server));
+                    if let Some(last) = last.filter(|last| last.applied < seal.pos.seq) {
+                        return Err(format!("others take over at {} from {last:?}", seal.pos));
+                    }
                 }
+                Ok(())
             }
             Reshaped::Begins { tablet, server, .. } | Reshaped::Removed { tablet, server } => {
                 self.last.remove(&(*tablet, *server));

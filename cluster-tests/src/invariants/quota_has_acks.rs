@@ -7,7 +7,7 @@
 
 use super::epoch_has_acks::is_owed;
 use super::{CoreView, Invariant, Observation, server_index};
-use crate::oracle::Oracle;
+use crate::oracle::{Oracle, Trust};
 use ebla_kernel::ids::{ConfigVersion, Epoch, Pos, ReplicaId, TabletId};
 use ebla_kernel::meta::{State, Tablet};
 use ebla_kernel::op::AckLevel;
@@ -86,6 +86,9 @@ impl Invariant for QuotaHasAcks {
 impl QuotaHasAcks {
     fn changed(&mut self, oracle: &Oracle, state: &State, tablet: &Tablet) -> Result<(), String> {
         self.inherit(oracle, tablet.id);
+        if !self.tablets.contains_key(&tablet.id) {
+            has_seals(oracle, state, tablet)?;
+        }
         let known = self.tablets.entry(tablet.id).or_default();
         let is_news = known.version != tablet.config_version || known.epoch != tablet.epoch;
         if !is_news && !known.members.is_empty() {
@@ -100,7 +103,8 @@ impl QuotaHasAcks {
 
     /// A tablet owes what those acknowledged that it was made of.
     fn inherit(&mut self, oracle: &Oracle, tablet: TabletId) {
-        let Some((parent, seal)) = oracle.parents.get(&tablet) else { return };
+        // What comes out of a merge has both seals on every copy that is in sync.
+        let [(parent, seal)] = oracle.parents_of(tablet) else { return };
         if self.tablets.contains_key(&tablet) {
             return;
         }
@@ -136,6 +140,20 @@ impl QuotaHasAcks {
         }
         Ok(())
     }
+}
+
+/// m28: whoever begins in sync has the logs of all parents up to their seals, or has lost its data.
+fn has_seals(oracle: &Oracle, state: &State, tablet: &Tablet) -> Result<(), String> {
+    let in_sync = tablet.in_sync_replicas().filter(|copy| !oracle.is_gone(copy.id));
+    let places = in_sync.filter_map(|copy| server_index(state, copy.server));
+    for server in places.filter(|_| oracle.trust(tablet.id) > Trust::Nothing) {
+        for (parent, seal) in oracle.parents_of(tablet.id) {
+            if !oracle.story(*parent).has(server, *seal) {
+                return Err(format!("{} begins on server {server}, which lacks {parent} {seal}", tablet.id));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether that was news.

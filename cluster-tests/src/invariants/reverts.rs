@@ -106,10 +106,11 @@ impl Reverts {
 
     fn said(&self, oracle: &Oracle, (tablet, epoch): Term, token: Token) -> Result<(), String> {
         let q = self.q.get(&(tablet, epoch)).copied().unwrap_or(Pos::ZERO);
-        let denied: Vec<&Pos> =
-            oracle.family(tablet).filter_map(|older| self.denied.get(&(older, token))).flatten().collect();
-        let story = oracle.story(tablet);
-        if denied.iter().any(|pos| story.contains(q, **pos)) {
+        let at = |older: TabletId| {
+            self.denied.get(&(older, token)).into_iter().flatten().map(move |pos| (older, *pos))
+        };
+        let denied: Vec<(TabletId, Pos)> = oracle.family(tablet).into_iter().flat_map(at).collect();
+        if denied.iter().any(|denied| oracle.goes_on_from((tablet, q), *denied)) {
             return Ok(());
         }
         Err(format!("m11: {tablet} {epoch} says that {token} is reverted; decided at {denied:?}, Q is {q}"))

@@ -3,7 +3,6 @@
 use super::{End, Invariant};
 use crate::oracle::{Trust, Truth};
 use crate::sim::disk::Rows;
-use ebla_kernel::ids::TabletId;
 use ebla_kernel::range::KeyRange;
 
 /// Nothing to remember.
@@ -16,8 +15,9 @@ impl Invariant for RowsAreLog {
     }
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
-        let owed = |(_, truth): &(&TabletId, &Truth<'_>)| truth.fate.trust > Trust::Nothing;
-        for (tablet, truth) in end.truths.iter().filter(owed) {
+        let owed = |truth: &&Truth<'_>| truth.fate.trust > Trust::Nothing;
+        for truth in end.truths.iter().filter(owed) {
+            let tablet = truth.fate.tablet;
             for server in &truth.fate.copies {
                 if let Some(key) = difference(&truth.rows, end.stores[*server], &truth.fate.range) {
                     let of = |rows: &Rows| rows.get(&key).cloned().unwrap_or_default();
@@ -33,7 +33,7 @@ impl Invariant for RowsAreLog {
         }
         for (server, rows) in end.stores.iter().enumerate() {
             let is_known = |key: &bytes::Bytes| {
-                let mut truths = end.truths.values();
+                let mut truths = end.truths.iter();
                 truths.any(|truth| truth.fate.range.contains(key) && truth.fate.copies.contains(&server))
             };
             if let Some(key) = rows.keys().find(|key| !is_known(key)) {

@@ -58,7 +58,7 @@ impl Invariant for Search {
     }
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
-        for truth in end.truths.values().filter(|truth| is_whole(truth)) {
+        for truth in end.truths.iter().filter(|truth| is_whole(truth)) {
             let mut rows = rows(end, truth);
             rows.sort_by_key(|(_, intervals)| intervals.len());
             let sample = rows.into_iter().filter(|(_, intervals)| intervals.len() > 2).take(ROWS_MAX);
@@ -101,13 +101,25 @@ fn rows(end: &End<'_>, truth: &Truth<'_>) -> Vec<(Bytes, Vec<Interval>)> {
     };
     let operations: Vec<&Operation> = end.history.operations.iter().filter(inside).collect();
     let of_row = |key: &Bytes| {
-        let all = operations.iter().flat_map(|operation| match end.oracle.is_of(tablet, operation.tablet) {
+        let all = operations.iter().flat_map(|operation| match is_here(truth, operation) {
             true => intervals(operation, key),
             false => open_end(operation, key).into_iter().collect(),
         });
         all.collect()
     };
     keys.map(|key| (key.clone(), of_row(key))).collect()
+}
+
+/// Whether what an operation was told is about this row: a tablet answered that the row was in, and
+/// if that was merged, the write was not one of its other parent.
+fn is_here(truth: &Truth<'_>, operation: &Operation) -> bool {
+    let stands = match (&operation.asked, operation.outcome()) {
+        (Asked::Write { token, .. }, Some(Outcome::Committed(committed))) => {
+            truth.story.write(committed.pos, *token).is_some()
+        }
+        _ => true,
+    };
+    truth.was_in(operation.tablet) && stands
 }
 
 /// What an operation may have done to a row at any time, or never: a sibling of the row's tablet

@@ -3,11 +3,11 @@
 //! second, naive sequencer that trusts nothing.
 
 use super::{End, Invariant};
-use crate::oracle::{Asked, Operation};
+use crate::oracle::{Asked, Operation, Oracle, reverted};
 use bytes::Bytes;
 use ebla_kernel::entry::{Entry, Payload, WriteRecord};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::TabletId;
+use ebla_kernel::ids::{Pos, TabletId};
 use ebla_kernel::op::{Action, Body, Cause, Change, Condition, Op, OpResult, Token};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::room::row::RoomRow;
@@ -27,17 +27,33 @@ impl Invariant for Semantics {
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
         let operations = by_token(&end.history.operations);
-        for (tablet, truth) in &end.truths {
-            let mut rows = Newest::new();
-            for entry in truth.log.iter().filter(|entry| !truth.reverted.contains(&entry.pos)) {
-                let Payload::Write(write) = &entry.payload else { continue };
-                let asked = write.token.and_then(|token| operations.get(&token));
-                let ops = asked.ok_or_else(|| format!("{entry:?} was asked by nobody"))?;
-                replay(*tablet, truth.range_at(entry.seq()), &mut rows, entry, write, ops)?;
-            }
-        }
-        Ok(())
+        let ends: BTreeMap<TabletId, Pos> =
+            end.truths.iter().map(|truth| (truth.fate.tablet, truth.fate.end)).collect();
+        ends.into_iter().try_for_each(|ended| replay_all(end.oracle, &operations, ended).map(drop))
     }
+}
+
+/// Every write of a tablet's log that ends here, behind those of all that it was merged of.
+fn replay_all(
+    oracle: &Oracle,
+    operations: &BTreeMap<Token, &[Op]>,
+    (tablet, end): (TabletId, Pos),
+) -> Result<Newest, String> {
+    let mut rows = Newest::new();
+    for (parent, seal) in oracle.merged(tablet) {
+        let range = oracle.range(*parent);
+        let older = replay_all(oracle, operations, (*parent, *seal))?;
+        rows.extend(older.into_iter().filter(|(key, _)| range.contains(key)));
+    }
+    let log = oracle.story(tablet).lineage(end);
+    let reverted = reverted(&log);
+    for entry in log.into_iter().filter(|entry| !reverted.contains(&entry.pos)) {
+        let Payload::Write(write) = &entry.payload else { continue };
+        let asked = write.token.and_then(|token| operations.get(&token));
+        let ops = asked.ok_or_else(|| format!("{entry:?} was asked by nobody"))?;
+        replay(tablet, &oracle.range_at(tablet, entry.seq()), &mut rows, entry, write, ops)?;
+    }
+    Ok(rows)
 }
 
 fn by_token(operations: &[Operation]) -> BTreeMap<Token, &[Op]> {

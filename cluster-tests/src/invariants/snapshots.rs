@@ -32,7 +32,7 @@ impl Invariant for Snapshots {
                 None => truth.fate.end,
             };
             let taken = lineages
-                .entry((truth.fate.tablet, upto.epoch))
+                .entry((truth.fate.range.start(), upto.epoch))
                 .or_insert_with(|| reverted(&truth.story.lineage(upto)));
             let expected = newest(truth, upto, taken, operation, *at);
             if expected.as_ref() != version.as_ref() {

@@ -35,12 +35,14 @@ impl Invariant for TokensOnce {
         if !decided.insert((*tablet, entry.pos)) {
             return Ok(()); // on another copy
         }
-        let is_older = |older: TabletId, id: TabletId| oracle.family(id).any(|known| known == older);
-        let again = |(at, pos): &&(TabletId, Pos)| match (is_older(*at, *tablet), is_older(*tablet, *at)) {
-            (true, _) => *pos != entry.pos && oracle.story(*tablet).contains(entry.prev, *pos),
-            // A copy of the parent that is late with what the child has, or has not.
-            (false, true) => *pos != entry.pos && oracle.story(*at).contains(*pos, entry.pos),
-            (false, false) => true,
+        let again = |(at, pos): &&(TabletId, Pos)| {
+            let is_same = *pos == entry.pos && oracle.share_history(*at, *tablet);
+            match (oracle.is_of(*tablet, *at), oracle.is_of(*at, *tablet)) {
+                (true, _) => !is_same && oracle.goes_on_from((*tablet, entry.prev), (*at, *pos)),
+                // A copy of the parent that is late with what the child has, or has not.
+                (false, true) => !is_same && oracle.goes_on_from((*at, *pos), (*tablet, entry.pos)),
+                (false, false) => true,
+            }
         };
         match decided.iter().find(again) {
             Some((_, before)) => {
@@ -58,7 +60,9 @@ impl Invariant for TokensOnce {
                 continue;
             }
             let truth = end.home(operation).ok_or("a write to no tablet")?;
-            let stands = |(_, entry): &&(TabletId, &ebla_kernel::entry::Entry)| truth.stands(entry.pos);
+            let stands = |(tablet, entry): &&(TabletId, &ebla_kernel::entry::Entry)| {
+                truth.was_in(*tablet) && truth.stands(entry.pos)
+            };
             if truth.fate.trust == Trust::Copies
                 && let Some((_, entry)) = writes.get(token).into_iter().flatten().find(stands)
             {

@@ -5,7 +5,7 @@ use super::{End, Invariant};
 use crate::oracle::{Asked, Operation, Outcome, Truth, reverted};
 use bytes::Bytes;
 use ebla_kernel::entry::Entry;
-use ebla_kernel::ids::{Epoch, Pos, TabletId};
+use ebla_kernel::ids::{Epoch, Pos};
 use ebla_kernel::op::{Change, Version};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,11 +23,11 @@ impl Invariant for TruthIsTold {
 
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
         let mut written = BTreeMap::new();
-        let mut taken: BTreeMap<(TabletId, Epoch), BTreeSet<Pos>> = BTreeMap::new();
+        let mut taken: BTreeMap<(&Bytes, Epoch), BTreeSet<Pos>> = BTreeMap::new();
         for operation in &end.history.operations {
             let Some(Outcome::Row { version: Some(version), .. }) = operation.outcome() else { continue };
             let Some(truth) = end.home(operation) else { continue };
-            let written = written.entry(truth.fate.tablet).or_insert_with(|| writes(truth));
+            let written = written.entry(truth.fate.range.start()).or_insert_with(|| writes(truth));
             let known = written.get(&(row(operation)?, version.ts.0)).into_iter().flatten();
             let mut shown =
                 known.filter(|(_, change)| is(change, version)).map(|(entry, _)| *entry).peekable();
@@ -36,7 +36,7 @@ impl Invariant for TruthIsTold {
             }
             let upto = operation.epoch.map_or(truth.fate.end, |epoch| truth.story.last_of(epoch));
             let taken = taken
-                .entry((truth.fate.tablet, upto.epoch))
+                .entry((truth.fate.range.start(), upto.epoch))
                 .or_insert_with(|| reverted(&truth.story.lineage(upto)));
             if shown.all(|entry| taken.contains(&entry.pos)) {
                 return Err(format!("{operation:?} shows a write that was taken back"));

@@ -25,6 +25,8 @@ struct Known {
     resolved: Token,
     /// From when on.
     begun: Token,
+    /// Where it was told that what it had seen was lost.
+    lost: Vec<(KeyRange, String)>,
 }
 
 impl Invariant for Watches {
@@ -35,14 +37,14 @@ impl Invariant for Watches {
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
         let mut known = Known::new();
         end.history.seen.iter().try_for_each(|seen| known.take(seen))?;
-        end.truths.values().try_for_each(|truth| known.judge(truth))
+        end.truths.iter().try_for_each(|truth| known.judge(truth))
     }
 }
 
 impl Known {
     fn new() -> Self {
         let begun = Token::new(TableId(1), KeyRange::all(), Place::Time(Hlc::MIN));
-        Self { rows: BTreeMap::new(), resolved: begun.clone(), begun }
+        Self { rows: BTreeMap::new(), resolved: begun.clone(), begun, lost: Vec::new() }
     }
 
     fn take(&mut self, seen: &Seen) -> Result<(), String> {
@@ -59,8 +61,9 @@ impl Known {
                     return Err(format!("{key:?} was shown {version:?} after {resolved} was resolved"));
                 }
             }
-            Seen::Break { range, at } => {
+            Seen::Break { range, at, by, seen } => {
                 self.rows.retain(|key, _| !range.contains(key));
+                self.lost.push((range.clone(), format!("{range} up to {seen:?} by {by}")));
                 self.begun.put(Piece { range: range.clone(), place: Place::Time(*at) });
                 self.resolved.put(Piece { range: range.clone(), place: Place::Time(Hlc::MIN) });
             }
@@ -80,6 +83,11 @@ impl Known {
         let is_owed = truth.fate.trust == Trust::Copies || (truth.fate.trust == Trust::InSync && is_at_end);
         if !is_owed {
             return Ok(());
+        }
+        // What is at or below a Q is never cut: whoever was shown nothing else has lost nothing.
+        let lost = self.lost.iter().find(|(lost, _)| lost.overlaps(range));
+        if let Some((_, lost)) = lost.filter(|_| truth.fate.trust == Trust::Copies) {
+            return Err(format!("it was told that what it had seen was lost: {lost}"));
         }
         for (key, shown) in self.rows.iter().filter(|(key, _)| range.contains(key)) {
             let stands = |version: &&Version| {
@@ -110,6 +118,7 @@ fn time_of(token: &Token, key: &Bytes) -> Hlc {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ebla_kernel::ids::TabletId;
     use ebla_kernel::op::Body;
 
     fn change(ts: u64) -> Seen {
@@ -132,7 +141,16 @@ mod tests {
     fn a_break_forgets() {
         let mut known = Known::new();
         assert!(known.take(&change(5)).is_ok());
-        assert!(known.take(&Seen::Break { range: KeyRange::all(), at: Hlc(9) }).is_ok());
+        assert!(
+            known
+                .take(&Seen::Break {
+                    range: KeyRange::all(),
+                    at: Hlc(9),
+                    by: TabletId(1),
+                    seen: Place::Time(Hlc(5))
+                })
+                .is_ok()
+        );
         assert!(known.take(&change(3)).is_ok());
     }
 }

@@ -15,6 +15,7 @@ use ebla_kernel::ids::{Attempt, Epoch, ReplicaId, Seq, TabletId};
 use ebla_kernel::lease::LeaseTerms;
 use ebla_kernel::meta;
 use ebla_kernel::mutated;
+use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::token::TokenTable;
 use ebla_kernel::tablet::{Input, Recovered, Seals, Tablet};
 use std::collections::{BTreeMap, VecDeque};
@@ -36,8 +37,8 @@ impl Server {
             |assignment: &Assignment| assignment.generation == generation || mutated!(LostCopyAnswers);
         let assignments: Vec<Assignment> = assignments.into_iter().filter(is_ours).collect();
         if !is_late {
-            for parent in assignments.iter().filter_map(|assignment| assignment.parent) {
-                self.switch_committed(env, parent);
+            for assignment in &assignments {
+                self.switch_committed(env, &assignment.parents);
             }
             self.let_go(env, full, &assignments, &removed);
         }
@@ -97,12 +98,13 @@ impl Server {
         let known = &self.disk.registry.replicas;
         let is_free = |assignment: &&Assignment| {
             let id = assignment.tablet;
-            let is_under_way = run.coming.contains(&id)
+            let is_under_way = run.coming.contains_key(&id)
                 || run.building.contains_key(&id)
                 || run.removing.contains(&id)
                 || known.get(&id).is_some_and(|known| known.state == CopyState::Active);
             let range = &assignment.range;
-            let is_held = known.iter().any(|(other, held)| *other != id && held.range.overlaps(range));
+            let held = known.iter().map(|(other, held)| (other, &held.range)).chain(&run.coming);
+            let is_held = held.into_iter().any(|(other, held)| *other != id && held.overlaps(range));
             // Of two that were heard of the older one is no more.
             let is_old = run.wanted.values().any(|other| other.tablet > id && other.range.overlaps(range));
             !is_under_way && !is_held && !is_old
@@ -121,20 +123,20 @@ impl Server {
         let before = self.disk.registry.replicas.get(&id);
         let tried = before.filter(|before| before.id == assignment.replica);
         let promised = tried.map_or(assignment.epoch, |tried| tried.promised.max(assignment.epoch));
-        let is_empty = assignment.is_in_sync && assignment.parent.is_none();
+        let is_empty = assignment.is_in_sync && assignment.parents.is_empty();
         let replica = Replica {
             id: assignment.replica,
             range: assignment.range.clone(),
             state: if is_empty { CopyState::Active } else { CopyState::Building(attempt) },
             base: LogEnd::default(),
-            parent: None,
+            parents: Vec::new(),
             promised: if mutated!(NewCopyPromisesNothing) { Epoch(0) } else { promised },
             flushed: Seq(0),
             token_floor_ms: 0,
             truncating: None,
         };
         let Some(run) = &mut self.run else { return };
-        run.coming.insert(id);
+        run.coming.insert(id, replica.range.clone());
         self.write_registry(env, RegistryChange::Replica(id, replica));
     }
 
@@ -159,16 +161,12 @@ impl Server {
         if replica.state != CopyState::Active || is_over {
             return;
         }
-        let entries = self.replay(env, id, &replica);
+        self.replay(env, id, &replica);
         let base = self.disk.log.tablet(id).map(|log| log.base.pos).unwrap_or_default();
         assert!(base.seq <= replica.flushed, "the log of {id} begins after what was flushed");
         let mut seals = Seals::default();
-        entries.iter().filter(|entry| entry.seq() > replica.base.pos.seq).for_each(|entry| seals.note(entry));
-        let tokens = tokens.unwrap_or_else(|| {
-            let mut tokens = TokenTable::complete_from(replica.token_floor_ms);
-            entries.iter().for_each(|entry| tokens.note_entry(entry));
-            tokens
-        });
+        self.log_upto(id, Seq(u64::MAX)).for_each(|entry| seals.note(entry));
+        let tokens = tokens.unwrap_or_else(|| self.tokens(id, &replica));
         let staged = self.disk.registry.staged.get(&id);
         if let Some((seal, end)) = staged.filter(|_| seals == Seals::default()) {
             // The seal itself may be purged; what is staged names it.
@@ -192,39 +190,53 @@ impl Server {
         self.install(env, core);
     }
 
-    /// Entries of a copy's log, those that it goes on from first. Rows that no flush may have
-    /// made durable, and that are safe, are put again.
-    fn replay(&mut self, env: &mut Env, id: TabletId, replica: &Replica) -> Vec<Rc<Entry>> {
-        let mut entries: Vec<Rc<Entry>> = Vec::new();
+    /// Entries of a tablet's log here, up to an index.
+    fn log_upto(&self, id: TabletId, upto: Seq) -> impl Iterator<Item = &Rc<Entry>> {
+        let log = self.disk.log.tablet(id);
+        log.into_iter().flat_map(|log| &log.entries).take_while(move |entry| entry.seq() <= upto)
+    }
+
+    /// What the log of a copy, and those that it goes on from, say of tokens.
+    fn tokens(&self, id: TabletId, replica: &Replica) -> TokenTable {
         let of = |id: TabletId, upto: Seq| {
-            let log = self.disk.log.tablet(id);
-            let log = log.into_iter().flat_map(|log| &log.entries);
-            log.take_while(move |entry| entry.seq() <= upto).cloned().collect::<Vec<_>>()
+            let mut tokens = TokenTable::default();
+            self.log_upto(id, upto).for_each(|entry| tokens.note_entry(entry));
+            tokens
         };
-        let mut again: Vec<Rc<Entry>> = Vec::new();
-        for (older, retired) in self.disk.registry.ancestors(replica) {
-            let log = of(older, retired.seal.pos.seq);
-            again.extend(log.iter().filter(|entry| entry.seq() > retired.flushed).cloned());
-            entries.extend(log);
+        let older = self.disk.registry.ancestors(replica);
+        let older = older.iter().map(|older| of(older.id, older.retired.seal.pos.seq));
+        let all = older.chain([of(id, Seq(u64::MAX))]);
+        all.fold(TokenTable::complete_from(replica.token_floor_ms), TokenTable::join)
+    }
+
+    /// Puts rows again that no flush may have made durable, and that are safe: those of the logs
+    /// that a copy goes on from, each as far as its keys came by way of that tablet.
+    fn replay(&mut self, env: &mut Env, id: TabletId, replica: &Replica) {
+        let mut again: Vec<(TabletId, Rc<Entry>, Vec<KeyRange>)> = Vec::new();
+        let due = |id: TabletId, flushed: Seq, upto: Seq, ranges: Vec<KeyRange>| {
+            let log: Vec<Rc<Entry>> = self.log_upto(id, upto).cloned().collect();
+            let taken: Vec<_> =
+                log.iter().flat_map(|entry| entry.reverts()).map(|target| target.pos).collect();
+            let is_due = move |entry: &Rc<Entry>| entry.seq() > flushed && !taken.contains(&entry.pos);
+            log.into_iter().filter(is_due).map(move |entry| (id, entry, ranges.clone()))
+        };
+        for older in self.disk.registry.ancestors(replica) {
+            let retired = older.retired;
+            again.extend(due(older.id, retired.flushed, retired.seal.pos.seq, older.ranges));
         }
         if mutated!(RetiredNotReplayed) {
             again.clear();
         }
-        let own = of(id, Seq(u64::MAX));
         if let Some((_, end)) = self.disk.registry.staged.get(&id).filter(|_| !mutated!(StagedNotReplayed)) {
             // The seal is safe: whoever takes the tablet's place finds the rows here.
-            let is_due = |entry: &&Rc<Entry>| entry.seq() > replica.flushed && entry.seq() <= end.pos.seq;
-            again.extend(own.iter().filter(is_due).cloned());
+            again.extend(due(id, replica.flushed, end.pos.seq, vec![replica.range.clone()]));
         }
-        entries.extend(own);
         let index = self.index;
         env.say(|| format!("server {index} {id} puts {} entries again", again.len()));
-        let taken: Vec<_> = again.iter().flat_map(|entry| entry.reverts()).map(|target| target.pos).collect();
-        for entry in again.iter().filter(|entry| !taken.contains(&entry.pos)) {
-            env.observe(&Observation::Applied { tablet: id, server: self.index, entry });
-            self.disk.store.apply(entry, &replica.range);
+        for (tablet, entry, ranges) in &again {
+            env.observe(&Observation::Applied { tablet: *tablet, server: self.index, entry });
+            ranges.iter().for_each(|range| self.disk.store.apply(entry, range));
         }
-        entries
     }
 
     /// A core begins.

@@ -173,7 +173,7 @@ impl Server {
                 if mutated!(BuiltBeforeRecord) {
                     self.finish_early(env, id, &shipment);
                 }
-                let log = env.watch.oracle.story(id).lineage(shipment.end.pos);
+                let log = env.watch.oracle.everything(id, shipment.end.pos);
                 let token_floor_ms = floor_above(log.into_iter());
                 let (replica, end) = (shipment.fetch.replica, shipment.end);
                 let built = Built { tablet: id, replica, end, token_floor_ms };

@@ -123,6 +123,16 @@ impl Directed {
         self.world.meta.wish(&mut self.world.env, Wish::Split { tablet, at });
     }
 
+    /// Somebody wants the tablet of a row and the one in front of it made one.
+    pub fn merge_at(&mut self, n: u64) {
+        let comes = self.tablet_of_row(n);
+        let routes = &self.world.env.directory.routes;
+        let place = routes.iter().position(|route| route.tablet == comes);
+        let Some(stays) = place.and_then(|place| routes.get(place.checked_sub(1)?)) else { return };
+        let wish = Wish::Merge { stays: stays.tablet, comes };
+        self.world.meta.wish(&mut self.world.env, wish);
+    }
+
     /// Somebody wants a copy of the tablet of a row on the server that has none.
     pub fn move_row(&mut self, n: u64, from: usize) {
         let tablet = self.tablet_of_row(n);

@@ -75,8 +75,7 @@ impl Disk {
             RegistryChange::Cut(tablet, intent) => self.log.cut(*tablet, intent.keep.pos.seq),
             // The record of a child says where its log goes on from.
             RegistryChange::Switch(switch) => {
-                let ids = switch.children.iter().map(|(id, _)| *id);
-                ids.for_each(|id| self.log.begin(id, switch.seal));
+                switch.children.iter().for_each(|(id, child)| self.log.begin(*id, child.base));
             }
             RegistryChange::Forgotten(tablet) | RegistryChange::Tombstone(tablet) => self.log.remove(*tablet),
             RegistryChange::RetiredForgotten(tablets) => {
@@ -287,28 +286,39 @@ pub struct Built {
     pub token_floor_ms: u64,
 }
 
-/// A tablet whose place others take.
+/// Tablets whose place others take.
 #[derive(Clone, Debug)]
 pub struct Switch {
-    /// The tablet.
-    pub parent: TabletId,
-    /// The end of its log.
-    pub seal: LogEnd,
-    /// Those that take its place.
+    /// The tablets and the ends of their logs, in key order.
+    pub parents: Vec<(TabletId, LogEnd)>,
+    /// Those that take their place.
     pub children: Vec<(TabletId, Replica)>,
 }
 
 /// A tablet that others have taken the place of, and whose log is needed.
 #[derive(Clone, Debug)]
 pub struct Retired {
+    /// Its keys.
+    pub range: KeyRange,
     /// The end of its log.
     pub seal: LogEnd,
     /// Rows up to here are in the store for good.
     pub flushed: Seq,
     /// What it went on from itself.
-    pub parent: Option<TabletId>,
+    pub parents: Vec<TabletId>,
     /// Since when nothing but its tokens is needed, in microseconds; not on disk.
     pub since_us: Option<u64>,
+}
+
+/// A retired tablet that a copy goes on from.
+#[derive(Debug)]
+pub struct Ancestor<'a> {
+    /// Which.
+    pub id: TabletId,
+    /// What is known of it.
+    pub retired: &'a Retired,
+    /// The keys that came to the copy by way of it.
+    pub ranges: Vec<KeyRange>,
 }
 
 /// What a copy is.
@@ -340,10 +350,10 @@ pub struct Replica {
     pub range: KeyRange,
     /// What it is.
     pub state: CopyState,
-    /// The end of the parent's log that its own goes on from; zero for one without.
+    /// The end of the parents' logs that its own goes on from; zero for one without.
     pub base: LogEnd,
-    /// The tablet whose log it goes on from.
-    pub parent: Option<TabletId>,
+    /// The tablets whose logs it goes on from.
+    pub parents: Vec<TabletId>,
     /// Everything of a lower epoch is refused.
     pub promised: Epoch,
     /// Rows up to here are in the store for good.
@@ -386,14 +396,24 @@ impl Registry {
         self.lost.get(&tablet).into_iter().flatten().map(|entry| entry.pos).collect()
     }
 
-    /// The retired tablets whose logs the log of a copy goes on from, oldest first.
+    /// The retired tablets whose logs the log of a copy goes on from, oldest first, and the keys
+    /// that came to it by way of each.
     #[must_use]
-    pub fn ancestors(&self, replica: &Replica) -> Vec<(TabletId, &Retired)> {
+    pub fn ancestors(&self, replica: &Replica) -> Vec<Ancestor<'_>> {
         let mut ancestors = Vec::new();
-        let mut next = replica.parent;
-        while let Some((id, retired)) = next.and_then(|id| self.retired.get_key_value(&id)) {
-            ancestors.push((*id, retired));
-            next = retired.parent;
+        let mut open: BTreeMap<TabletId, Vec<KeyRange>> = BTreeMap::new();
+        for parent in &replica.parents {
+            open.insert(*parent, vec![replica.range.clone()]);
+        }
+        // Ids rise from parents to children: whoever has the highest has got all that it can.
+        while let Some((id, ranges)) = open.pop_last() {
+            let Some(retired) = self.retired.get(&id) else { continue };
+            let ranges: Vec<KeyRange> =
+                ranges.iter().filter_map(|range| range.intersect(&retired.range)).collect();
+            for parent in &retired.parents {
+                open.entry(*parent).or_default().extend(ranges.iter().cloned());
+            }
+            ancestors.push(Ancestor { id, retired, ranges });
         }
         ancestors.reverse();
         ancestors
@@ -404,7 +424,7 @@ impl Registry {
     pub fn without_heirs(&self) -> Vec<TabletId> {
         let live = self.replicas.values().filter(|replica| replica.state == CopyState::Active);
         let needed: Vec<TabletId> =
-            live.flat_map(|replica| self.ancestors(replica)).map(|(id, _)| id).collect();
+            live.flat_map(|replica| self.ancestors(replica)).map(|ancestor| ancestor.id).collect();
         self.retired.keys().filter(|id| !needed.contains(id)).copied().collect()
     }
 
@@ -497,17 +517,18 @@ impl Registry {
     }
 
     fn switch(&mut self, switch: &Switch) {
-        if let Some(parent) = self.replicas.remove(&switch.parent) {
-            let (seal, flushed, since_us) = (switch.seal, parent.flushed, None);
-            self.retired.insert(switch.parent, Retired { seal, flushed, parent: parent.parent, since_us });
+        for (id, seal) in &switch.parents {
+            if let Some(Replica { range, flushed, parents, .. }) = self.replicas.remove(id) {
+                self.retired.insert(*id, Retired { range, seal: *seal, flushed, parents, since_us: None });
+            }
+            self.staged.remove(id);
         }
-        self.staged.remove(&switch.parent);
         self.replicas.extend(switch.children.iter().cloned());
     }
 
     /// The log of a retired tablet is gone: nobody knows its tokens any more.
     fn forget_retired(&mut self, id: TabletId, floor_ms: u64) {
-        let goes_on = |replica: &Replica| self.ancestors(replica).iter().any(|(older, _)| *older == id);
+        let goes_on = |replica: &Replica| self.ancestors(replica).iter().any(|older| older.id == id);
         let heirs: Vec<TabletId> =
             self.replicas.iter().filter(|(_, replica)| goes_on(replica)).map(|(heir, _)| *heir).collect();
         self.retired.remove(&id);

@@ -5,6 +5,7 @@
 
 use super::archivist::BackupFaults;
 use super::rng::Rng;
+use super::watcher::LOOK_EVERY;
 use ebla_kernel::meta::{Policy, TableKind, TableSpec};
 
 /// Microseconds of simulated time, from and to.
@@ -80,6 +81,8 @@ pub struct Profile {
     pub blackout_us: Option<SpanUs>,
     /// Pause between two wishes for splits; none without them.
     pub split_us: Option<SpanUs>,
+    /// Pause between two wishes for merges; none without them.
+    pub merge_us: Option<SpanUs>,
     /// Pause between two wishes for moves; none without them.
     pub move_us: Option<SpanUs>,
     /// Pause between two cancels of whatever job is under way; none without them.
@@ -92,6 +95,8 @@ pub struct Profile {
     pub retired_us: u64,
     /// Of 1,000 looks at a log, how many find it so full that other copies lose.
     pub log_full_pm: u64,
+    /// Of how many events the watch looks after one.
+    pub watch_every: u64,
     /// Backups; none: nobody makes any.
     pub backups: Option<BackupFaults>,
 }
@@ -186,12 +191,14 @@ impl Profile {
             slow_task_us: (1_000, 800_000),
             log_entries_max: [5, 50, 100_000][rng.index(3)],
             split_us: (reshapes && rng.chance(750)).then_some((50_000, 400_000 << rng.below(3))),
+            merge_us: None,
             move_us: (reshapes && rng.chance(500)).then_some((100_000, 2 * SECOND_US)),
             cancel_us: (reshapes && rng.chance(300)).then_some((100_000, 2 * SECOND_US)),
             repairs: reshapes,
             replace_after_ms: rng.chance(300).then_some(2_500),
             retired_us: [100_000, SECOND_US, 3 * SECOND_US][rng.index(3)],
             log_full_pm: [0, 0, 100][rng.index(3)],
+            watch_every: LOOK_EVERY,
             backups: None,
         }
     }
@@ -224,7 +231,7 @@ impl Profile {
         self.sleep_us = None;
         self.wipe = None;
         self.blackout_us = None;
-        (self.split_us, self.move_us, self.cancel_us) = (None, None, None);
+        (self.split_us, self.merge_us, self.move_us, self.cancel_us) = (None, None, None, None);
         self.log_full_pm = 0;
         self.deadline_ms = (1_000, 2_000);
         self.wall_jump_us = None;

@@ -15,8 +15,8 @@ use ebla_kernel::ids::{
 };
 use ebla_kernel::meta::{
     Changes, ClusterId, Command, Control, Effect, GaveUp, InSyncChange, Input, Job, JobEnd, JobKind,
-    JobState, NewTablet, Origin, RegisterServer, Rejection, Reply, Settings, State, Tablet, Wish, apply,
-    state_hash,
+    JobState, NewTablet, Origin, RegisterServer, Rejection, Reply, Settings, SplitCommit, State, Tablet,
+    Wish, apply, state_hash,
 };
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::{Membership, Proposal};
@@ -34,7 +34,7 @@ enum Waits {
     Nobody,
     Registration(Registration),
     Proposals(ServerRun, Vec<(TabletId, Proposal)>),
-    Commit(ServerRun, TabletId, Epoch, Attempt),
+    Commit(ServerRun, Vec<(TabletId, Epoch)>, Attempt),
 }
 
 /// Something that happens inside a run of the node.
@@ -63,6 +63,8 @@ pub struct MetaNode {
 pub struct Wishes {
     /// Splits that were committed.
     pub splits: u64,
+    /// Merges that were committed.
+    pub merges: u64,
     /// Copies that took the place of others.
     pub moves: u64,
     /// Jobs that came to nothing.
@@ -213,13 +215,7 @@ impl MetaNode {
             }
             Message::ProposeSplit { run, commit } => {
                 if self.hears(env, run) {
-                    let waits = Waits::Commit(run, commit.tablet, commit.epoch, commit.attempt);
-                    let (proposer, time_ms) = ((run.server, run.incarnation), EPOCH_MS + env.now_us / 1_000);
-                    self.propose(
-                        env,
-                        Command::CommitSplit { proposer, commits: vec![commit], time_ms },
-                        waits,
-                    );
+                    self.take_commit(env, run, commit);
                 }
             }
             Message::Registered(_)
@@ -239,6 +235,20 @@ impl MetaNode {
             | Message::Request(_)
             | Message::Response(_) => unreachable!("nobody sends this to the metadata node"),
         }
+    }
+
+    /// A leader wants its tablet retired: the halves of a merge are committed together.
+    fn take_commit(&mut self, env: &mut Env, name: ServerRun, commit: SplitCommit) {
+        let Some(run) = &mut self.run else { return };
+        let (proposer, attempt) = ((name.server, name.incarnation), commit.attempt);
+        let commits = run.control.take_commit(&run.state, proposer, commit);
+        if commits.is_empty() {
+            return;
+        }
+        let tablets = commits.iter().map(|commit| (commit.tablet, commit.epoch)).collect();
+        let time_ms = EPOCH_MS + env.now_us / 1_000;
+        let command = Command::CommitSplit { proposer, commits, time_ms };
+        self.propose(env, command, Waits::Commit(name, tablets, attempt));
     }
 
     /// A current run without a session gets one: its stream is open again.
@@ -304,6 +314,19 @@ impl MetaNode {
         let (from, to) = (from[env.rng.index(from.len())], to[env.rng.index(to.len())]);
         let tablet = tablet.id;
         self.wish(env, Wish::Move { tablet, from, to });
+    }
+
+    /// Somebody wants two neighbours of chance to become one.
+    pub fn wish_merge(&mut self, env: &mut Env) {
+        let Some(run) = &self.run else { return };
+        let ids: Vec<TabletId> = run.state.tablets().map(|tablet| tablet.id).collect();
+        let Some(last) = ids.len().checked_sub(2) else { return };
+        let left = env.rng.index(last + 1);
+        let (mut stays, mut comes) = (ids[left], ids[left + 1]);
+        if env.rng.chance(500) {
+            (stays, comes) = (comes, stays);
+        }
+        self.wish(env, Wish::Merge { stays, comes });
     }
 
     /// Starts a job, for a person or for the cluster itself.
@@ -466,11 +489,13 @@ impl MetaNode {
                     }
                 }
             }
-            (Waits::Commit(name, tablet, epoch, attempt), Reply::Rejected(why)) => {
-                env.say(|| format!("meta refuses {attempt} of {tablet}: {why}"));
+            (Waits::Commit(name, tablets, attempt), Reply::Rejected(why)) => {
+                env.say(|| format!("meta refuses {attempt} of {tablets:?}: {why}"));
                 let Some(place) = env.directory.servers.get(&name.server).copied() else { return };
-                let message = Message::SplitRefused { run: name, tablet, epoch, attempt };
-                env.send(Address::Meta, Address::Server(place), message);
+                for (tablet, epoch) in tablets {
+                    let message = Message::SplitRefused { run: name, tablet, epoch, attempt };
+                    env.send(Address::Meta, Address::Server(place), message);
+                }
             }
             _ => {}
         }
@@ -572,8 +597,9 @@ impl Wishes {
                 (JobState::Running, _) => {}
                 (JobState::Done, JobKind::Split(_)) => self.splits += 1,
                 (JobState::Done, JobKind::Move(_)) => self.moves += 1,
+                (JobState::Done, JobKind::Merge(_)) => self.merges += 1,
                 // Nobody wishes for one here.
-                (JobState::Done, JobKind::Merge(_) | JobKind::Backup(_) | JobKind::Restore(_)) => {}
+                (JobState::Done, JobKind::Backup(_) | JobKind::Restore(_)) => {}
                 (JobState::Failed | JobState::Cancelled, _) => self.aborts += 1,
             }
         }
@@ -621,7 +647,7 @@ fn assignment(state: &State, id: TabletId, server: ServerId) -> Option<Assignmen
         min_in_sync: spec.min_in_sync,
         appointed_ts: tablet.appointed_ts,
         is_in_sync: tablet.in_sync.contains(&replica.id),
-        parent: tablet.parents.first().copied(),
+        parents: tablet.parents.clone(),
         aborted: tablet.aborted,
     })
 }

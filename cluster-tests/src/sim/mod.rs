@@ -45,12 +45,16 @@ use archivist::BackupFaults;
 #[cfg(feature = "mutations")]
 use ebla_kernel::mutation::Mutation;
 use fault::Profile;
+use meta::Wishes;
 use rng::Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;
 
 /// Of 1,000 seeds, how many have their table in memory.
 const MEMORY_PM: u64 = 150;
+
+/// Of 1,000 seeds with splits, how many have merges.
+const MERGES_PM: u64 = 600;
 
 /// Of 1,000 seeds, how many have backups.
 const BACKUPS_PM: u64 = 250;
@@ -68,6 +72,8 @@ pub struct Report {
     pub operations: usize,
     /// Backups that were made.
     pub backups: usize,
+    /// What became of splits, merges and moves.
+    pub wishes: Wishes,
     /// The rule that was broken, if one was.
     pub violation: Option<Violation>,
     /// What happened, in words, if it was asked for.
@@ -90,7 +96,11 @@ pub fn run(seed: u64, narration: Narration) -> Report {
     let is_in_memory = Rng::new(!seed).chance(MEMORY_PM);
     let mut backups = backups_of(seed);
     let has_backups = backups.chance(BACKUPS_PM);
+    let mut merges = Rng::new(seed.rotate_left(16));
     run_in(seed, narration, |profile| {
+        if profile.repairs && merges.chance(MERGES_PM) {
+            profile.merge_us = Some((100_000, 400_000 << merges.below(3)));
+        }
         if is_in_memory {
             profile.keep_in_memory();
         }
@@ -131,6 +141,7 @@ fn run_in(seed: u64, narration: Narration, suit: impl FnOnce(&mut Profile)) -> R
         events: world.events,
         operations: world.env.history.operations.len(),
         backups: world.env.history.backups.len(),
+        wishes: world.meta.wishes(),
         violation,
         log: world.env.log.take().unwrap_or_default(),
     }

@@ -244,8 +244,8 @@ pub struct Assignment {
     pub appointed_ts: Hlc,
     /// Whether the copy is in sync.
     pub is_in_sync: bool,
-    /// What the tablet was made of.
-    pub parent: Option<meta::Parent>,
+    /// What the tablet was made of, in key order.
+    pub parents: Vec<meta::Parent>,
     /// No attempt up to this one to retire the tablet will be committed.
     pub aborted: Attempt,
 }

@@ -32,7 +32,7 @@ impl Server {
 
     /// Whether something of a tablet is on its way to the log or into the rows.
     pub(super) fn is_busy(&self, id: TabletId) -> bool {
-        let waits = self.run.as_ref().is_some_and(|run| run.log.has(id) || run.coming.contains(&id));
+        let waits = self.run.as_ref().is_some_and(|run| run.log.has(id) || run.coming.contains_key(&id));
         waits || self.disk.log.is_writing(id)
     }
 

@@ -6,10 +6,11 @@ use super::env::Env;
 use super::network::{Address, Message, Reply, Request, RequestBody, Response};
 use super::server::{Copy, Internal, Server, Timed};
 use crate::invariants::Observation;
+use crate::oracle::Session;
 use bytes::Bytes;
 use ebla_kernel::entry::{Entry, RevertedRow};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Epoch, Pos, RequestId, Seq, TabletId};
+use ebla_kernel::ids::{Epoch, RequestId, Seq, TabletId};
 use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::mutated;
 use ebla_kernel::op::{AckLevel, Action, Change, Op, Token, Version};
@@ -197,16 +198,14 @@ impl Server {
         let (applied, at) = self.closed(copy)?;
         let key = match &request.body {
             RequestBody::Bounded { key, .. } if closed.is_some_and(|closed| closed <= at) => key,
-            RequestBody::InSession { key, session } => {
-                if applied < session.pos.seq {
-                    return None;
-                }
-                if pos_at(copy, session.pos.seq) != Some(session.pos) && !mutated!(SessionEpochIgnored) {
+            RequestBody::InSession { key, session } => match seen_here(env, copy, session, (applied, at)) {
+                SeenHere::Yes => key,
+                SeenHere::NotYet => return None,
+                SeenHere::Lost => {
                     self.respond(env, request, Reply::WriteLost);
                     return Some(());
                 }
-                key
-            }
+            },
             _ => return None,
         };
         let version = self.disk.store.newest(key, at).cloned();
@@ -360,7 +359,10 @@ impl Server {
         let Some(epoch) = copy.and_then(|copy| copy.core.leading()) else { return };
         match (&request.body, answer) {
             (RequestBody::Write { .. } | RequestBody::Outcome { .. }, Answer::Committed(committed)) => {
-                env.observe(&Observation::Acked { tablet, server, epoch, committed });
+                // What a parent of a merged tablet had acknowledged, or not, is judged at the end.
+                if !env.watch.oracle.is_inherited(tablet, committed.pos) {
+                    env.observe(&Observation::Acked { tablet, server, epoch, committed });
+                }
                 if committed.level == AckLevel::Leader && matches!(request.body, RequestBody::Write { .. }) {
                     env.observe(&Observation::LeaseHeld { tablet, server, epoch });
                 }
@@ -424,8 +426,34 @@ impl Server {
     }
 }
 
-/// The position of an index in a copy's log.
-fn pos_at(copy: &Copy, seq: Seq) -> Option<Pos> {
-    let begun = copy.core.epochs().iter().rev().find(|(_, first)| *first <= seq);
-    begun.map(|(epoch, _)| Pos::new(*epoch, seq))
+/// Whether a copy has what a session wrote.
+enum SeenHere {
+    Yes,
+    NotYet,
+    Lost,
+}
+
+/// Whether a copy, closed up to an entry, has what a session wrote. A write of another history counts
+/// by its time, as long as that is not after the histories were joined.
+fn seen_here(env: &Env, copy: &Copy, session: &Session, (applied, at): (Seq, Hlc)) -> SeenHere {
+    let oracle = &env.watch.oracle;
+    let (tablet, Session { pos, ts, .. }) = (copy.core.id(), *session);
+    if !oracle.share_history(tablet, session.tablet) {
+        let (_, joined_ts) = oracle.history(tablet);
+        return match (ts <= joined_ts, ts <= at) {
+            (true, true) => SeenHere::Yes,
+            (true, false) => SeenHere::NotYet,
+            (false, _) => SeenHere::Lost,
+        };
+    }
+    if applied < pos.seq {
+        return SeenHere::NotYet;
+    }
+    let begun = copy.core.epochs().iter().rev().find(|(_, first)| *first <= pos.seq);
+    let is_ours = match begun {
+        Some((epoch, _)) => *epoch == pos.epoch,
+        // A parent's position, by which a merged tablet has told of its write.
+        None => at >= ts,
+    };
+    if is_ours || mutated!(SessionEpochIgnored) { SeenHere::Yes } else { SeenHere::Lost }
 }

@@ -20,6 +20,7 @@ use super::network::{Address, Assignment, Message, Registration, Request, Welcom
 use super::pipeline::LogStage;
 use super::promises::Pledges;
 use super::requests::{Asked, Cache, Patient, Task};
+use super::succession::Leaving;
 use crate::invariants::{CoreView, Observation, Reshaped};
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::{Hlc, HlcClock};
@@ -29,6 +30,7 @@ use ebla_kernel::ids::{
 };
 use ebla_kernel::lease::LeaseTerms;
 use ebla_kernel::meta::TableKind;
+use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::{Appointment, Input, Tablet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -132,14 +134,14 @@ pub(super) struct Run {
     pub wanted: BTreeMap<TabletId, Assignment>,
     /// The number of the last assignments.
     pub heard: u64,
-    /// Copies of which the record is on its way.
-    pub coming: BTreeSet<TabletId>,
+    /// Copies of which the record is on its way, and their keys.
+    pub coming: BTreeMap<TabletId, KeyRange>,
     /// Copies that go.
     pub removing: BTreeSet<TabletId>,
     /// Copies that are being built.
     pub building: BTreeMap<TabletId, Building>,
-    /// Cores of tablets whose children are to come, and the epoch of those.
-    pub leaving: BTreeMap<TabletId, (Tablet, Epoch)>,
+    /// Tablets whose children are to come.
+    pub leaving: BTreeMap<TabletId, Leaving>,
     pub log: LogStage,
     /// Rows are applied in order: not before this.
     pub apply_at_us: u64,
@@ -335,7 +337,7 @@ impl Server {
             copies: BTreeMap::new(),
             wanted: BTreeMap::new(),
             heard: 0,
-            coming: BTreeSet::new(),
+            coming: BTreeMap::new(),
             removing: BTreeSet::new(),
             building: BTreeMap::new(),
             leaving: BTreeMap::new(),
@@ -618,8 +620,8 @@ impl Server {
             }
             RegistryChange::Switch(switch) => {
                 let children: Vec<TabletId> = switch.children.iter().map(|(id, _)| *id).collect();
-                let (parent, seal, children) = (switch.parent, switch.seal, &children[..]);
-                env.observe(&Observation::Reshaped(Reshaped::Switched { parent, server, seal, children }));
+                let (parents, children) = (&switch.parents[..], &children[..]);
+                env.observe(&Observation::Reshaped(Reshaped::Switched { parents, server, children }));
             }
             RegistryChange::Built(Built { tablet, end, .. }) => {
                 let (tablet, end) = (*tablet, *end);

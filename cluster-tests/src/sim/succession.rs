@@ -16,6 +16,17 @@ use ebla_kernel::tablet::{Appointment, Input, Membership, SplitProposal, Tablet}
 /// How soon to look again whether something is still on its way.
 const LOOK_AGAIN_US: u64 = 1_000;
 
+/// A tablet whose place others are about to take.
+#[derive(Debug)]
+pub struct Leaving {
+    /// Its core, which has given up.
+    core: Tablet,
+    /// The epoch of the others.
+    epoch: Epoch,
+    /// All that they take the place of, in key order.
+    parents: Vec<TabletId>,
+}
+
 impl Server {
     /// Metadata wants a tablet sealed.
     pub(super) fn seal_ordered(&mut self, env: &mut Env, order: &SealOrder) {
@@ -25,19 +36,19 @@ impl Server {
 
     /// What takes a tablet's place is known to the registry, or nothing any more.
     pub(super) fn staged(&mut self, env: &mut Env, id: TabletId, seal: Option<SealRecord>) {
-        let attempt = seal.map(|seal| seal.attempt);
-        if mutated!(StagedChildServes) && attempt.is_some() {
+        let is_split = seal.as_ref().is_some_and(|seal| seal.children.len() > 1);
+        if mutated!(StagedChildServes) && is_split {
             self.serve_staged(env, id);
             return;
         }
-        self.step(env, id, Input::Staged { attempt });
+        self.step(env, id, Input::Staged { attempt: seal.map(|seal| seal.attempt) });
     }
 
     /// With the seeded bug a leader does not wait for the commit.
     fn serve_staged(&mut self, env: &mut Env, id: TabletId) {
         let copy = self.run.as_ref().and_then(|run| run.copies.get(&id));
         let Some(epoch) = copy.and_then(|copy| copy.core.leading()) else { return };
-        self.retire(env, id, epoch.next());
+        self.retire(env, &[id], epoch.next());
     }
 
     pub(super) fn propose_split(&mut self, env: &mut Env, id: TabletId, proposal: SplitProposal) {
@@ -51,66 +62,81 @@ impl Server {
         env.send(self.address(), Address::Meta, Message::ProposeSplit { run, commit });
     }
 
-    /// Metadata has committed a split: for exactly the attempt that is staged here the children
-    /// take over (m30).
-    pub(super) fn switch_committed(&mut self, env: &mut Env, parent: Parent) {
-        let is_meant =
-            |(seal, end): &&(SealRecord, LogEnd)| (seal.attempt, *end) == (parent.attempt, parent.seal);
-        if self.disk.registry.staged.get(&parent.tablet).filter(is_meant).is_some() {
-            self.retire(env, parent.tablet, parent.epoch);
-        }
-    }
-
-    /// The core gives up; what is on its way to the log comes to its end first.
-    fn retire(&mut self, env: &mut Env, id: TabletId, epoch: Epoch) {
-        let is_here = self.run.as_ref().is_some_and(|run| run.copies.contains_key(&id));
-        if !is_here {
-            return;
-        }
-        self.step(env, id, Input::Retire);
-        let Some(run) = &mut self.run else { return };
-        let Some(copy) = run.copies.remove(&id) else { return };
-        run.gave_up.remove(&id);
-        run.leaving.insert(id, (copy.core, epoch));
-        self.after(env, 1, Internal::TakeOver(id));
-    }
-
-    /// Writes the one batch that retires a tablet and makes its children.
-    pub(super) fn take_over(&mut self, env: &mut Env, id: TabletId) {
-        let is_busy = self.is_busy(id);
-        let Some(run) = &mut self.run else { return };
-        if is_busy || run.cutting.contains_key(&id) {
-            self.after(env, LOOK_AGAIN_US, Internal::TakeOver(id));
-            return;
-        }
-        let Some((_, epoch)) = run.leaving.get(&id) else { return };
-        let (Some((staged, seal)), Some(record)) =
-            (self.disk.registry.staged.get(&id).cloned(), self.disk.registry.replicas.get(&id))
-        else {
-            return;
+    /// Metadata has committed what a tablet was made of: for exactly the attempt that is staged here
+    /// in all of its parents it takes over, with its siblings (m30).
+    pub(super) fn switch_committed(&mut self, env: &mut Env, parents: &[Parent]) {
+        let Some(run) = &self.run else { return };
+        let is_ready = |parent: &Parent| {
+            let staged = self.disk.registry.staged.get(&parent.tablet);
+            let is_meant =
+                staged.is_some_and(|(seal, end)| (seal.attempt, *end) == (parent.attempt, parent.seal));
+            is_meant && run.copies.contains_key(&parent.tablet)
         };
+        let Some(first) = parents.first().filter(|_| parents.iter().all(is_ready)) else { return };
+        let ids: Vec<TabletId> = parents.iter().map(|parent| parent.tablet).collect();
+        self.retire(env, &ids, first.epoch);
+    }
+
+    /// The cores give up; what is on its way to the log comes to its end first.
+    fn retire(&mut self, env: &mut Env, parents: &[TabletId], epoch: Epoch) {
+        for id in parents {
+            self.step(env, *id, Input::Retire);
+            let Some(run) = &mut self.run else { return };
+            let Some(copy) = run.copies.remove(id) else { return };
+            run.gave_up.remove(id);
+            run.leaving.insert(*id, Leaving { core: copy.core, epoch, parents: parents.to_vec() });
+        }
+        if let Some(first) = parents.first() {
+            self.after(env, 1, Internal::TakeOver(*first));
+        }
+    }
+
+    /// Writes the one batch that retires tablets and makes their children.
+    pub(super) fn take_over(&mut self, env: &mut Env, first: TabletId) {
+        let Some(leaving) = self.run.as_ref().and_then(|run| run.leaving.get(&first)) else { return };
+        let (parents, epoch) = (leaving.parents.clone(), leaving.epoch);
+        let is_cutting = |id: &TabletId| self.run.as_ref().is_some_and(|run| run.cutting.contains_key(id));
+        if parents.iter().any(|id| self.is_busy(*id) || is_cutting(id)) {
+            self.after(env, LOOK_AGAIN_US, Internal::TakeOver(first));
+            return;
+        }
+        let Some(switch) = self.switch_of(&parents, epoch) else { return };
+        if let Some(run) = &mut self.run {
+            run.coming.extend(switch.children.iter().map(|(id, child)| (*id, child.range.clone())));
+        }
+        if mutated!(SwitchInTwoSteps) {
+            let alone = Switch { children: Vec::new(), ..switch.clone() };
+            self.write_registry(env, RegistryChange::Switch(alone));
+        }
+        self.write_registry(env, RegistryChange::Switch(switch));
+    }
+
+    /// What takes the place of tablets here, as their seals say.
+    fn switch_of(&self, parents: &[TabletId], epoch: Epoch) -> Option<Switch> {
+        let registry = &self.disk.registry;
+        let of = |id: &TabletId| Some((registry.staged.get(id)?, registry.replicas.get(id)?));
+        let known: Vec<(&(SealRecord, LogEnd), &Replica)> = parents.iter().map(of).collect::<Option<_>>()?;
+        let ends: Vec<LogEnd> = known.iter().map(|((_, end), _)| *end).collect();
+        let base = LogEnd::joined(&ends);
+        let ((seal, _), first) = known.first()?;
+        let floors = known.iter().map(|(_, record)| record.token_floor_ms);
+        let token_floor_ms = floors.max().unwrap_or_default();
         let child = |child: &SealedChild| {
             let replica = Replica {
-                id: *child.replicas.get(&record.id)?,
+                id: *child.replicas.get(&first.id)?,
                 range: child.range.clone(),
                 state: CopyState::Active,
-                base: seal,
-                parent: Some(id),
-                promised: *epoch,
-                flushed: seal.pos.seq,
-                token_floor_ms: record.token_floor_ms,
+                base,
+                parents: parents.to_vec(),
+                promised: epoch,
+                flushed: base.pos.seq,
+                token_floor_ms,
                 truncating: None,
             };
             Some((child.tablet, replica))
         };
-        let children: Vec<(TabletId, Replica)> = staged.children.iter().filter_map(child).collect();
-        run.coming.extend(children.iter().map(|(id, _)| *id));
-        let switch = Switch { parent: id, seal, children };
-        if mutated!(SwitchInTwoSteps) {
-            let alone = Switch { parent: id, seal, children: Vec::new() };
-            self.write_registry(env, RegistryChange::Switch(alone));
-        }
-        self.write_registry(env, RegistryChange::Switch(switch));
+        let children = seal.children.iter().filter_map(child).collect();
+        Some(Switch { parents: parents.iter().copied().zip(ends).collect(), children })
     }
 
     /// The children go on.
@@ -120,18 +146,22 @@ impl Server {
         if switch.children.is_empty() {
             return;
         }
-        let Some((core, epoch)) = run.leaving.remove(&switch.parent) else { return };
-        env.say(|| format!("server {index} switches to the children of {}", switch.parent));
+        let left: Vec<(Leaving, LogEnd)> =
+            switch.parents.iter().filter_map(|(id, seal)| Some((run.leaving.remove(id)?, *seal))).collect();
+        let Some((first, _)) = left.first().filter(|_| left.len() == switch.parents.len()) else { return };
+        let cores: Vec<(&Tablet, LogEnd)> = left.iter().map(|(left, seal)| (&left.core, *seal)).collect();
+        let (epoch, copy) = (first.epoch, first.core.replica());
+        env.say(|| format!("server {index} switches to the children of {:?}", first.parents));
         for (id, replica) in &switch.children {
             let sealed = SealedChild {
                 tablet: *id,
                 range: replica.range.clone(),
-                replicas: [(core.replica(), replica.id)].into(),
+                replicas: [(copy, replica.id)].into(),
             };
             if let Some(run) = &mut self.run {
                 run.coming.remove(id);
             }
-            let child = Tablet::successor(&[(&core, switch.seal)], &sealed, epoch, replica.id);
+            let child = Tablet::successor(&cores, &sealed, epoch, replica.id);
             self.install(env, child);
             if mutated!(StagedChildServes) {
                 self.appoint_itself(env, *id, epoch);

@@ -195,22 +195,34 @@ impl Profile {
                 self.storms();
                 self.cuts();
             }
+            Mutation::MergedTimeGoesBack => self.merges(),
+            Mutation::MergeReadyOfOneParent => {
+                self.merges();
+                self.cuts();
+                self.network.cut_us = Some((20_000, 200_000));
+                self.waits();
+            }
             Mutation::ParentTokensForgotten => {
                 self.reshapes();
                 self.patience_us = (20_000, 200_000);
             }
-            Mutation::StagedChildServes | Mutation::ChildFeedSkips => self.reshapes(),
-            Mutation::FeedAboveQ | Mutation::FeedShowsReverted => {
+            Mutation::StagedChildServes => self.reshapes(),
+            Mutation::ChildFeedSkips => {
+                self.reshapes();
+                self.watch_every = 500;
+            }
+            Mutation::FeedShowsReverted => {
                 self.copies(3, 2);
                 self.cuts();
                 self.waits();
                 self.deadline_ms = (20, 400);
             }
-            Mutation::ResumeUnchecked => {
+            Mutation::FeedAboveQ => {
                 self.copies(3, 2);
-                self.spec.policy = Policy::Degraded;
+                self.cuts();
+                self.storms();
                 self.crashes();
-                self.wipe = Some(((200_000, SECOND_US), WipeBudget::Within));
+                self.wait_pm = 200;
             }
             Mutation::SwitchInTwoSteps
             | Mutation::StagedNotReplayed
@@ -276,7 +288,7 @@ impl Profile {
         self.wipe = None;
         self.log_entries_max = 100_000;
         self.think_us = (0, 20_000);
-        (self.split_us, self.move_us, self.cancel_us) = (None, None, None);
+        (self.split_us, self.merge_us, self.move_us, self.cancel_us) = (None, None, None, None);
         self.repairs = false;
     }
 
@@ -287,6 +299,14 @@ impl Profile {
         self.keys = 12;
         self.split_us = Some((30_000, 300_000));
         self.retired_us = SECOND_US;
+    }
+
+    /// Neighbours are merged all the time, of tablets that are split as often.
+    fn merges(&mut self) {
+        self.reshapes();
+        self.split_us = Some((200_000, 800_000));
+        self.merge_us = Some((100_000, 400_000));
+        self.chaos_us = 10 * SECOND_US;
     }
 
     /// Links are cut and joined all the time.

@@ -5,17 +5,14 @@
 //! costs no event and no chance: without it a seed runs the same.
 
 use super::server::Server;
-use crate::oracle::Seen;
+use crate::oracle::{Oracle, Seen};
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Lineage, Seq, TableId, TabletId};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::watch::{FirstEntry, History, Piece, Place, Shown, Start, Token, Window};
 
-/// The history of every tablet: nothing is merged here, nothing begins anew.
-const LINEAGE: Lineage = Lineage(1);
-
-/// Of how many events a watch looks after one.
+/// Of how many events a watch mostly looks after one.
 pub const LOOK_EVERY: u64 = 7;
 
 /// Most entries of one look, in the order of looks.
@@ -37,7 +34,7 @@ impl Default for Watcher {
 
 impl Watcher {
     /// Looks at one server, at each tablet that it serves.
-    pub fn look(&mut self, servers: &[Server], now_us: u64, seen: &mut Vec<Seen>) {
+    pub fn look(&mut self, servers: &[Server], oracle: &Oracle, now_us: u64, seen: &mut Vec<Seen>) {
         self.looks += 1;
         let server = &servers[self.looks % servers.len()];
         if server.asleep_until_us > now_us {
@@ -45,7 +42,8 @@ impl Watcher {
         }
         let entries_max = ENTRIES_MAX[self.looks % ENTRIES_MAX.len()];
         for (tablet, _) in server.leases(now_us) {
-            server.show_changes(tablet, &mut self.token, entries_max, seen);
+            let history = oracle.history(tablet);
+            server.show_changes((tablet, history), &mut self.token, entries_max, seen);
         }
     }
 }
@@ -58,18 +56,26 @@ struct Copy<'a> {
     /// The last entry that is safe and applied.
     closed: LogEnd,
     base: LogEnd,
+    lineage: Lineage,
+    joined_ts: Hlc,
 }
 
 impl Server {
     /// Shows a watch what it has not seen of a tablet.
-    fn show_changes(&self, tablet: TabletId, token: &mut Token, entries_max: usize, seen: &mut Vec<Seen>) {
+    fn show_changes(
+        &self,
+        (tablet, (lineage, joined_ts)): (TabletId, (Lineage, Hlc)),
+        token: &mut Token,
+        entries_max: usize,
+        seen: &mut Vec<Seen>,
+    ) {
         let Some(copy) = self.run.as_ref().and_then(|run| run.copies.get(&tablet)) else { return };
         let core = &copy.core;
         let Some(log) = self.disk.log.tablet(tablet) else { return };
         let Some(closed) = log.end_at(core.safe().min(core.applied_seq())) else { return };
         let replica = self.disk.registry.replicas.get(&tablet);
         let base = replica.map_or_else(LogEnd::default, |replica| replica.base);
-        let copy = Copy { server: self, tablet, core, closed, base };
+        let copy = Copy { server: self, tablet, core, closed, base, lineage, joined_ts };
         for piece in token.within(core.range()) {
             copy.go_on(piece, token, entries_max, seen);
         }
@@ -82,8 +88,8 @@ impl Copy<'_> {
         let log = self.server.disk.log.tablet(self.tablet);
         let first = log.and_then(|log| log.entries.front());
         let history = History {
-            lineage: LINEAGE,
-            joined_ts: Hlc::MIN,
+            lineage: self.lineage,
+            joined_ts: self.joined_ts,
             base: self.base,
             epochs: self.core.epochs(),
             safe: self.core.safe(),
@@ -98,7 +104,7 @@ impl Copy<'_> {
                 self.show_log(after, &range, token, entries_max, seen);
             }
             Start::Versions(since) => self.show_versions(since, range, token, seen),
-            Start::Rows(_) | Start::Lost(_) => self.show_rows(range, token, seen),
+            Start::Rows(_) | Start::Lost(_) => self.show_rows(Piece { range, place }, token, seen),
             Start::Wait => {}
         }
     }
@@ -138,21 +144,31 @@ impl Copy<'_> {
             let new = versions.into_values().filter(|version| version.ts > since);
             seen.extend(new.map(|version| Seen::Change { key: key.clone(), version }));
         }
-        self.move_to(self.closed, &range, token, seen);
+        if self.core.sealed().is_some() {
+            // The end may be the beginning of an epoch behind the seal, which no child knows.
+            self.resolve(Place::Time(self.closed.ts), self.closed.ts, &range, token, seen);
+        } else {
+            self.move_to(self.closed, &range, token, seen);
+        }
     }
 
-    fn show_rows(&self, range: KeyRange, token: &mut Token, seen: &mut Vec<Seen>) {
-        seen.push(Seen::Break { range: range.clone(), at: self.closed.ts });
+    fn show_rows(&self, piece: Piece, token: &mut Token, seen: &mut Vec<Seen>) {
+        let Piece { range, place } = piece;
+        seen.push(Seen::Break { range: range.clone(), at: self.closed.ts, by: self.tablet, seen: place });
         for (key, versions) in self.server.disk.store.snapshot(&range, self.closed.ts) {
             let newest = versions.into_values().next_back();
             seen.extend(newest.map(|version| Seen::Change { key, version }));
         }
-        self.move_to(self.closed, &range, token, seen);
+        self.resolve(Place::Time(self.closed.ts), self.closed.ts, &range, token, seen);
     }
 
     fn move_to(&self, end: LogEnd, range: &KeyRange, token: &mut Token, seen: &mut Vec<Seen>) {
-        let place = Place::Entry { lineage: LINEAGE, pos: end.pos, ts: end.ts };
+        let place = Place::Entry { lineage: self.lineage, pos: end.pos, ts: end.ts };
+        self.resolve(place, end.ts, range, token, seen);
+    }
+
+    fn resolve(&self, place: Place, ts: Hlc, range: &KeyRange, token: &mut Token, seen: &mut Vec<Seen>) {
         token.put(Piece { range: range.clone(), place });
-        seen.push(Seen::Resolved { range: range.clone(), ts: end.ts });
+        seen.push(Seen::Resolved { range: range.clone(), ts });
     }
 }

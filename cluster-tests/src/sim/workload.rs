@@ -18,6 +18,9 @@ use std::collections::BTreeMap;
 /// Attempts of one operation before its client gives up.
 const ATTEMPTS_MAX: u32 = 8;
 
+/// Stands for what a session wrote until its tablet is known.
+const NO_SESSION: Session = Session { tablet: TabletId(0), pos: Pos::ZERO, ts: Hlc::MIN };
+
 /// A client's own timer.
 #[derive(Debug)]
 pub enum Timer {
@@ -150,8 +153,9 @@ impl Client {
 
     /// What was committed last in a tablet, or in one that it was made of.
     fn session(&self, env: &Env, tablet: TabletId) -> Option<Session> {
-        let known = env.watch.oracle.family(tablet).filter_map(|older| self.sessions.get(&older));
-        known.copied().max_by_key(|session| session.pos)
+        let family = env.watch.oracle.family(tablet);
+        let known = family.iter().filter_map(|older| self.sessions.get(older));
+        known.copied().max_by_key(|session| session.ts)
     }
 
     /// A fresh token, by the client's own clock.
@@ -218,12 +222,13 @@ impl Client {
                 self.end(env, Outcome::Row { version, at }, epoch);
             }
             Reply::WriteLost => {
-                let family: Vec<TabletId> = env.watch.oracle.family(response.tablet).collect();
+                let family = env.watch.oracle.family(response.tablet);
                 self.sessions.retain(|tablet, _| !family.contains(tablet));
                 self.end(env, Outcome::WriteLost, epoch);
             }
             Reply::Answer(Answer::Committed(committed)) => {
-                self.sessions.insert(response.tablet, Session { pos: committed.pos, ts: committed.ts });
+                let (tablet, pos, ts) = (response.tablet, committed.pos, committed.ts);
+                self.sessions.insert(tablet, Session { tablet, pos, ts });
                 self.end(env, Outcome::Committed(committed), epoch);
             }
             Reply::Answer(Answer::Reverted | Answer::Refused(Refusal::TokenFenced)) => {
@@ -288,7 +293,7 @@ impl Client {
         match env.rng.below(10) {
             0..=3 if env.rng.chance(env.profile.follower_read_pm) => match env.rng.chance(500) {
                 true => Asked::Bounded { key, stale_ms: 1 << env.rng.below(13) },
-                false => Asked::InSession { key, session: Session { pos: Pos::ZERO, ts: Hlc::MIN } },
+                false => Asked::InSession { key, session: NO_SESSION },
             },
             0..=2 => Asked::Get { key },
             3 => Asked::Snapshot { key },

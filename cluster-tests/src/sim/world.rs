@@ -8,7 +8,7 @@ use super::meta::MetaNode;
 use super::network::{Address, Message};
 use super::rng::Rng;
 use super::server::Server;
-use super::watcher::{LOOK_EVERY, Watcher};
+use super::watcher::Watcher;
 use super::workload::{Client, Timer, counter_key, row_key};
 use crate::invariants::{Observation, Violation};
 use crate::oracle::{Asked, Fate, Outcome, Trust};
@@ -63,6 +63,8 @@ pub enum Fault {
     Operator,
     /// Somebody wants a tablet split.
     Split,
+    /// Somebody wants neighbours made one.
+    Merge,
     /// Somebody wants a copy moved.
     Move,
     /// Somebody gives up a job.
@@ -157,6 +159,7 @@ impl World {
         self.schedule(profile.network.cut_us, Fault::Cut);
         self.schedule(profile.wall_jump_us, Fault::JumpWall);
         self.schedule(profile.split_us, Fault::Split);
+        self.schedule(profile.merge_us, Fault::Merge);
         self.schedule(profile.move_us, Fault::Move);
         self.schedule(profile.cancel_us, Fault::Cancel);
         self.env.after(OPERATOR_US, Event::Fault(Fault::Operator));
@@ -180,8 +183,9 @@ impl World {
             self.events += 1;
             self.happen(event);
             self.look_at_leases();
-            if self.events.is_multiple_of(LOOK_EVERY) {
-                self.watcher.look(&self.servers, self.env.now_us, &mut self.env.history.seen);
+            if self.events.is_multiple_of(self.env.profile.watch_every) {
+                let (now_us, env) = (self.env.now_us, &mut self.env);
+                self.watcher.look(&self.servers, &env.watch.oracle, now_us, &mut env.history.seen);
             }
             if let Some(violation) = self.env.watch.failure.take() {
                 return Err(violation);
@@ -301,6 +305,10 @@ impl World {
                 self.meta.wish_split(&mut self.env);
                 self.schedule(profile.split_us, fault);
             }
+            Fault::Merge => {
+                self.meta.wish_merge(&mut self.env);
+                self.schedule(profile.merge_us, fault);
+            }
             Fault::Move => {
                 self.meta.wish_move(&mut self.env);
                 self.schedule(profile.move_us, fault);
@@ -326,6 +334,7 @@ impl World {
             Fault::Cut => profile.network.cut_us.is_none(),
             Fault::JumpWall => profile.wall_jump_us.is_none(),
             Fault::Split => profile.split_us.is_none(),
+            Fault::Merge => profile.merge_us.is_none(),
             Fault::Move => profile.move_us.is_none(),
             Fault::Cancel => profile.cancel_us.is_none(),
             Fault::StartServer(_) | Fault::StartMeta | Fault::Join(..) | Fault::Operator => false,

@@ -86,6 +86,7 @@ impl History<'_> {
             let is_ancestor = ts <= self.joined_ts;
             return if is_ancestor { self.start_since(ts) } else { Start::Lost(LostWhy::BeganAnew) };
         }
+        let pos = if self.is_behind_seal(pos) { self.base.pos } else { pos };
         match self.epoch_at(pos.seq) {
             Some(epoch) if epoch != pos.epoch && !mutated!(ResumeUnchecked) => {
                 return Start::Lost(LostWhy::CutOff);
@@ -98,6 +99,16 @@ impl History<'_> {
             return Start::Wait;
         }
         if self.has_log_after(pos.seq) { Start::Log(pos.seq) } else { self.start_since(ts) }
+    }
+
+    /// Whether a position of a parent lies behind the seal that this tablet's log goes on from.
+    /// Only epochs begin there, and theirs lie between the seal's and the first one here: whoever
+    /// has seen them has seen everything up to the seal and nothing else.
+    fn is_behind_seal(&self, pos: Pos) -> bool {
+        let base = self.base.pos;
+        let own = self.epochs.iter().find(|(_, first)| *first > base.seq);
+        let is_before_own = own.is_none_or(|(epoch, _)| pos.epoch < *epoch);
+        base > Pos::ZERO && pos.seq > base.seq && pos.epoch >= base.epoch && is_before_own
     }
 
     fn start_since(&self, ts: Hlc) -> Start {
@@ -183,6 +194,18 @@ mod tests {
         assert_eq!(purged.start(&entry(7, 3, 9, 90)), Start::Log(Seq(9)));
         assert_eq!(purged.start(&entry(7, 3, 8, 80)), Start::Versions(Hlc(80)));
         assert_eq!(purged.start(&Place::Time(Hlc(200))), Start::Versions(Hlc(200)));
+    }
+
+    #[test]
+    fn a_parents_epochs_behind_the_seal_are_no_loss() {
+        let base = LogEnd { pos: Pos::new(Epoch(3), Seq(6)), hash: 1, ts: Hlc(60) };
+        let epochs = &[(Epoch(1), Seq(1)), (Epoch(3), Seq(5)), (Epoch(6), Seq(7))];
+        let first = Some(FirstEntry { seq: Seq(7), ts: Hlc(70) });
+        let child = History { base, epochs, first, ..history() };
+        assert_eq!(child.start(&entry(7, 4, 7, 70)), Start::Log(Seq(6)));
+        assert_eq!(child.start(&entry(7, 5, 8, 80)), Start::Log(Seq(6)));
+        assert_eq!(child.start(&entry(7, 2, 7, 70)), Start::Lost(LostWhy::CutOff));
+        assert_eq!(child.start(&entry(7, 7, 9, 90)), Start::Lost(LostWhy::CutOff));
     }
 
     #[test]

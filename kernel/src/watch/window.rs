@@ -5,10 +5,14 @@
 //!         next                                   horizon          safe
 //! ```
 //!
-//! The horizon is always a published Q, and only reverts up to it can name entries up to it. So
-//! whoever has looked through all entries up to the horizon knows which of them are void.
+//! The horizon is always at or below a published Q, and only reverts up to that can name entries up
+//! to it. So whoever has looked through all entries up to the horizon knows which of them are void.
+//!
+//! The beginning of an epoch is shown together with what follows it. Behind the seal of a tablet
+//! that is split or merged nothing but beginnings follows, and its children go on from the seal:
+//! a watch that had gone further would come to them with a place that they do not have.
 
-use crate::entry::Entry;
+use crate::entry::{Entry, Payload};
 use crate::ids::Seq;
 use crate::mutated;
 use std::collections::BTreeSet;
@@ -18,6 +22,8 @@ use std::collections::BTreeSet;
 pub struct Window {
     next: Seq,
     horizon: Seq,
+    /// The last entry that was looked at and is more than the beginning of an epoch.
+    followed: Seq,
     reverted: BTreeSet<Seq>,
 }
 
@@ -36,7 +42,7 @@ impl Window {
     /// A watch that has seen everything up to `seen`.
     #[must_use]
     pub fn after(seen: Seq) -> Self {
-        Self { next: seen.next(), horizon: seen, reverted: BTreeSet::new() }
+        Self { next: seen.next(), horizon: seen, followed: seen, reverted: BTreeSet::new() }
     }
 
     /// Index of the first entry that is not shown yet.
@@ -54,6 +60,9 @@ impl Window {
 
     /// Notes what `entry`, on the way to a new horizon, takes back.
     pub fn look(&mut self, entry: &Entry) {
+        if !matches!(entry.payload, Payload::EpochStart { .. }) {
+            self.followed = self.followed.max(entry.seq());
+        }
         if mutated!(FeedShowsReverted) {
             return;
         }
@@ -63,7 +72,7 @@ impl Window {
 
     /// Every entry up to `safe` was looked through.
     pub fn looked(&mut self, safe: Seq) {
-        self.horizon = self.horizon.max(safe);
+        self.horizon = self.horizon.max(safe.min(self.followed));
     }
 
     /// Takes the next entry, of a copy that is applied up to `applied`.
@@ -82,7 +91,7 @@ impl Window {
 mod tests {
     use super::*;
     use crate::entry::{LogEnd, Payload, RevertTarget};
-    use crate::ids::Epoch;
+    use crate::ids::{Epoch, Incarnation, ReplicaId};
 
     fn log() -> Vec<Entry> {
         let first = LogEnd::default().follow(Epoch(1), crate::hlc::Hlc(1), Payload::Close);
@@ -104,6 +113,31 @@ mod tests {
         let shown: Vec<Shown> = log.iter().map(|entry| window.show(entry, Seq(3))).collect();
         assert_eq!(shown, [Shown::Void, Shown::Yes, Shown::Yes]);
         assert_eq!((window.wants(Seq(3)), window.next()), (None, Seq(4)));
+    }
+
+    #[test]
+    fn the_beginning_of_an_epoch_is_shown_with_what_follows_it() {
+        let (mut log, mut window) = (log(), Window::after(Seq(2)));
+        let start = |end: LogEnd, epoch: u64| {
+            let payload = Payload::EpochStart { replica: ReplicaId(1), incarnation: Incarnation(1) };
+            end.follow(Epoch(epoch), end.ts.next(), payload)
+        };
+        log.push(start(log[2].end(), 2));
+        let shown = |log: &[Entry], window: &mut Window| -> Vec<Shown> {
+            let safe = log.last().map(Entry::seq).unwrap_or_default();
+            assert_eq!(window.wants(safe), Some(safe));
+            log[2..].iter().for_each(|entry| window.look(entry));
+            window.looked(safe);
+            let next = usize::try_from(window.next().0 - 1).unwrap();
+            log[next..].iter().map(|entry| window.show(entry, safe)).collect()
+        };
+        assert_eq!(shown(&log, &mut window), [Shown::Yes, Shown::NotYet]);
+        let end = log[3].end();
+        log.push(start(end, 3));
+        assert_eq!(shown(&log, &mut window), [Shown::NotYet, Shown::NotYet]);
+        let end = log[4].end();
+        log.push(end.follow(Epoch(3), end.ts.next(), Payload::Close));
+        assert_eq!(shown(&log, &mut window), [Shown::Yes; 3]);
     }
 
     #[test]
