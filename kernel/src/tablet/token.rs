@@ -3,6 +3,10 @@
 //! The table covers the whole log from `floor_ms` on: queued entries, entries of earlier
 //! epochs and token fences too (m37). A token issued before the floor is refused, never run:
 //! it may have run once and been forgotten.
+//!
+//! A busy tablet remembers millions of them, and its children begin with all of them while writes
+//! wait. So what is remembered lies in layers that are shared: a clone shares them all, and
+//! whoever writes next begins a layer of its own.
 
 use crate::entry::{Entry, Payload};
 use crate::hlc::Hlc;
@@ -12,6 +16,11 @@ use crate::mutated;
 use crate::op::{AckLevel, Committed, OpResult, Token};
 use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Layers below the own one, at most; above it the two oldest become one. Each takes a clone, so
+/// that there are few within the window, and of those that are older than a token nobody asks.
+const LAYERS_MAX: usize = 32;
 
 /// What the log says of a token.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -64,8 +73,65 @@ impl TokenRecord {
 }
 
 /// The tokens of one replica's log.
-#[derive(Clone, PartialEq, Eq, Debug, Default, BorshSerialize, BorshDeserialize)]
+#[derive(Clone, Debug, Default)]
 pub struct TokenTable {
+    /// What is noted now.
+    own: Arc<Layer>,
+    /// What was noted before somebody else began to share it, oldest first.
+    shared: Vec<Arc<Layer>>,
+    floor_ms: u64,
+}
+
+/// Tokens of a stretch of one log.
+#[derive(Clone, Debug, Default)]
+struct Layer {
+    records: BTreeMap<Token, TokenRecord>,
+    /// No record was decided by a later entry.
+    last: Seq,
+    /// No token was issued later, milliseconds since 1970.
+    issued_ms: u64,
+}
+
+impl Layer {
+    fn note(&mut self, token: Token, record: TokenRecord) {
+        self.last = self.last.max(record.pos().seq);
+        self.issued_ms = self.issued_ms.max(token.issued_ms);
+        self.records.insert(token, record);
+    }
+
+    fn get(&self, token: Token) -> Option<&TokenRecord> {
+        if token.issued_ms > self.issued_ms {
+            return None;
+        }
+        self.records.get(&token)
+    }
+
+    /// Takes in what a younger layer says.
+    fn take_in(&mut self, younger: &Self) {
+        for (token, record) in &younger.records {
+            let stands = self.records.get(token).is_some_and(|known| !known.is_fence() && record.is_fence());
+            if !stands {
+                self.note(*token, record.clone());
+            }
+        }
+    }
+
+    /// Forgets what entries from `from` on said.
+    fn cut(&mut self, from: Seq) {
+        self.records.retain(|_, record| match record {
+            TokenRecord::Write { pos, reverted, .. } => {
+                *reverted = reverted.filter(|by| by.seq < from);
+                pos.seq < from
+            }
+            TokenRecord::Fenced { pos } => pos.seq < from,
+        });
+        self.last = self.records.values().map(|record| record.pos().seq).max().unwrap_or_default();
+    }
+}
+
+/// A table's bytes.
+#[derive(BorshSerialize, BorshDeserialize)]
+struct Encoded {
     records: BTreeMap<Token, TokenRecord>,
     floor_ms: u64,
 }
@@ -85,7 +151,7 @@ impl TokenTable {
     /// A table that is complete for tokens issued from `floor_ms` on.
     #[must_use]
     pub fn complete_from(floor_ms: u64) -> Self {
-        Self { records: BTreeMap::new(), floor_ms }
+        Self { floor_ms, ..Self::default() }
     }
 
     /// Remembers the token of a log entry, if it has one.
@@ -108,29 +174,74 @@ impl TokenTable {
     }
 
     fn note_reverted(&mut self, token: Option<Token>, target: Pos, by: Pos) {
-        let record = token.and_then(|token| self.records.get_mut(&token));
-        if let Some(TokenRecord::Write { pos, reverted, .. }) = record
-            && *pos == target
-        {
-            *reverted = Some(by);
+        let Some(token) = token else { return };
+        let Some(TokenRecord::Write { pos, ts, level, results, .. }) = self.get(token) else { return };
+        if *pos == target {
+            let (pos, ts, level, results) = (*pos, *ts, *level, results.clone());
+            let record = TokenRecord::Write { pos, ts, level, results, reverted: Some(by) };
+            self.note(token, record);
         }
     }
 
     /// Remembers what the log says of `token`.
     pub fn note(&mut self, token: Token, record: TokenRecord) {
         if token.issued_ms >= self.floor_ms {
-            self.records.insert(token, record);
+            self.own().note(token, record);
         }
+    }
+
+    /// The layer that nobody shares.
+    fn own(&mut self) -> &mut Layer {
+        if Arc::get_mut(&mut self.own).is_none() {
+            self.freeze();
+        }
+        Arc::make_mut(&mut self.own)
+    }
+
+    /// Leaves the own layer to those who share it and begins another.
+    fn freeze(&mut self) {
+        let frozen = std::mem::take(&mut self.own);
+        self.shared.extend(Some(frozen).filter(|frozen| !frozen.records.is_empty()));
+        while self.shared.len() > LAYERS_MAX {
+            let younger = self.shared.remove(1);
+            Arc::make_mut(&mut self.shared[0]).take_in(&younger);
+        }
+    }
+
+    /// All layers, youngest first.
+    fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
+        std::iter::once(&self.own).chain(self.shared.iter().rev())
+    }
+
+    /// What is known of a token: its write, if one layer has one.
+    fn get(&self, token: Token) -> Option<&TokenRecord> {
+        let mut fence = None;
+        for record in self.layers().filter_map(|layer| layer.get(token)) {
+            if !record.is_fence() {
+                return Some(record);
+            }
+            fence = fence.or(Some(record));
+        }
+        fence
+    }
+
+    /// Everything in one layer.
+    fn flat(&self) -> Layer {
+        let mut flat = Layer::default();
+        self.shared.iter().chain([&self.own]).for_each(|layer| flat.take_in(layer));
+        flat.records = flat.records.split_off(&Token { issued_ms: self.floor_ms, client: 0, seq: 0 });
+        flat
     }
 
     /// Looks `token` up at wall time `wall_ms`.
     #[must_use]
     pub fn look_up(&self, token: Token, wall_ms: u64) -> TokenLookup<'_> {
-        match self.records.get(&token) {
+        if token.issued_ms < self.floor_ms {
+            return TokenLookup::TooOld;
+        }
+        match self.get(token) {
             Some(record) => TokenLookup::Known(record),
-            None if token.issued_ms < self.floor_ms.max(wall_ms.saturating_sub(TOKEN_WINDOW_MS)) => {
-                TokenLookup::TooOld
-            }
+            None if token.issued_ms < wall_ms.saturating_sub(TOKEN_WINDOW_MS) => TokenLookup::TooOld,
             None => TokenLookup::New,
         }
     }
@@ -141,18 +252,17 @@ impl TokenTable {
             return;
         }
         self.floor_ms = floor_ms;
-        self.records = self.records.split_off(&Token { issued_ms: floor_ms, client: 0, seq: 0 });
+        self.shared.retain(|layer| layer.issued_ms >= floor_ms);
+        // What others share stays a while longer; nobody finds it.
+        if let Some(own) = Arc::get_mut(&mut self.own) {
+            own.records = own.records.split_off(&Token { issued_ms: floor_ms, client: 0, seq: 0 });
+        }
     }
 
     /// Forgets what entries from `from` on said: they were never written.
     pub fn cut(&mut self, from: Seq) {
-        self.records.retain(|_, record| match record {
-            TokenRecord::Write { pos, reverted, .. } => {
-                *reverted = reverted.filter(|by| by.seq < from);
-                pos.seq < from
-            }
-            TokenRecord::Fenced { pos } => pos.seq < from,
-        });
+        let layers = self.shared.iter_mut().chain([&mut self.own]);
+        layers.filter(|layer| layer.last >= from).for_each(|layer| Arc::make_mut(layer).cut(from));
     }
 
     /// What two logs say together. A token that both know has one record with a write, if any
@@ -160,27 +270,27 @@ impl TokenTable {
     #[must_use]
     pub fn join(mut self, mut other: Self) -> Self {
         let floor_ms = self.floor_ms.max(other.floor_ms);
-        self.forget_before(floor_ms);
+        self.freeze();
+        other.freeze();
+        other.shared.append(&mut self.shared);
         other.forget_before(floor_ms);
-        for (token, record) in std::mem::take(&mut other.records) {
-            let known = self.records.get(&token);
-            if known.is_none_or(|known| known.is_fence() && !record.is_fence()) {
-                self.records.insert(token, record);
-            }
-        }
-        self
+        other
     }
 
     /// The table's bytes, for a copy that begins where this log is.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        borsh::to_vec(self).expect("writing to a vector does not fail")
+        let encoded = Encoded { records: self.flat().records, floor_ms: self.floor_ms };
+        borsh::to_vec(&encoded).expect("writing to a vector does not fail")
     }
 
     /// Reads a table back; none for bytes that are none.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        borsh::from_slice(bytes).ok()
+        let Encoded { records, floor_ms } = borsh::from_slice(bytes).ok()?;
+        let mut table = Self::complete_from(floor_ms);
+        records.into_iter().for_each(|(token, record)| table.note(token, record));
+        Some(table)
     }
 
     /// Issue time from which on the table is complete, milliseconds since 1970.
@@ -193,26 +303,27 @@ impl TokenTable {
     /// forgotten.
     #[must_use]
     pub fn unknown_from_ms(&self) -> u64 {
-        let latest = self.records.last_key_value().map_or(0, |(token, _)| token.issued_ms + 1);
-        self.floor_ms.max(latest)
+        let known = self.layers().filter(|layer| !layer.records.is_empty());
+        known.map(|layer| layer.issued_ms + 1).fold(self.floor_ms, u64::max)
     }
 
-    /// How many tokens are remembered.
+    /// How many tokens are remembered; one that two layers know counts twice.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.records.len()
+        self.layers().map(|layer| layer.records.len()).sum()
     }
 
     /// Whether none is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.len() == 0
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn token(issued_ms: u64, seq: u64) -> Token {
         Token { issued_ms, client: 1, seq }
@@ -245,10 +356,98 @@ mod tests {
         right.note(token(20, 2), write.clone());
         right.note(token(30, 3), fence());
         for joined in [left.clone().join(right.clone()), right.join(left)] {
-            assert_eq!((joined.len(), joined.floor_ms()), (2, 15));
+            assert_eq!((joined.flat().records.len(), joined.floor_ms()), (2, 15));
             assert_eq!(joined.look_up(token(10, 1), 20), TokenLookup::TooOld);
             assert_eq!(joined.look_up(token(20, 2), 20), TokenLookup::Known(&write));
         }
+    }
+
+    fn write(seq: u64) -> TokenRecord {
+        let (pos, ts) = (Pos { seq: Seq(seq), ..Pos::ZERO }, Hlc(seq));
+        TokenRecord::Write { pos, ts, level: AckLevel::Leader, results: Vec::new(), reverted: None }
+    }
+
+    /// What is done to a table; `Clone` lets somebody else share it from there on.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Note(u64),
+        Revert(u64),
+        Cut(u64),
+        Forget(u64),
+        Clone,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0_u64..40).prop_map(Step::Note),
+            1 => (0_u64..40).prop_map(Step::Revert),
+            1 => (20_u64..80).prop_map(Step::Cut),
+            1 => (0_u64..20).prop_map(Step::Forget),
+            2 => Just(Step::Clone),
+        ]
+    }
+
+    proptest! {
+        /// However often a table is shared, everybody sees what one flat map would say.
+        #[test]
+        fn layers_say_what_one_map_would(steps in proptest::collection::vec(step(), 0..200)) {
+            let mut table = TokenTable::default();
+            let mut model: BTreeMap<Token, TokenRecord> = BTreeMap::new();
+            let mut kept: Vec<(TokenTable, BTreeMap<Token, TokenRecord>)> = Vec::new();
+            for (seq, step) in (1..).zip(steps) {
+                match step {
+                    // A log holds a token once.
+                    Step::Note(issued) if model.contains_key(&token(issued, issued)) => {}
+                    Step::Note(issued) => {
+                        table.note(token(issued, issued), write(seq));
+                        if issued >= table.floor_ms() {
+                            model.insert(token(issued, issued), write(seq));
+                        }
+                    }
+                    Step::Revert(issued) => {
+                        let by = Pos { seq: Seq(seq), ..Pos::ZERO };
+                        let Some(record) = model.get_mut(&token(issued, issued)) else { continue };
+                        let TokenRecord::Write { pos, reverted, .. } = record else { continue };
+                        table.note_reverted(Some(token(issued, issued)), *pos, by);
+                        *reverted = Some(by);
+                    }
+                    Step::Cut(from) => {
+                        table.cut(Seq(from));
+                        let mut layer = Layer { records: std::mem::take(&mut model), ..Layer::default() };
+                        layer.cut(Seq(from));
+                        model = layer.records;
+                    }
+                    Step::Forget(floor) => {
+                        table.forget_before(floor);
+                        model.retain(|token, _| token.issued_ms >= floor.max(table.floor_ms()));
+                    }
+                    Step::Clone => kept.push((table.clone(), model.clone())),
+                }
+                prop_assert!(table.shared.len() <= LAYERS_MAX);
+            }
+            kept.push((table, model));
+            for (table, model) in kept {
+                prop_assert_eq!(&table.flat().records, &model);
+                let decoded = TokenTable::decode(&table.encode()).unwrap();
+                prop_assert_eq!(&decoded.flat().records, &model);
+                for issued in table.floor_ms()..40 {
+                    let known = model.get(&token(issued, issued));
+                    prop_assert_eq!(table.get(token(issued, issued)), known);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_clone_of_many_tokens_costs_nothing_to_either() {
+        let mut table = TokenTable::default();
+        (0..1_000).for_each(|seq| table.note(token(seq, seq), write(seq)));
+        let mut child = table.clone();
+        assert!(Arc::ptr_eq(&child.own, &table.own));
+        child.note(token(2_000, 1), write(2_000));
+        table.note(token(2_000, 2), write(2_000));
+        assert!(Arc::ptr_eq(&child.shared[0], &table.shared[0]), "neither copied what both have");
+        assert_eq!((child.len(), table.len()), (1_001, 1_001));
     }
 
     #[test]
