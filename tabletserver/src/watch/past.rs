@@ -148,7 +148,12 @@ fn read_versions(
     let store = &*watches.node.reader.store;
     let page = changes_page(store, &tablet.tombstones.load(), &spec, begun.as_ref(), &limits)?;
     let from = begun.map_or_else(|| range.start().clone(), |(key, _)| key);
-    let done = Place::Entry { lineage: tablet.lineage, pos: upto.pos, ts: upto.ts };
+    let done = if tablet.is_sealed() {
+        // The end may be the beginning of an epoch behind the seal, which no child knows.
+        Place::Time(upto.ts)
+    } else {
+        Place::Entry { lineage: tablet.lineage, pos: upto.pos, ts: upto.ts }
+    };
     let mut places = Vec::new();
     match &page.next {
         None => {
