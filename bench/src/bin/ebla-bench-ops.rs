@@ -70,7 +70,7 @@ async fn main() -> Result<()> {
     let place = scratch(&args.dir)?;
     let dev = Dev::start(&args.ebla, &place.path().join("cluster")).await.context("the cluster")?;
     if !args.split_mb.is_empty() {
-        pauses(&dev.client, &args).await?;
+        pauses(&dev.client, &args, place.path()).await?;
     }
     if args.delete_mb > 0 {
         removals(&dev.client, rows_of(args.delete_mb), place.path()).await?;
@@ -165,12 +165,13 @@ fn print_pauses(what: &str, longest: &[Duration]) {
     println!("| {what} | {} | {:.1} | {:.1} | {:.1} |", longest.len(), ms(50), ms(99), ms(100));
 }
 
-async fn pauses(client: &Client, args: &Args) -> Result<()> {
+async fn pauses(client: &Client, args: &Args, place: &Path) -> Result<()> {
     println!("| longest write that met | times | p50 ms | p99 ms | worst ms |\n|---|---:|---:|---:|---:|");
     for mb in &args.split_mb {
         let (table, rows) = (format!("split-{mb}"), rows_of(*mb));
         create(client, &table, 3).await?;
         load(client, &table, rows, AckLevel::InSync).await?;
+        settle(place).await;
         let writers = Writers::start(client, &table, rows);
         let splits = split(client, &table, rows, args.splits).await?;
         let quiet = quiet_windows(&splits).await;
