@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 /// What is left out at the beginning: connections and caches fill.
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// Longest call that is told apart, in nanoseconds: ten minutes.
+/// Longest time that is told apart, in nanoseconds: ten minutes.
 const LATENCY_NANOS_MAX: u64 = 600 * 1_000_000_000;
 
 /// A measurement.
@@ -41,7 +41,8 @@ impl Measured {
     }
 }
 
-fn new_histogram() -> Histogram<u64> {
+/// An empty histogram of times, in nanoseconds or anything longer.
+pub fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_NANOS_MAX, 3).expect("bounds and precision are legal")
 }
 

@@ -12,6 +12,20 @@ fn holds(name: &str, moment: u64, outcome: Step) {
     }
 }
 
+fn masters_fail_over(cluster: &mut Directed) -> Step {
+    cluster.fail_over_masters();
+    Ok(())
+}
+
+fn the_leader_dies(cluster: &mut Directed) -> Step {
+    if let Some(leader) = cluster.leader_of_row(0) {
+        cluster.crash(leader);
+        cluster.play(30_000)?;
+        cluster.start(leader);
+    }
+    Ok(())
+}
+
 /// Begins a split, lets `fault` happen at every moment, and judges.
 fn at_every_moment(name: &str, fault: impl Fn(&mut Directed) -> Step) {
     for (seed, moment) in (1..).zip(MOMENTS_US) {
@@ -58,22 +72,12 @@ fn scenario_10_a_deposed_leader_is_killed_while_it_drops_its_tail() {
 
 #[test]
 fn scenario_11_masters_fail_over_at_every_step_of_a_split() {
-    at_every_moment("11 masters", |cluster| {
-        cluster.fail_over_masters();
-        Ok(())
-    });
+    at_every_moment("11 masters", masters_fail_over);
 }
 
 #[test]
 fn scenario_11_the_leader_dies_at_every_step_of_a_split() {
-    at_every_moment("11 leader", |cluster| {
-        if let Some(leader) = cluster.leader_of_row(0) {
-            cluster.crash(leader);
-            cluster.play(30_000)?;
-            cluster.start(leader);
-        }
-        Ok(())
-    });
+    at_every_moment("11 leader", the_leader_dies);
 }
 
 #[test]
@@ -187,22 +191,12 @@ fn scenario_12_all_lose_power_at_every_step_of_a_merge() {
 
 #[test]
 fn scenario_11_masters_fail_over_at_every_step_of_a_merge() {
-    at_every_moment_of_a_merge("11 masters, merge", |cluster| {
-        cluster.fail_over_masters();
-        Ok(())
-    });
+    at_every_moment_of_a_merge("11 masters, merge", masters_fail_over);
 }
 
 #[test]
 fn scenario_11_the_leader_dies_at_every_step_of_a_merge() {
-    at_every_moment_of_a_merge("11 leader, merge", |cluster| {
-        if let Some(leader) = cluster.leader_of_row(0) {
-            cluster.crash(leader);
-            cluster.play(30_000)?;
-            cluster.start(leader);
-        }
-        Ok(())
-    });
+    at_every_moment_of_a_merge("11 leader, merge", the_leader_dies);
 }
 
 #[test]

@@ -153,11 +153,12 @@ impl Liveness {
 
     /// Forgets tablets that are gone.
     pub fn forget<'a>(&self, tablets: impl Iterator<Item = &'a TabletId>) {
+        let gone: BTreeSet<&TabletId> = tablets.collect();
         let mut inner = self.lock();
-        for tablet in tablets {
+        for tablet in &gone {
             inner.reports.remove(tablet);
-            inner.diverged.retain(|(of, _)| of != tablet);
         }
+        inner.diverged.retain(|(tablet, _)| !gone.contains(tablet));
     }
 
     pub fn health(&self, server: ServerId) -> Health {

@@ -178,9 +178,8 @@ impl Flusher {
 
     /// Lets the logs of retired tablets go that nothing needs.
     fn release_retired(&self, flushed: &mut HashMap<TabletId, Instant>) -> Result<(), Error> {
-        let disk_is_over = self.oplog.bytes_on_disk() > self.oplog_bytes_max;
+        let disk_is_over = self.disk_log() != DiskLog::Within;
         let memory_is_over = self.memory_log_is_full();
-        let window = TOKEN_WINDOW;
         let retired = self.replicas.retired();
         for retired in retired.iter().filter(|retired| retired.flushed == retired.seal) {
             flushed.entry(retired.tablet).or_insert_with(Instant::now);
@@ -189,7 +188,7 @@ impl Flusher {
         let in_memory: HashSet<TabletId> = in_memory.map(|retired| retired.tablet).collect();
         let is_out = |id: &TabletId, since: &Instant| {
             let is_over = if in_memory.contains(id) { memory_is_over } else { disk_is_over };
-            is_over || since.elapsed() >= window
+            is_over || since.elapsed() >= TOKEN_WINDOW
         };
         let mut gone: Vec<TabletId> =
             flushed.iter().filter(|(id, since)| is_out(id, since)).map(|(tablet, _)| *tablet).collect();
@@ -245,9 +244,7 @@ impl Flusher {
             warn!(%error, "old log entries stay for now");
         }
     }
-}
 
-impl Flusher {
     /// What of a log goes when the limit is passed: all that is flushed and that no copy is about to
     /// be sent. Who follows cannot know what others lack, only that it is young.
     fn above_limit(&self, tablet: &TabletHandle, progress: &mut Progress) -> Option<Seq> {

@@ -12,6 +12,7 @@
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use ebla_bench::brokers::{Broker, Subscriber};
+use ebla_bench::closed_loop::new_histogram;
 use ebla_bench::dev::{Dev, scratch};
 use hdrhistogram::Histogram;
 use rand::rngs::SmallRng;
@@ -168,7 +169,7 @@ async fn run(broker: &Broker, plan: &Plan) -> Result<Measured> {
     }
     let (took, deliveries) = (since.elapsed(), heard.load(Ordering::Relaxed));
     done.store(true, Ordering::Relaxed);
-    let mut latency_us = latencies();
+    let mut latency_us = new_histogram();
     while let Some(listened) = listening.join_next().await {
         latency_us.add(listened?)?;
     }
@@ -201,11 +202,6 @@ async fn publish(broker: &Broker, plan: &Plan, begun: Instant, heard: &AtomicU64
     Ok(())
 }
 
-/// Times from a microsecond to ten minutes; longer ones count as that.
-fn latencies() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 600_000_000, 3).expect("the bounds are in order, three digits are few")
-}
-
 /// Hears until everything was heard by everybody.
 async fn listen(
     mut subscriber: Subscriber,
@@ -213,7 +209,7 @@ async fn listen(
     heard: Arc<AtomicU64>,
     done: Arc<AtomicBool>,
 ) -> Histogram<u64> {
-    let mut latency_us = latencies();
+    let mut latency_us = new_histogram();
     while !done.load(Ordering::Relaxed) {
         let next = tokio::time::timeout(Duration::from_millis(200), subscriber.next()).await;
         let Ok(next) = next else { continue };

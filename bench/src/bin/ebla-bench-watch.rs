@@ -8,6 +8,7 @@
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use clap::Parser;
+use ebla_bench::closed_loop::new_histogram;
 use ebla_bench::dev::{Dev, scratch};
 use ebla_client::{Batch, Client, Since, Value, Watch, WatchChange, WriteOptions, v1};
 use futures::StreamExt as _;
@@ -50,9 +51,6 @@ struct Args {
     #[arg(long, default_value = "target")]
     dir: PathBuf,
 }
-
-/// Longest lag that is told apart, in microseconds: ten minutes.
-const LAG_US_MAX: u64 = 600_000_000;
 
 /// What one watch saw.
 struct Watched {
@@ -173,7 +171,7 @@ async fn watch(
     stopped: tokio::sync::watch::Receiver<Option<ebla_client::Hlc>>,
 ) -> Result<Watched> {
     let mut events = client.watch("t", Watch::all().since(Since::Now))?;
-    let mut watched = Watched { changes: 0, lag_us: Histogram::new_with_bounds(1, LAG_US_MAX, 3)? };
+    let mut watched = Watched { changes: 0, lag_us: new_histogram() };
     let mut ready = Some(ready);
     loop {
         let next = tokio::time::timeout(PATIENCE, events.next()).await.context("the watch is silent")?;

@@ -172,8 +172,8 @@ impl Control {
     fn forsake(&mut self, state: &State, tablet: &Tablet, batch: &mut Batch) -> bool {
         let Some(here) = self.repairs.diverged.get_mut(&tablet.id) else { return false };
         here.retain(|replica| tablet.replica(*replica).is_some_and(|copy| !copy.lost));
-        let is_led = |replica: &ReplicaId| tablet.leader.is_some_and(|leader| leader.replica != *replica);
-        let found = here.iter().copied().find(is_led).filter(|_| may_diverge(state, tablet));
+        let follows = |replica: &ReplicaId| tablet.leader.is_some_and(|leader| leader.replica != *replica);
+        let found = here.iter().copied().find(follows).filter(|_| may_diverge(state, tablet));
         let change = found.map(|replica| ReplicaChange::Forsake { tablet: tablet.id, replica });
         batch.replicas.extend(change);
         found.is_some()

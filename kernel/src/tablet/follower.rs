@@ -3,8 +3,8 @@
 //! A leader is met with `Hello`: where the log durably ends and how it grew. It answers with
 //! entries from the last position that both have. Whatever else the log holds there is cut;
 //! nothing at or below a known Q ever is. A copy that would have to has *diverged*: too few copies
-//! were asked who leads. It is over, and another is built in its place. An acknowledgement names the last durable entry
-//! that is the leader's too, never a length (m35).
+//! were asked who leads. It is over, and another is built in its place. An acknowledgement names
+//! the last durable entry that is the leader's too, never a length (m35).
 
 use super::{Context, Effect, PeerInput, PeerMessage, PeerRun, Tablet};
 use crate::entry::{Entry, LogEnd};
