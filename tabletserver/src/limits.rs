@@ -103,6 +103,9 @@ pub const MEMORY_EVICT_ABOVE: u64 = 900;
 /// The other end.
 pub const MEMORY_EVICT_TO: u64 = 870;
 
+/// How long a write that found no room is remembered: it tries again sooner.
+pub const MEMORY_SHORT_FOR: Duration = Duration::from_secs(1);
+
 /// Versions of one stretch that is looked at for cold rows, and how many stretches in a round.
 pub const MEMORY_SAMPLE_VERSIONS: usize = 2_000;
 

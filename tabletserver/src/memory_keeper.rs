@@ -45,8 +45,8 @@ struct Hand {
     next: Bytes,
     /// Bytes of evictions that were asked for.
     asked: u64,
-    /// What a write wanted that found no room.
-    short: u64,
+    /// What a write wanted that found no room, and when it tried.
+    short: Option<(u64, Instant)>,
     /// Bytes of rows that are evicted, and take room until the floor has passed their ends.
     freeing: VecDeque<(Hlc, u64)>,
     answers: mpsc::UnboundedReceiver<(u64, Answer)>,
@@ -56,11 +56,24 @@ struct Hand {
 impl Default for Hand {
     fn default() -> Self {
         let (answer_to, answers) = mpsc::unbounded_channel();
-        Self { next: Bytes::new(), asked: 0, short: 0, freeing: VecDeque::new(), answers, answer_to }
+        Self { next: Bytes::new(), asked: 0, short: None, freeing: VecDeque::new(), answers, answer_to }
     }
 }
 
 impl Hand {
+    /// Learns what a write wanted since the last look. It is remembered until that one must have
+    /// tried again: room that is made for it is not given up before.
+    fn note_short(&mut self, bytes: u64) {
+        self.short = self.short.filter(|(_, tried)| tried.elapsed() < limits::MEMORY_SHORT_FOR);
+        if bytes >= self.short_bytes() && bytes > 0 {
+            self.short = Some((bytes, Instant::now()));
+        }
+    }
+
+    fn short_bytes(&self) -> u64 {
+        self.short.map_or(0, |(bytes, _)| bytes)
+    }
+
     fn take_answers(&mut self, floor: Hlc) {
         while let Ok((bytes, answer)) = self.answers.try_recv() {
             self.asked = self.asked.saturating_sub(bytes);
@@ -96,21 +109,23 @@ impl MemoryKeeper {
             for (id, table) in tables {
                 let Some(info) = routes.table_of(id) else { continue };
                 table.set_limit(info.memory_bytes_max, info.eviction);
-                self.collect(info, &table);
+                let hand = hands.entry(id).or_default();
+                hand.note_short(table.take_short());
+                self.collect(info, &table, hand.short.is_some());
                 // An eviction on one copy would be undone by the versions that the next one takes in.
                 if info.table.restoring_job_id == 0 {
-                    self.evict(id, &table, hands.entry(id).or_default());
+                    self.evict(id, &table, hand);
                 }
             }
         }
     }
 
     /// Lets go what no read can see.
-    fn collect(&self, info: &TableInfo, table: &MemoryTable) {
+    fn collect(&self, info: &TableInfo, table: &MemoryTable, is_short: bool) {
         if !table.has_garbage() {
             return;
         }
-        let floor = self.floor(info, table);
+        let floor = self.floor(info, table, is_short);
         self.node.floors.raise(info.id, floor);
         while self.node.memory.collect(table, self.node.floors.floor(info.id), limits::GC_STEP_VERSIONS) {
             if self.stop.load(Ordering::Relaxed) {
@@ -120,9 +135,9 @@ impl MemoryKeeper {
     }
 
     /// Up to where versions that were replaced may go now.
-    fn floor(&self, info: &TableInfo, table: &MemoryTable) -> Hlc {
-        let is_tight =
-            table.limit().is_some_and(|limit| table.used() > part(limit, limits::MEMORY_TIGHT_ABOVE));
+    fn floor(&self, info: &TableInfo, table: &MemoryTable, is_short: bool) -> Hlc {
+        let is_above = |limit| table.used() > part(limit, limits::MEMORY_TIGHT_ABOVE);
+        let is_tight = is_short || table.limit().is_some_and(is_above);
         let kept_ms = if is_tight { limits::MEMORY_HISTORY_MS } else { info.retention_ms };
         let kept = Hlc::new(self.node.clock.now().ms().saturating_sub(kept_ms.min(info.retention_ms)), 0);
         let directory = self.node.directory.load();
@@ -145,13 +160,11 @@ impl MemoryKeeper {
     fn evict(&self, id: TableId, table: &MemoryTable, hand: &mut Hand) {
         hand.take_answers(self.node.floors.floor(id));
         let Some(limit) = table.limit().filter(|_| table.eviction() != Eviction::None) else { return };
-        hand.short = hand.short.max(table.take_short());
         let used = table.used();
-        if hand.asked > 0 || (used <= part(limit, limits::MEMORY_EVICT_ABOVE) && hand.short == 0) {
+        if hand.asked > 0 || (used <= part(limit, limits::MEMORY_EVICT_ABOVE) && hand.short.is_none()) {
             return;
         }
-        let aim = part(limit, limits::MEMORY_EVICT_TO).min(limit.saturating_sub(hand.short));
-        hand.short = 0;
+        let aim = part(limit, limits::MEMORY_EVICT_TO).min(limit.saturating_sub(hand.short_bytes()));
         let freeing: u64 = hand.freeing.iter().map(|(_, bytes)| bytes).sum();
         let wanted = used.saturating_sub(freeing).saturating_sub(aim);
         if wanted == 0 {
