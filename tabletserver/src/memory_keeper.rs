@@ -204,6 +204,7 @@ impl MemoryKeeper {
     ) -> Result<Vec<(Arc<TabletHandle>, Evictable)>, crate::store::StoreError> {
         let range = KeyRange::new(hand.next.clone(), None).unwrap_or_else(|_| KeyRange::all());
         let (rows, next) = self.node.memory.sample(id, &range, limits::MEMORY_SAMPLE_VERSIONS)?;
+        let is_all = range.start().is_empty() && next.is_none();
         hand.next = next.unwrap_or_default();
         let directory = self.node.directory.load();
         let tablets = directory.table(id);
@@ -213,8 +214,10 @@ impl MemoryKeeper {
         };
         let mut rows: Vec<_> = rows.into_iter().filter_map(led).collect();
         rows.sort_by_key(|(_, row)| row.worth);
-        // Never more than a part of a stretch: the rest of it is hotter than what follows.
-        rows.truncate(rows.len().div_ceil(limits::MEMORY_EVICT_PART));
+        // Never more than a part of a stretch: the rest of it is hotter than what follows, if any does.
+        if !is_all {
+            rows.truncate(rows.len().div_ceil(limits::MEMORY_EVICT_PART));
+        }
         let mut bytes = 0;
         let enough = rows.iter().position(|(_, row)| {
             bytes += row.bytes;
