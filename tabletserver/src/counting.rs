@@ -215,7 +215,7 @@ mod tests {
         let rows = 10 * limits::COUNT_STEP_MAX as u64;
         size.set(rows, rows * 10);
         assert!(!size.wants_count());
-        (0..rows / limits::COUNT_DOUBT_PART).for_each(|_| size.put(true, 10));
+        (0..rows / 10).for_each(|_| size.put(true, 10));
         assert!(size.wants_count());
         size.doubt.store(0, Ordering::Relaxed);
         size.doubt_all();

@@ -93,6 +93,7 @@ async fn files_of_every_size_come_back() {
         let (from, to) = (place.dir.path().join("from"), place.dir.path().join("to"));
         for bytes in [0, 1, 8 << 20, (8 << 20) + 1, 21 << 20] {
             let content = noise(bytes);
+            let _ = fs::remove_file(&from);
             fs::write(&from, &content).unwrap();
             let put = target.put_file("d/file", &from, &Unpaced).await.unwrap();
             assert_eq!(put.bytes, bytes as u64);
@@ -104,6 +105,31 @@ async fn files_of_every_size_come_back() {
         }
         assert!(matches!(get_file(target, "d/none", &to).await, Err(TargetError::NotFound(_))));
         assert_eq!(target.list_unfinished("").await.unwrap(), []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_one_disk_files_are_not_copied_and_on_two_they_are() {
+    use std::os::unix::fs::MetadataExt as _;
+    let place = Place::directory().await;
+    let inode = |path: &Path| fs::metadata(path).map(|about| (about.dev(), about.ino())).unwrap();
+    let (here, to) = (place.dir.path().join("from"), place.dir.path().join("to"));
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    for (from, is_one_disk) in [(here, true), (elsewhere.path().join("from"), false)] {
+        fs::write(&from, b"some bytes").unwrap();
+        let put = place.target.put_file("d/file", &from, &Unpaced).await.unwrap();
+        let there = place.path("d/file");
+        assert_eq!(inode(&from) == inode(&there), is_one_disk);
+        fs::remove_file(&from).unwrap();
+        assert_eq!(get_file(&*place.target, "d/file", &to).await.unwrap(), put);
+        assert_eq!(inode(&to), inode(&there));
+        assert!(place.target.get_file("d/file", &to, &Unpaced).await.is_err(), "it is no new file");
+        fs::remove_file(&to).unwrap();
+        assert_eq!(fs::read(&there).unwrap(), b"some bytes");
+        let far = elsewhere.path().join("to");
+        assert_eq!(get_file(&*place.target, "d/file", &far).await.unwrap(), put);
+        assert_ne!(inode(&far), inode(&there));
+        assert_eq!(fs::read(&far).unwrap(), b"some bytes");
     }
 }
 
