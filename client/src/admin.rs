@@ -159,27 +159,33 @@ impl Admin {
         self.ask(call).await?.tablet.ok_or_else(|| incomplete("tablet"))
     }
 
-    /// Hands the leadership of a tablet to the copy on a server; returns when that serves.
+    /// Hands the leadership of a tablet to the copy on a server; returns when that serves. The job
+    /// is 0 when an answer was lost on the way.
     ///
     /// # Errors
     /// `NOT_TRANSFERABLE`, `TABLET_NOT_FOUND`, `SERVER_NOT_FOUND`, `TIMED_OUT`, `UNAVAILABLE` and
     /// what a master reports.
-    pub async fn transfer_leader(&self, tablet_id: u64, server_id: u64) -> Result<v1::TabletSummary, Error> {
+    pub async fn transfer_leader(
+        &self,
+        tablet_id: u64,
+        server_id: u64,
+    ) -> Result<v1::TransferLeaderResponse, Error> {
         let mut lost = false;
         let call = |mut admin: AdminClient| async move {
             admin.transfer_leader(v1::TransferLeaderRequest { tablet_id, server_id }).await
         };
         let transferred = self.call(Kind::Order(TRANSFER_LEADER_TIMEOUT), &mut lost, call).await;
         match transferred {
-            Ok(response) => response.tablet.ok_or_else(|| incomplete("tablet")),
+            Ok(response) if response.tablet.is_none() => Err(incomplete("tablet")),
             // The first try may have been the one that did it.
             Err(error) if lost && error.reason() == Reason::NotTransferable => {
                 let summary = self.describe_tablet(tablet_id).await?;
                 let leads =
                     summary.tablet.as_ref().is_some_and(|tablet| tablet.leader_server_id == server_id);
-                if leads { Ok(summary) } else { Err(error) }
+                let answer = v1::TransferLeaderResponse { tablet: Some(summary), job_id: 0 };
+                if leads { Ok(answer) } else { Err(error) }
             }
-            Err(error) => Err(error),
+            answer => answer,
         }
     }
 
@@ -260,9 +266,9 @@ impl Admin {
                 if let Some(leader) = error.fact("leader") {
                     candidates.push_front(leader.to_owned());
                 }
-                round.failed.push(format!("{address} ({error})"));
+                round.note(&address, error);
             }
-            let error = unreachable(&round.failed);
+            let error = round.error();
             if !backoff.pause(find, &error).await {
                 return Err(if *lost { error.indefinite() } else { error });
             }
@@ -289,6 +295,8 @@ impl Admin {
 struct Round {
     begun: Vec<String>,
     failed: Vec<String>,
+    /// Why the one that leads could not do it.
+    refused: Option<Error>,
 }
 
 impl Round {
@@ -302,6 +310,18 @@ impl Round {
         }
         self.begun.push(address.to_owned());
         true
+    }
+
+    fn note(&mut self, address: &str, error: Error) {
+        self.failed.push(format!("{address} ({error})"));
+        if error.is_definite() && error.reason() != Reason::NotLeader {
+            self.refused = Some(error);
+        }
+    }
+
+    /// Why nobody did it.
+    fn error(self) -> Error {
+        self.refused.unwrap_or_else(|| unreachable(&self.failed))
     }
 }
 

@@ -349,8 +349,8 @@ async fn ledgers_of_all_servers_are_asked_and_silent_ones_named() {
 async fn leadership_is_handed_over() {
     let fake = Fake::start(2, &[]);
     let admin = connect(&fake).await.admin();
-    let summary = admin.transfer_leader(1, 2).await.unwrap();
-    assert_eq!(summary.tablet.unwrap().leader_server_id, 2);
+    let answer = admin.transfer_leader(1, 2).await.unwrap();
+    assert_eq!((answer.job_id, answer.tablet.unwrap().tablet.unwrap().leader_server_id), (7, 2));
     assert_eq!(admin.transfer_leader(1, 1).await.unwrap_err().reason(), Reason::NotTransferable);
     let late = admin.transfer_leader(1, 3).await.unwrap_err();
     assert_eq!((late.reason(), late.message()), (Reason::TimedOut, "it did not take over"));

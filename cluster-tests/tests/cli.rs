@@ -312,6 +312,18 @@ fn copies_are_read_and_led() -> Result<()> {
     let moved = cli.json(&["tablet", "transfer-leader", &id, "--to", &format!("s{}", other.unwrap_or(0))]);
     assert_eq!((moved["tablet"].as_u64(), moved["leader"].as_u64()), (tablet["id"].as_u64(), other));
     assert!(moved["epoch"].as_u64() > tablet["epoch"].as_u64());
+    let job = cli.json(&["job", "wait", &moved["job"].to_string()]);
+    assert_eq!(
+        (&job["kind"], &job["state"], &job["to"]),
+        (&json!("transfer"), &json!("done"), &json!(other))
+    );
+    assert_eq!((&job["tablet"], &job["from"]), (&tablet["id"], &tablet["leader"]));
+    let _ = cli.run(&["server", "drain", &leads]).expect(exit::OK);
+    let _ = transfer(&leads).expect(exit::FAILED).saying(&["drained", "server activate"]);
+    let _ = cli.run(&["server", "activate", &leads]).expect(exit::OK);
+    let _ = cli.run(&["tablet", "split", &id, "--at", "m"]).expect(exit::OK);
+    let retired = transfer(&leads).expect(exit::FAILED).saying(&["is no more"]);
+    assert!(retired.stderr.contains("\"successors\":"), "{retired}");
     assert_eq!(cli.json(&["get", "t", "a"])["value"], "1");
 
     assert_eq!(cli.json(&["lost", "list"]), json!([]), "nothing was dropped");

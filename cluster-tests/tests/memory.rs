@@ -171,6 +171,7 @@ fn a_cluster_in_one_process_comes_back_empty_and_at_once() -> Result<()> {
         eventually("the table is back", BACK_MAX, || count(&cli) == Some(0))?;
         let _ = cli.run(&["set", "m", "00700", "new", "--ack", "in-sync"]).expect(exit::OK);
         assert_eq!(describe(&cli, 1)["emptied"]["times"], round);
+        assert!(describe(&cli, 1)["emptied"]["time_ms"].as_u64() > Some(0), "it is dated");
         let _ = cli.run(&["get", "d", "k"]).expect(exit::OK);
     }
     Ok(())
@@ -267,6 +268,24 @@ async fn eviction_keeps_what_is_read_and_the_limit() -> Result<()> {
         let left = count(&cli).context("the table can be read")?;
         assert!((1_000..8_000).contains(&left), "{left} rows in 8 MiB");
     }
+    Ok(())
+}
+
+#[test]
+fn a_write_that_finds_no_room_gets_as_much_as_it_needs() -> Result<()> {
+    let dev = Dev::start(&[])?;
+    let cli = dev.node.cli();
+    let create = ["table", "create", "m", "--kind", "memory", "--max-memory", "1MiB", "--eviction", "lru"];
+    let _ = cli.run(&create).expect(exit::OK);
+    // Some hundred rows come at once: more than what eviction leaves free.
+    let rows: String = (0..5_000).map(|row| format!("{row:05}\t{}\n", "v".repeat(1_000))).collect();
+    let _ = cli.run_with_input(&["load", "m", "-", "--format", "tsv"], rows.as_bytes()).expect(exit::OK);
+    let left = count(&cli).context("the table can be read")?;
+    assert!((100..1_000).contains(&left), "{left} rows in 1 MiB");
+    let huge = "v".repeat(1_100_000);
+    let line = format!("huge\t{huge}\n");
+    let refused = cli.run_with_input(&["load", "m", "-", "--format", "tsv"], line.as_bytes());
+    let _ = refused.expect(exit::FAILED).saying(&["more than the limit", "--max-memory"]);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use crate::output::Format;
 use ebla_backup::BackupError;
 use ebla_client::Reason;
 use ebla_proto::error::ApiError;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use std::fmt;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -19,6 +19,10 @@ pub const USAGE: u8 = 2;
 pub const NOT_FOUND: u8 = 3;
 /// Nobody answered, or not in time.
 pub const UNAVAILABLE: u8 = 4;
+
+/// What an error may tell beside its message and programs want to go on with: the token of a watch
+/// that was cut off, the tablets that took another's place, the job that is in the way.
+const FACTS: [&str; 3] = ["token", "successors", "job"];
 
 /// An error of the binary itself, with its exit code.
 #[derive(Debug)]
@@ -76,7 +80,12 @@ pub fn report(error: &anyhow::Error, format: Format) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let (code, reason, definite) = classify(error);
-    write_error(format, reason, &format!("{error:#}"), definite);
+    let mut object = error_json(reason, &format!("{error:#}"), definite);
+    if let Some(error) = error.downcast_ref::<ebla_client::Error>() {
+        let told = FACTS.iter().filter_map(|name| Some((*name, error.fact(name)?)));
+        told.for_each(|(name, fact)| object[name] = fact.into());
+    }
+    write_error(format, &object);
     ExitCode::from(code)
 }
 
@@ -93,7 +102,9 @@ pub fn report_usage(error: &clap::Error) -> ExitCode {
     };
     if error.use_stderr() && wants_json() {
         let message = error.render().to_string();
-        write_error(Format::Json, "BAD_REQUEST", message.trim(), true);
+        let message = message.trim();
+        let message = message.strip_prefix("error: ").unwrap_or(message);
+        write_error(Format::Json, &error_json("BAD_REQUEST", message, true));
     } else {
         // Nothing to be done when stderr is closed.
         let _ = error.print();
@@ -172,12 +183,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
-fn write_error(format: Format, reason: &str, message: &str, definite: bool) {
+fn error_json(reason: &str, message: &str, definite: bool) -> Json {
+    json!({ "reason": reason, "message": message, "definite": definite })
+}
+
+fn write_error(format: Format, error: &Json) {
     let line = match format {
-        Format::Table => format!("error: {message}"),
-        Format::Json | Format::Jsonl => {
-            json!({ "reason": reason, "message": message, "definite": definite }).to_string()
-        }
+        Format::Table => format!("error: {}", error["message"].as_str().unwrap_or_default()),
+        Format::Json | Format::Jsonl => error.to_string(),
     };
     // Nothing to be done when stderr is closed.
     let _ = writeln!(io::stderr(), "{line}");

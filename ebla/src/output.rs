@@ -62,10 +62,19 @@ impl Output {
     /// Writes a list of objects, as a table with the given columns for people.
     pub fn list(&mut self, columns: &[&str], objects: &[Json]) -> anyhow::Result<()> {
         match self.format {
-            Format::Table => writeln!(self.out, "{}", table(columns, objects))?,
+            Format::Table => writeln!(self.out, "{}", table(columns, objects, fit))?,
             Format::Json => writeln!(self.out, "{}", Json::from(objects.to_vec()))?,
             Format::Jsonl => objects.iter().try_for_each(|object| writeln!(self.out, "{object}"))?,
         }
+        self.finish()
+    }
+
+    /// The same, for texts that say why: none is cut, a terminal breaks them.
+    pub fn list_whole(&mut self, columns: &[&str], objects: &[Json]) -> anyhow::Result<()> {
+        if self.format != Format::Table {
+            return self.list(columns, objects);
+        }
+        writeln!(self.out, "{}", table(columns, objects, one_line))?;
         self.finish()
     }
 
@@ -263,13 +272,22 @@ pub fn level_json(level: Option<AckLevel>) -> Json {
     level.map_or(Json::Null, |level| json!(level.to_string()))
 }
 
-fn table(columns: &[&str], objects: &[Json]) -> Table {
+fn table(columns: &[&str], objects: &[Json], cell: fn(String) -> String) -> Table {
     let mut table = bare_table();
     table.set_header(columns.iter().map(|column| column.replace('_', " ")));
     for object in objects {
-        table.add_row(columns.iter().map(|column| shorten(&text(&object[*column]))));
+        table.add_row(columns.iter().map(|column| cell(text(&object[*column]))));
     }
     table
+}
+
+/// A cell that stays on one line of a terminal; whole anywhere else, but for its line ends.
+fn fit(text: String) -> String {
+    if io::stdout().is_terminal() { shorten(&text) } else { one_line(text) }
+}
+
+fn one_line(text: String) -> String {
+    text.replace(['\n', '\t'], " ")
 }
 
 fn bare_table() -> Table {
@@ -314,8 +332,7 @@ fn shorten(text: &str) -> String {
     if !is_long && !text.contains(['\n', '\t']) {
         return text.to_owned();
     }
-    let mut short: String = text.chars().take(CELL_CHARS_MAX).collect();
-    short = short.replace(['\n', '\t'], " ");
+    let mut short = one_line(text.chars().take(CELL_CHARS_MAX).collect());
     if is_long {
         short.push('…');
     }

@@ -84,9 +84,9 @@ pub fn window(text: &str) -> Result<Duration, String> {
 /// Longest duration that is taken: sums with the present time stay within every clock.
 const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
-/// A number of bytes above zero, with a unit of 1024: `50MiB`.
+/// A number of bytes above zero, with a unit of 1024 or of 1000: `50MiB`, `2MB`.
 pub fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || "no number of bytes: give one above zero, such as 50MiB, 512KiB or 1048576".to_owned();
+    let wrong = || "no number of bytes: give one above zero, such as 50MiB, 2MB or 1048576".to_owned();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let factor: u64 = match unit {
@@ -94,6 +94,11 @@ pub fn bytes(text: &str) -> Result<u64, String> {
         "KiB" => 1 << 10,
         "MiB" => 1 << 20,
         "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        "kB" | "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
         _ => return Err(wrong()),
     };
     let number = number.parse::<u64>().ok().filter(|number| *number > 0);
@@ -268,7 +273,8 @@ mod tests {
     fn bytes_have_units_of_1024() {
         assert_eq!(bytes("50MiB"), Ok(50 << 20));
         assert_eq!(bytes("7"), Ok(7));
-        for wrong in ["", "0", "MiB", "1MB", "-1", "99999999999GiB"] {
+        assert_eq!((bytes("2MB"), bytes("1KB")), (Ok(2_000_000), Ok(1_000)));
+        for wrong in ["", "0", "MiB", "1M", "1mb", "-1", "99999999999GiB"] {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
     }

@@ -18,7 +18,7 @@ use ebla_kernel::meta::{
     Appointment, AutoMerge, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer,
     GaveUp, InSyncChange, Input, Job, JobEnd, JobKind, MergeStep, NewTablet, Origin, Policy, RegisterServer,
     ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableChange, TableKind, TableSpec,
-    Tablet, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
+    Tablet, TransferJob, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
 };
 use meta_scripts::backups;
 use std::collections::BTreeMap;
@@ -261,6 +261,13 @@ impl World {
                 self.step(Input::GaveUp { server: ServerId(args.number("s")), epochs: vec![gave_up] });
             }
             "transfer" => self.transfer(TabletId(args.number("t")), ServerId(args.number("s"))),
+            "transferred" => {
+                let (tablet, from, to) = (args.number("t"), args.number("from"), args.number("to"));
+                let (tablet, to_server) = (TabletId(tablet), ServerId(to));
+                let transfer = TransferJob { tablet, from_server: Some(ServerId(from)), to_server };
+                let (started_ms, ended_ms) = (self.now.0, self.now.0 + 5);
+                self.apply(Command::RecordTransfer { transfer, started_ms, ended_ms });
+            }
             "tick" => {
                 self.now = self.now.plus_ms(args.number("ms"));
                 self.step(Input::Tick { wall: Hlc::new(self.now.0, 0) });
@@ -471,6 +478,7 @@ fn job_text(job: &Job) -> String {
         }
         JobKind::Backup(backup) => backups::backup_text(backup),
         JobKind::Restore(restore) => backups::restore_text(restore),
+        JobKind::Transfer(transfer) => format!("of {} to {}", transfer.tablet, transfer.to_server),
     };
     let error = job.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
     format!("{} {} {:?} {} {what}{error}", job.id, job.attempt, job.origin, job.state.name(),)
@@ -521,6 +529,7 @@ fn command_text(command: &Command) -> String {
         | Command::SetSchedule { .. }
         | Command::FailSchedule { .. }
         | Command::RemoveSchedule { .. }
+        | Command::RecordTransfer { .. }
         | Command::CreateTable { .. }
         | Command::ChangeTable { .. }
         | Command::DropTable { .. }

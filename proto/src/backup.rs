@@ -9,7 +9,7 @@ pub fn backup_work(kind: &JobKind) -> Option<v1::BackupWork> {
     match kind {
         JobKind::Backup(backup) => Some(backup_to_wire(backup)),
         JobKind::Restore(restore) => Some(restore_to_wire(restore)),
-        JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) => None,
+        JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Transfer(_) => None,
     }
 }
 

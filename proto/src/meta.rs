@@ -91,7 +91,8 @@ impl From<TransferRefusal> for ApiError {
             TransferRefusal::UnknownServer(_) => Reason::ServerNotFound,
             TransferRefusal::NoCopy(..)
             | TransferRefusal::AlreadyLeads(..)
-            | TransferRefusal::NotInSync(..) => Reason::NotTransferable,
+            | TransferRefusal::NotInSync(..)
+            | TransferRefusal::Leaves(_) => Reason::NotTransferable,
             TransferRefusal::NotConnected(_) | TransferRefusal::NoLeader(_) => Reason::Unavailable,
         };
         Self::new(reason, refusal.to_string())

@@ -75,12 +75,14 @@ pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
         JobKind::Merge(_) => v1::JobKind::Merge,
         JobKind::Backup(_) => v1::JobKind::Backup,
         JobKind::Restore(_) => v1::JobKind::Restore,
+        JobKind::Transfer(_) => v1::JobKind::Transfer,
     };
     let tablets = job.tablets();
     let tablet = |at: usize| tablets.get(at).map_or(0, |tablet| tablet.0);
     let (from, to) = match &job.kind {
         JobKind::Split(_) | JobKind::Merge(_) | JobKind::Backup(_) | JobKind::Restore(_) => (None, None),
         JobKind::Move(copy) => (copy.from_server, Some(copy.to_server)),
+        JobKind::Transfer(transfer) => (transfer.from_server, Some(transfer.to_server)),
     };
     let state = match job.state {
         JobState::Running => v1::JobState::Running,

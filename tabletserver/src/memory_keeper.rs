@@ -6,9 +6,9 @@
 //! than the past. Reads under way keep theirs, and so does what may yet be taken back.
 //!
 //! With eviction, whoever leads a tablet removes its coldest rows when the table passes
-//! [`limits::MEMORY_EVICT_ABOVE`]: an ordinary write in the log, a delete that says why, on the
-//! condition that nobody has written the row since it was looked at. Copies that follow remove
-//! nothing by themselves. Which rows are cold is found by looking at a stretch of them, further on
+//! [`limits::MEMORY_EVICT_ABOVE`], and when a write found no room, as much as that write needs: an
+//! ordinary write in the log, a delete that says why, on the condition that nobody has written the
+//! row since it was looked at. Copies that follow remove nothing by themselves. Which rows are cold is found by looking at a stretch of them, further on
 //! each time, as a clock's hand goes: the coldest of the stretch go.
 
 use crate::limits;
@@ -45,6 +45,8 @@ struct Hand {
     next: Bytes,
     /// Bytes of evictions that were asked for.
     asked: u64,
+    /// What a write wanted that found no room.
+    short: u64,
     /// Bytes of rows that are evicted, and take room until the floor has passed their ends.
     freeing: VecDeque<(Hlc, u64)>,
     answers: mpsc::UnboundedReceiver<(u64, Answer)>,
@@ -54,7 +56,7 @@ struct Hand {
 impl Default for Hand {
     fn default() -> Self {
         let (answer_to, answers) = mpsc::unbounded_channel();
-        Self { next: Bytes::new(), asked: 0, freeing: VecDeque::new(), answers, answer_to }
+        Self { next: Bytes::new(), asked: 0, short: 0, freeing: VecDeque::new(), answers, answer_to }
     }
 }
 
@@ -143,10 +145,13 @@ impl MemoryKeeper {
     fn evict(&self, id: TableId, table: &MemoryTable, hand: &mut Hand) {
         hand.take_answers(self.node.floors.floor(id));
         let Some(limit) = table.limit().filter(|_| table.eviction() != Eviction::None) else { return };
-        let (used, aim) = (table.used(), part(limit, limits::MEMORY_EVICT_TO));
-        if used <= part(limit, limits::MEMORY_EVICT_ABOVE) || hand.asked > 0 {
+        hand.short = hand.short.max(table.take_short());
+        let used = table.used();
+        if hand.asked > 0 || (used <= part(limit, limits::MEMORY_EVICT_ABOVE) && hand.short == 0) {
             return;
         }
+        let aim = part(limit, limits::MEMORY_EVICT_TO).min(limit.saturating_sub(hand.short));
+        hand.short = 0;
         let freeing: u64 = hand.freeing.iter().map(|(_, bytes)| bytes).sum();
         let wanted = used.saturating_sub(freeing).saturating_sub(aim);
         if wanted == 0 {
@@ -162,6 +167,10 @@ impl MemoryKeeper {
                     hand.asked += rows.iter().map(|(_, row)| row.bytes).sum::<u64>();
                     for (tablet, row) in rows {
                         found.entry(tablet.id).or_insert_with(Vec::new).push(row);
+                    }
+                    // The hand has gone round: what follows was looked at.
+                    if hand.next.is_empty() {
+                        break;
                     }
                 }
                 Err(error) => {

@@ -18,7 +18,7 @@ use crate::routes::{RouteCache, TableInfo};
 use crate::store::StoreError;
 use crate::store::gc::{Floors, ReadPin, ReadPins};
 use crate::store::memory::MemoryStore;
-use crate::store::memory_tables::{Reserved, VERSION_BYTES};
+use crate::store::memory_tables::{Reserved, version_bytes};
 use crate::tablets::{Directory, TabletHandle};
 use arc_swap::ArcSwap;
 use ebla_kernel::hlc::{ClockError, Hlc};
@@ -402,6 +402,13 @@ impl Node {
             return Ok(room);
         }
         self.meters.memory_refused();
+        if bytes > limit {
+            let hint = format!(
+                "the write takes {bytes} bytes of memory, more than the limit of {limit} bytes of its table; nothing was \
+                 written: write less at once, or give the table more room with `ebla table set` and --max-memory"
+            );
+            return Err(ApiError::new(Reason::MemoryLimit, hint).with("limit", limit));
+        }
         if adds && table.eviction() == Eviction::None {
             let hint = format!(
                 "the table is at its limit of {limit} bytes in memory on this server; nothing was written: \
@@ -678,17 +685,14 @@ fn undecided(outcome: v1::WriteOutcome, token: Token) -> v1::WriteResponse {
 fn added_bytes(ops: &[Op]) -> (u64, bool) {
     let (mut bytes, mut adds) = (0, false);
     for op in ops {
-        let (added, is_row) = match &op.action {
-            Action::Set { key, value, .. } => (key.len() + value.len(), true),
-            Action::Add { key, .. } => (key.len() + size_of::<i64>(), true),
-            Action::Delete { key, .. } => (key.len(), false),
-            Action::Room { key, .. } => (key.len() + ROOM_BIT_BYTES, true),
-            Action::DeleteRange { from, to } => {
-                (from.len() + to.as_ref().map_or(0, bytes::Bytes::len), false)
-            }
+        let (key, value, is_row) = match &op.action {
+            Action::Set { key, value, .. } => (key, value.len(), true),
+            Action::Add { key, .. } => (key, size_of::<i64>(), true),
+            Action::Delete { key, .. } => (key, 0, false),
+            Action::Room { key, .. } => (key, ROOM_BIT_BYTES, true),
+            Action::DeleteRange { from, to } => (from, to.as_ref().map_or(0, bytes::Bytes::len), false),
         };
-        // The version, and the note that it or what it replaces may go.
-        bytes += VERSION_BYTES + 2 * added as u64;
+        bytes += version_bytes(key.len(), value);
         adds |= is_row;
     }
     (bytes, adds)

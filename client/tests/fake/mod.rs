@@ -684,7 +684,7 @@ impl AdminService for Server {
         if tablet_id == 1 && server_id == 2 {
             let tablet = v1::Tablet { id: 1, leader_server_id: 2, ..Default::default() };
             let tablet = Some(v1::TabletSummary { tablet: Some(tablet), ..Default::default() });
-            return Ok(Response::new(v1::TransferLeaderResponse { tablet }));
+            return Ok(Response::new(v1::TransferLeaderResponse { tablet, job_id: 7 }));
         }
         if tablet_id == 1 && server_id == 3 {
             return Err(ApiError::new(Reason::TimedOut, "it did not take over").into());

@@ -599,7 +599,7 @@ impl Wishes {
                 (JobState::Done, JobKind::Move(_)) => self.moves += 1,
                 (JobState::Done, JobKind::Merge(_)) => self.merges += 1,
                 // Nobody wishes for one here.
-                (JobState::Done, JobKind::Backup(_) | JobKind::Restore(_)) => {}
+                (JobState::Done, JobKind::Backup(_) | JobKind::Restore(_) | JobKind::Transfer(_)) => {}
                 (JobState::Failed | JobState::Cancelled, _) => self.aborts += 1,
             }
         }

@@ -1,5 +1,6 @@
 //! `ebla balancer`: what the cluster does by itself, and why.
 
+use super::job::time_text;
 use super::{connect, note, output};
 use crate::cli::{Balancer, BalancerStatus, Global, Wait};
 use crate::output::Output;
@@ -7,7 +8,7 @@ use ebla_client::v1;
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
 
-const COLUMNS: [&str; 4] = ["tablet", "action", "outcome", "reason"];
+const COLUMNS: [&str; 5] = ["time", "tablet", "action", "outcome", "reason"];
 
 const PLANNED_COLUMNS: [&str; 3] = ["tablet", "action", "reason"];
 
@@ -24,7 +25,7 @@ pub async fn run(global: &Global, command: Balancer) -> anyhow::Result<ExitCode>
             let mut out = output(global);
             out.one(&object, || explained.findings.join("\n"))?;
             if out.is_table() && !decisions.is_empty() {
-                out.list(&COLUMNS, &decisions)?;
+                out.list_whole(&COLUMNS, &decisions)?;
             }
         }
     }
@@ -58,11 +59,11 @@ async fn status(global: &Global, args: BalancerStatus) -> anyhow::Result<()> {
         format!("the balancer is {state}: {} rounds, the last took {} us", status.rounds, status.round_us)
     })?;
     if out.is_table() && !decisions.is_empty() {
-        out.list(&COLUMNS, &decisions)?;
+        out.list_whole(&COLUMNS, &decisions)?;
     }
     if out.is_table() && args.dry_run {
         note(&format!("{} steps would be begun now:", planned.len()));
-        out.list(&PLANNED_COLUMNS, &planned)?;
+        out.list_whole(&PLANNED_COLUMNS, &planned)?;
     }
     if out.is_table() {
         for hot in &status.hot_keys {
@@ -100,6 +101,7 @@ async fn pause(global: &Global, wait: Wait, paused: bool) -> anyhow::Result<()> 
 
 fn decision_json(decision: &v1::BalancerDecision) -> Json {
     json!({
+        "time": time_text(decision.time_ms),
         "time_ms": decision.time_ms,
         "tablet": decision.tablet_id,
         "kind": decision.kind,

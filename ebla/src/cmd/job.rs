@@ -70,6 +70,7 @@ fn job_json(job: &v1::Job) -> Json {
         v1::JobKind::Merge => "merge",
         v1::JobKind::Backup => "backup",
         v1::JobKind::Restore => "restore",
+        v1::JobKind::Transfer => "transfer",
     };
     let time = |ms: u64| (ms > 0).then_some(ms);
     json!({

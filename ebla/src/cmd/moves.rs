@@ -1,7 +1,7 @@
 //! `ebla tablet move`, and the commands that drain servers, empty and forget them.
 
+use super::connect;
 use super::server::{resolve, server_json};
-use super::{connect, note};
 use crate::cli::{Global, MoveTablet, ServerAct};
 use crate::exit::Failure;
 use crate::output::Output;
@@ -76,11 +76,7 @@ async fn act(
     let mut summary = client.admin().set_server_duty(id, duty).await?;
     while !is_done(&summary) {
         if Instant::now() >= until {
-            note("it goes on by itself: follow `ebla server list` and `ebla job list`");
-            let tablets = summary.tablets + summary.system_tablets;
-            let leaders = summary.leaders + summary.system_leaders;
-            let hint = format!("server {id} still leads {leaders} tablets and holds {tablets}: wait longer");
-            return Err(Failure::timed_out(hint).into());
+            return Err(Failure::timed_out(not_yet(id, duty, &summary)).into());
         }
         tokio::time::sleep(LOOK_EVERY).await;
         let servers = client.admin().list_servers().await?;
@@ -89,6 +85,22 @@ async fn act(
         summary = servers.into_iter().find(is_it).context("the server was forgotten meanwhile")?;
     }
     out.one(&server_json(&summary), || format!("server {id} {what}"))
+}
+
+/// Why a server is not rid of what it is to be rid of, and what to do.
+fn not_yet(id: u64, duty: v1::ServerDuty, summary: &v1::ServerSummary) -> String {
+    let tablets = summary.tablets + summary.system_tablets;
+    let leaders = summary.leaders + summary.system_leaders;
+    let way_out = match duty {
+        v1::ServerDuty::Drained => format!(
+            "; where no other copy is in sync nobody else can lead: `ebla server decommission {id}` takes copies away, too"
+        ),
+        v1::ServerDuty::Unspecified | v1::ServerDuty::Serves | v1::ServerDuty::Leaves => String::new(),
+    };
+    format!(
+        "server {id} still leads {leaders} and holds {tablets} tablets; it goes on by itself: wait longer, and follow \
+         `ebla server list` and `ebla job list`{way_out}"
+    )
 }
 
 /// The id of a server; the masters know whether there is one of an id.

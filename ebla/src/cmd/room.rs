@@ -29,7 +29,8 @@ async fn subscribe(global: &Global, args: SubscribeRooms, out: &mut Output) -> a
     let rooms: Vec<Bytes> = args.rooms.iter().map(|room| argument_bytes(room, global.hex)).collect();
     let mut subscriber = connect(global, args.wait).await?.subscriber().await?;
     subscriber.join(rooms.clone()).await?;
-    note(&format!("subscribed to {} rooms at {}", rooms.len(), subscriber.address().unwrap_or("no server")));
+    let at = subscriber.address().unwrap_or("no server");
+    note(&format!("subscribed to {} at {at}", counted(rooms.len() as u64, "room")));
     let mut printed = 0;
     while args.limit.is_none_or(|limit| printed < limit) {
         let Some(message) = next(&mut subscriber).await? else { continue };
@@ -66,7 +67,7 @@ async fn publish(global: &Global, args: PublishRoom, out: &mut Output) -> anyhow
     let (room, message) = (argument_bytes(&args.room, global.hex), argument_bytes(&args.message, global.hex));
     let published = connect(global, args.wait).await?.publish(room, message).await?;
     out.one(&json!({ "delivered": published.delivered }), || {
-        format!("delivered to {} subscribers", published.delivered)
+        format!("delivered to {}", counted(published.delivered, "subscriber"))
     })
 }
 
@@ -79,7 +80,9 @@ async fn who(global: &Global, args: RoomName, out: &mut Output) -> anyhow::Resul
     }
     let object = out.bytes_json(&[("room", &room)], others);
     let some = if who.partial { " at least: a server did not answer" } else { "" };
-    out.one(&object, || format!("{} subscribers at {} servers{some}", who.subscribers, who.server_ids.len()))
+    let subscribers = counted(who.subscribers, "subscriber");
+    let servers = counted(who.server_ids.len() as u64, "server");
+    out.one(&object, || format!("{subscribers} at {servers}{some}"))
 }
 
 async fn list(global: &Global, args: ListRooms, out: &mut Output) -> anyhow::Result<()> {
@@ -100,9 +103,17 @@ async fn list(global: &Global, args: ListRooms, out: &mut Output) -> anyhow::Res
         let ids: Vec<u64> = present.map(|server| server.id).collect();
         if !ids.is_empty() {
             let object = out.bytes_json(&[("room", &row.key)], json!({ "servers": ids }));
-            let line = format!("{}\t{} servers", out.text(&row.key), ids.len());
+            let line = format!("{}\t{}", out.text(&row.key), counted(ids.len() as u64, "server"));
             out.stream(&object, || line)?;
         }
     }
     out.end_stream()
+}
+
+/// So many of what has this name, in words.
+fn counted(count: u64, name: &str) -> String {
+    match count {
+        1 => format!("1 {name}"),
+        _ => format!("{count} {name}s"),
+    }
 }

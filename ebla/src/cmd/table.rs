@@ -175,6 +175,10 @@ async fn set(global: &Global, args: SetTable, out: &mut Output) -> anyhow::Resul
         spec.split_load(),
         auto_merge_name(spec.auto_merge())
     );
+    if args.publish_changes.is_some() {
+        let told = if spec.publish_changes { "are" } else { "are not" };
+        line.push_str(&format!(", its changes {told} published in rooms"));
+    }
     if let (Some(bytes), Some(eviction)) = (spec.memory_bytes_max, eviction_name(&spec)) {
         line.push_str(&format!(
             ", it takes up to {bytes} bytes of memory on a server, eviction is {eviction}"

@@ -53,9 +53,11 @@ async fn transfer_leader(global: &Global, args: TransferLeader, out: &mut Output
         ServerName::Id(id) => id,
         ServerName::Address(_) => resolve(&client, &args.to).await?.id,
     };
-    let tablet = client.admin().transfer_leader(args.id, server).await?.tablet.unwrap_or_default();
+    let answer = client.admin().transfer_leader(args.id, server).await?;
+    let job = Some(answer.job_id).filter(|job| *job > 0);
+    let tablet = answer.tablet.unwrap_or_default().tablet.unwrap_or_default();
     let (leader, epoch) = (tablet.leader_server_id, tablet.epoch);
-    let object = json!({ "tablet": tablet.id, "leader": leader, "epoch": epoch });
+    let object = json!({ "job": job, "tablet": tablet.id, "leader": leader, "epoch": epoch });
     out.one(&object, || format!("server {leader} leads tablet {} in epoch {epoch}", tablet.id))
 }
 

@@ -143,6 +143,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::SetSchedule { .. }
         | Command::FailSchedule { .. }
         | Command::RemoveSchedule { .. }
+        | Command::RecordTransfer { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
     };
     state.applied = index;
@@ -198,6 +199,9 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
             schedule::fail(state, &url, error, time_ms, &mut changes)
         }
         Command::RemoveSchedule { url } => schedule::remove(state, &url, &mut changes),
+        Command::RecordTransfer { transfer, started_ms, ended_ms } => {
+            Ok(job::record_transfer(state, transfer, (started_ms, ended_ms), &mut changes))
+        }
         Command::Appoint { appointments } => {
             let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);
             Ok(Reply::Elections(appointments.into_iter().map(appoint).collect()))

@@ -209,7 +209,11 @@ impl State {
     pub fn safe_ts(&self, now_ms: u64) -> Option<Hlc> {
         let running = self.backup_running().and_then(|job| match &job.kind {
             JobKind::Backup(backup) => Some(backup.wish.safe),
-            JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Restore(_) => None,
+            JobKind::Split(_)
+            | JobKind::Merge(_)
+            | JobKind::Move(_)
+            | JobKind::Restore(_)
+            | JobKind::Transfer(_) => None,
         });
         let held = self
             .schedules
@@ -224,7 +228,7 @@ impl State {
         match &mut job.kind {
             JobKind::Backup(backup) => backup.wish.tables.clear(),
             JobKind::Restore(_) => {}
-            JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) => return,
+            JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Transfer(_) => return,
         }
         schedule::note(self, &job);
         self.ledgers.remove(&job.id);
@@ -277,7 +281,11 @@ impl State {
     fn restoring_as(&self, name: &str) -> Option<&Job> {
         self.jobs_running().find(|job| match &job.kind {
             JobKind::Restore(restore) => restore.wish.tables.iter().any(|(_, wanted)| wanted == name),
-            JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Backup(_) => false,
+            JobKind::Split(_)
+            | JobKind::Merge(_)
+            | JobKind::Move(_)
+            | JobKind::Backup(_)
+            | JobKind::Transfer(_) => false,
         })
     }
 }

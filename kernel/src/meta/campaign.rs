@@ -80,7 +80,14 @@ impl Control {
             (_, Some(succession)) => self.drive_seals(now, state, job, succession, effects),
             (JobKind::Merge(merge), None) => self.gather(now, state, job, merge, batch, effects),
             // A copy on its way is in the record of its tablet.
-            (JobKind::Move(_) | JobKind::Split(_) | JobKind::Backup(_) | JobKind::Restore(_), None) => {}
+            (
+                JobKind::Move(_)
+                | JobKind::Split(_)
+                | JobKind::Backup(_)
+                | JobKind::Restore(_)
+                | JobKind::Transfer(_),
+                None,
+            ) => {}
         }
     }
 

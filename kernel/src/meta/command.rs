@@ -2,7 +2,7 @@
 //! replayed. Whatever is not deterministic (ids, times, placement) comes inside.
 
 use super::backup::{BackupStep, RestoreStep};
-use super::job::{JobEnd, Origin, Wish};
+use super::job::{JobEnd, Origin, TransferJob, Wish};
 use super::merge::MergeStep;
 use super::schedule::Schedule;
 use super::spec::{TableChange, TableSpec};
@@ -20,7 +20,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 8;
+pub const COMMAND_FORMAT: u8 = 9;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -187,6 +187,15 @@ pub enum Command {
     RemoveSchedule {
         /// URL of the target.
         url: String,
+    },
+    /// Notes that leadership was handed over for an operator, as a job that is done.
+    RecordTransfer {
+        /// What went where.
+        transfer: TransferJob,
+        /// When it was ordered, milliseconds since 1970.
+        started_ms: u64,
+        /// When the other copy led.
+        ended_ms: u64,
     },
 }
 

@@ -239,7 +239,8 @@ impl Control {
         masters: BTreeMap<u64, u64>,
         effects: &mut Vec<Effect>,
     ) {
-        *self = Self { leading: true, ..Self::new(self.settings) };
+        // What is decided before the next tick is dated, too.
+        *self = Self { leading: true, wall: self.wall, ..Self::new(self.settings) };
         if state.cluster_id().is_none() {
             effects.push(Effect::Propose(Command::InitCluster { cluster_id, masters }));
         }

@@ -94,8 +94,8 @@ fn end_jobs(state: &mut State, id: TabletId, time_ms: u64, changes: &mut Changes
         let Some((job, kind)) = state.job_of(id).map(|job| (job.id, job.kind.clone())) else { return };
         match kind {
             JobKind::Move(_) => fail(state, job, time_ms, changes),
-            // Neither is about tablets.
-            JobKind::Backup(_) | JobKind::Restore(_) => return,
+            // The first two are not about tablets, the third is never under way.
+            JobKind::Backup(_) | JobKind::Restore(_) | JobKind::Transfer(_) => return,
             JobKind::Split(_) | JobKind::Merge(_) => {
                 let end = JobEnd::Failed { error: why() };
                 if job::end(state, job, None, end, time_ms, changes).is_err() {

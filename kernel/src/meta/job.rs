@@ -27,6 +27,9 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 
+/// What a job that is done has done, in thousandths.
+const PROGRESS_DONE: u16 = 1_000;
+
 /// Who wants a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub enum Origin {
@@ -132,6 +135,20 @@ pub enum JobKind {
     Backup(BackupJob),
     /// Tables of such files. Its commit point opens them.
     Restore(RestoreJob),
+    /// Leadership that was handed over. It is over in a moment, so its record is written when it
+    /// has succeeded: nothing of it has to be gone on with.
+    Transfer(TransferJob),
+}
+
+/// Leadership that went to another server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct TransferJob {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// The server that led; none when nobody did.
+    pub from_server: Option<ServerId>,
+    /// The server that leads.
+    pub to_server: ServerId,
 }
 
 /// A copy on its way in.
@@ -157,6 +174,7 @@ impl JobKind {
             Self::Merge(_) => "merge",
             Self::Backup(_) => "backup",
             Self::Restore(_) => "restore",
+            Self::Transfer(_) => "transfer",
         }
     }
 
@@ -166,7 +184,7 @@ impl JobKind {
         match self {
             Self::Split(succession) => Some(succession),
             Self::Merge(merge) => merge.intent.as_ref(),
-            Self::Move(_) | Self::Backup(_) | Self::Restore(_) => None,
+            Self::Move(_) | Self::Backup(_) | Self::Restore(_) | Self::Transfer(_) => None,
         }
     }
 
@@ -176,7 +194,7 @@ impl JobKind {
         match self {
             Self::Split(succession) => succession.parents.clone(),
             Self::Merge(merge) => vec![merge.left, merge.right],
-            Self::Move(_) | Self::Backup(_) | Self::Restore(_) => Vec::new(),
+            Self::Move(_) | Self::Backup(_) | Self::Restore(_) | Self::Transfer(_) => Vec::new(),
         }
     }
 }
@@ -217,7 +235,7 @@ impl Job {
         match &self.kind {
             JobKind::Split(split) => split.children.iter().map(|(id, _)| *id).collect(),
             JobKind::Merge(merge) => vec![merge.child],
-            JobKind::Move(_) | JobKind::Backup(_) | JobKind::Restore(_) => Vec::new(),
+            JobKind::Move(_) | JobKind::Backup(_) | JobKind::Restore(_) | JobKind::Transfer(_) => Vec::new(),
         }
     }
 
@@ -227,6 +245,7 @@ impl Job {
         match &self.kind {
             JobKind::Split(_) | JobKind::Merge(_) => self.kind.parents(),
             JobKind::Move(copy) => vec![copy.tablet],
+            JobKind::Transfer(transfer) => vec![transfer.tablet],
             JobKind::Backup(_) | JobKind::Restore(_) => Vec::new(),
         }
     }
@@ -267,7 +286,7 @@ impl State {
         let job = self.jobs.get_mut(&id)?;
         (job.state, job.error, job.ended_ms) = (to, error, time_ms.max(job.started_ms));
         if to == JobState::Done {
-            job.progress = 1_000;
+            job.progress = PROGRESS_DONE;
         }
         let job = job.clone();
         for tablet in job.tablets() {
@@ -347,17 +366,34 @@ pub(super) fn register(
     time_ms: u64,
     changes: &mut Changes,
 ) -> Job {
+    let job = new(state, kind, origin, time_ms);
+    state.index.jobs.extend(job.tablets().into_iter().map(|tablet| (tablet, job.id)));
+    state.index.running.insert(job.id);
+    changes.jobs.insert(job.id);
+    state.jobs.insert(job.id, job.clone());
+    job
+}
+
+/// Writes the record of a transfer that has succeeded.
+pub(super) fn record_transfer(
+    state: &mut State,
+    transfer: TransferJob,
+    (started_ms, ended_ms): (u64, u64),
+    changes: &mut Changes,
+) -> Reply {
+    let mut job = new(state, JobKind::Transfer(transfer), Origin::Operator, started_ms);
+    (job.state, job.progress, job.ended_ms) = (JobState::Done, PROGRESS_DONE, ended_ms.max(started_ms));
+    changes.jobs.insert(job.id);
+    state.jobs.insert(job.id, job.clone());
+    state.forget_old_jobs();
+    Reply::Job(Box::new(job))
+}
+
+fn new(state: &mut State, kind: JobKind, origin: Origin, started_ms: u64) -> Job {
     let (id, attempt) = (state.next.job, state.next.attempt);
     (state.next.job, state.next.attempt) = (id.next(), attempt.next());
-    let (started_ms, ended_ms) = (time_ms, 0);
     let running = JobState::Running;
-    let job =
-        Job { id, attempt, origin, kind, state: running, progress: 0, error: None, started_ms, ended_ms };
-    state.index.jobs.extend(job.tablets().into_iter().map(|tablet| (tablet, id)));
-    state.index.running.insert(id);
-    changes.jobs.insert(id);
-    state.jobs.insert(id, job.clone());
-    job
+    Job { id, attempt, origin, kind, state: running, progress: 0, error: None, started_ms, ended_ms: 0 }
 }
 
 /// The jobs that are about some of `tablets`.
@@ -431,7 +467,7 @@ pub(super) fn end(
         }
         JobKind::Restore(restore) => backup::undo_restore(state, restore, changes),
         // Its tablets are free for other jobs only when it has ended.
-        JobKind::Merge(_) | JobKind::Backup(_) => {}
+        JobKind::Merge(_) | JobKind::Backup(_) | JobKind::Transfer(_) => {}
     }
     let (to, error) = match end {
         JobEnd::Failed { error } => (JobState::Failed, Some(shortened(error))),

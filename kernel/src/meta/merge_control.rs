@@ -99,7 +99,7 @@ impl Control {
             return false;
         }
         let mut hand_over = |tablet: &Tablet, from: Leader, to: Leader| {
-            let Ok(replica) = self.transfer_target(state, tablet.id, to.server) else { return false };
+            let Ok(replica) = self.heir(state, tablet.id, to.server) else { return false };
             batch.transfers.push((from.server, tablet.id, tablet.epoch, replica));
             true
         };

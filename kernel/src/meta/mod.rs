@@ -48,7 +48,7 @@ pub use command::{
 pub use control::{Control, Effect, Input, Settings};
 pub use election::{Fence, FenceAnswer, GaveUp};
 pub use in_sync::PROGRESS_IN_SYNC;
-pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, Wish};
+pub use job::{Job, JobEnd, JobKind, JobState, MoveJob, Origin, TransferJob, Wish};
 pub use merge::{MergeJob, MergeStep};
 pub use rejection::Rejection;
 pub use schedule::{Schedule, SchedulePast};

@@ -153,7 +153,9 @@ impl fmt::Display for Rejection {
             Self::BadTable(bad) => bad.fmt(f),
             Self::BadPlacement => f.write_str("the tablets could not be placed: try again"),
             Self::NoTable(_) => f.write_str("the table is gone"),
-            Self::NoTablet(id) => write!(f, "tablet {id} is gone"),
+            Self::NoTablet(id) => {
+                write!(f, "there is no tablet {}: `ebla tablet list` shows them", id.0)
+            }
             Self::StaleEpoch(tablet) => write!(f, "tablet {} is at epoch {}", tablet.id, tablet.epoch),
             Self::AlreadyRecovering(tablet) => {
                 write!(f, "tablet {} waits for a leader of {} already", tablet.id, tablet.epoch)
@@ -203,7 +205,7 @@ impl fmt::Display for Rejection {
                 id.0, id.0
             ),
             Self::HasCopy(tablet) => {
-                write!(f, "the server has a copy of tablet {} already: choose another", tablet.id)
+                write!(f, "the server has a copy of tablet {} already: choose another", tablet.id.0)
             }
             Self::CopyIsNeeded(tablet) => {
                 write!(f, "the copy of tablet {} leads or is in sync", tablet.id)
@@ -267,7 +269,11 @@ impl fmt::Display for Rejection {
             Self::BackupRuns(job) => {
                 let backup = match &job.kind {
                     JobKind::Backup(backup) => &backup.wish.backup[..],
-                    JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Restore(_) => "",
+                    JobKind::Split(_)
+                    | JobKind::Merge(_)
+                    | JobKind::Move(_)
+                    | JobKind::Restore(_)
+                    | JobKind::Transfer(_) => "",
                 };
                 write!(
                     f,

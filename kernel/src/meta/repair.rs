@@ -270,7 +270,7 @@ impl Control {
 
     /// Orders the leader to hand over to `copy`.
     fn hand_over(&self, state: &State, tablet: &Tablet, copy: &Replica, batch: &mut Batch) -> bool {
-        let Ok(replica) = self.transfer_target(state, tablet.id, copy.server) else { return false };
+        let Ok(replica) = self.heir(state, tablet.id, copy.server) else { return false };
         let Some(leader) = tablet.leader else { return false };
         batch.transfers.push((leader.server, tablet.id, tablet.epoch, replica));
         true

@@ -342,7 +342,7 @@ fn end_job(
     match job.kind {
         JobKind::Move(_) => drop(state.finish_job(id, to, error, time_ms, changes)),
         JobKind::Merge(_) => merge::note_gathering(state, id, changes),
-        JobKind::Split(_) | JobKind::Backup(_) | JobKind::Restore(_) => {}
+        JobKind::Split(_) | JobKind::Backup(_) | JobKind::Restore(_) | JobKind::Transfer(_) => {}
     }
 }
 

@@ -164,7 +164,8 @@ impl Control {
             | JobKind::Split(_)
             | JobKind::Move(_)
             | JobKind::Backup(_)
-            | JobKind::Restore(_) => {
+            | JobKind::Restore(_)
+            | JobKind::Transfer(_) => {
                 let (end, time_ms) = (JobEnd::Failed { error: not_ready(parents) }, self.wall.ms());
                 Command::EndJob { job: job.id, attempt: Some(job.attempt), end, time_ms }
             }
@@ -222,7 +223,11 @@ impl Driven {
 fn patience_ms(job: &Job) -> u64 {
     match &job.kind {
         JobKind::Merge(_) => MERGE_PATIENCE_MS,
-        JobKind::Split(_) | JobKind::Move(_) | JobKind::Backup(_) | JobKind::Restore(_) => SPLIT_PATIENCE_MS,
+        JobKind::Split(_)
+        | JobKind::Move(_)
+        | JobKind::Backup(_)
+        | JobKind::Restore(_)
+        | JobKind::Transfer(_) => SPLIT_PATIENCE_MS,
     }
 }
 

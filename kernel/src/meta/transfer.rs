@@ -5,7 +5,7 @@
 //! follows prefers it among equals. Whoever fails on the way, the ordinary rules hold.
 
 use super::control::{Control, Effect};
-use super::state::State;
+use super::state::{Duty, State};
 use crate::ids::{ReplicaId, ServerId, TabletId};
 use std::fmt;
 
@@ -22,6 +22,8 @@ pub enum TransferRefusal {
     AlreadyLeads(TabletId, ServerId),
     /// The server's copy is not in step, or its data is lost.
     NotInSync(TabletId, ServerId),
+    /// The server is drained or leaves: it would hand over at once.
+    Leaves(ServerId),
     /// The server that is to lead is not connected.
     NotConnected(ServerId),
     /// Nobody leads who could hand over.
@@ -50,6 +52,11 @@ impl fmt::Display for TransferRefusal {
                 "the copy of tablet {} on server {} is not in sync, so it must not lead: choose another or wait until `ebla tablet describe {}` names it as in sync",
                 tablet.0, server.0, tablet.0
             ),
+            Self::Leaves(server) => write!(
+                f,
+                "server {} is drained or leaves and leads nothing: choose another, or run `ebla server activate {}` first",
+                server.0, server.0
+            ),
             Self::NotConnected(server) => {
                 write!(f, "server {} is not connected: see `ebla server list`", server.0)
             }
@@ -65,11 +72,25 @@ impl fmt::Display for TransferRefusal {
 impl std::error::Error for TransferRefusal {}
 
 impl Control {
-    /// The copy on `server` that could take the leadership of `tablet` over now.
+    /// The copy on `server` that could take the leadership of `tablet` over now and may keep it.
     ///
     /// # Errors
     /// Why it could not.
     pub fn transfer_target(
+        &self,
+        state: &State,
+        id: TabletId,
+        server: ServerId,
+    ) -> Result<ReplicaId, TransferRefusal> {
+        let heir = self.heir(state, id, server)?;
+        match state.server(server).map(|server| server.duty) {
+            Some(Duty::Serves) => Ok(heir),
+            Some(Duty::Drained | Duty::Leaves) | None => Err(TransferRefusal::Leaves(server)),
+        }
+    }
+
+    /// The copy on `server` that could take the leadership of `tablet` over now.
+    pub(super) fn heir(
         &self,
         state: &State,
         id: TabletId,

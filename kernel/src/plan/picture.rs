@@ -175,7 +175,7 @@ fn work(state: &State, tablet: &Tablet) -> Option<Work> {
         JobKind::Split(_) => Some(Work::Split),
         JobKind::Merge(_) => Some(Work::Merge),
         JobKind::Move(copy) => Some(Work::Move { from: copy.from_server, to: copy.to_server }),
-        JobKind::Backup(_) | JobKind::Restore(_) => None,
+        JobKind::Backup(_) | JobKind::Restore(_) | JobKind::Transfer(_) => None,
     });
     moving.or(job)
 }

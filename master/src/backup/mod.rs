@@ -113,7 +113,7 @@ async fn drive(shared: Shared, id: JobId) {
     let done = match &job.kind {
         JobKind::Backup(backup) => create::run(&shared, &job, backup).await,
         JobKind::Restore(restore) => restore::run(&shared, &job, restore).await,
-        JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) => return,
+        JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Transfer(_) => return,
     };
     match done {
         Ok(()) => info!(job = %job.id, kind = job.kind.name(), "done"),

@@ -85,7 +85,11 @@ async fn create(
     let job = change(shared, job, RestoreStep::Create { tables }).await?;
     match job.kind {
         JobKind::Restore(restore) => Ok(restore),
-        JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Backup(_) => Err(Stop::Elsewhere),
+        JobKind::Split(_)
+        | JobKind::Merge(_)
+        | JobKind::Move(_)
+        | JobKind::Backup(_)
+        | JobKind::Transfer(_) => Err(Stop::Elsewhere),
     }
 }
 

@@ -42,11 +42,15 @@ pub(super) async fn explain(
 ) -> Result<ExplainTabletResponse, ApiError> {
     shared.confirm_leading().await?;
     let id = TabletId(request.tablet_id);
-    let explained = shared.balancer.explain(id);
+    let mut explained = shared.balancer.explain(id);
     let state = shared.raft.view().state();
-    // What was decided of a tablet that is no more is worth telling.
-    if state.tablet(id).is_none() && explained.decisions.is_empty() {
-        return Err(no_tablet(&state, id));
+    if state.tablet(id).is_none() {
+        let gone = no_tablet(&state, id);
+        if explained.decisions.is_empty() {
+            return Err(gone);
+        }
+        // What was decided of a tablet that is no more is worth telling.
+        explained.findings = vec![gone.message];
     }
     Ok(explained)
 }

@@ -36,7 +36,7 @@ fn shown(shared: &Shared, job: &Job) -> v1::Job {
     let copied = match &job.kind {
         JobKind::Move(copy) if job.is_running() => shared.liveness.copied(copy.to_server, copy.to),
         JobKind::Backup(_) | JobKind::Restore(_) => shared.backups.progress(job.id),
-        JobKind::Move(_) | JobKind::Split(_) | JobKind::Merge(_) => None,
+        JobKind::Move(_) | JobKind::Split(_) | JobKind::Merge(_) | JobKind::Transfer(_) => None,
     };
     job_to_wire(job, copied, clock::wall_ms())
 }

@@ -51,9 +51,10 @@ fn tablet_state(state: &State, tablet: &Tablet) -> TabletState {
         (false, _) => TabletState::Recovering,
         (true, Some(JobKind::Split(_))) => TabletState::Splitting,
         (true, Some(JobKind::Merge(_))) => TabletState::Merging,
-        (true, Some(JobKind::Move(_) | JobKind::Backup(_) | JobKind::Restore(_)) | None) => {
-            TabletState::Serving
-        }
+        (
+            true,
+            Some(JobKind::Move(_) | JobKind::Backup(_) | JobKind::Restore(_) | JobKind::Transfer(_)) | None,
+        ) => TabletState::Serving,
     }
 }
 
@@ -185,6 +186,9 @@ fn server_warning(summary: &v1::ServerSummary) -> Option<String> {
     let what = match ServerState::try_from(server.state).ok()? {
         ServerState::Up | ServerState::Unspecified => return None,
         ServerState::Suspect => "is silent",
+        ServerState::Down if summary.tablets == 0 => {
+            "is down and holds nothing: start it again, or let it go with `ebla server forget`"
+        }
         ServerState::Down => "is down: start it again with its data directory",
         ServerState::Draining => "is stopping",
     };

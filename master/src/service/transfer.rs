@@ -2,13 +2,15 @@
 //! copy serves.
 
 use super::Shared;
+use super::admin::no_tablet;
 use super::summary;
+use crate::clock;
 use crate::controller::{Event, Events};
 use crate::limits::{CREATE_POLL, TRANSFER_LEADER_TIMEOUT, TRANSFER_ORDER_AGAIN};
 use ebla_kernel::ids::{ServerId, TabletId};
-use ebla_kernel::meta::TransferRefusal;
+use ebla_kernel::meta::{Command, Reply, TransferJob, TransferRefusal};
 use ebla_proto::error::{ApiError, Reason};
-use ebla_proto::v1::{TransferLeaderRequest, TransferLeaderResponse};
+use ebla_proto::v1::{TabletSummary, TransferLeaderRequest, TransferLeaderResponse};
 use std::time::Instant;
 use tokio::sync::oneshot;
 
@@ -20,12 +22,14 @@ pub(super) async fn transfer_leader(
 ) -> Result<TransferLeaderResponse, ApiError> {
     let (tablet, server) = (TabletId(request.tablet_id), ServerId(request.server_id));
     shared.confirm_leading().await?;
+    let transfer = TransferJob { tablet, from_server: leader(shared, tablet)?, to_server: server };
     order(shared, events, tablet, server).await??;
-    let start = Instant::now();
+    let (start, started_ms) = (Instant::now(), clock::wall_ms());
     let mut ordered = Instant::now();
     loop {
-        if let Some(served) = served(shared, tablet, server)? {
-            return Ok(served);
+        if let Some(tablet) = served(shared, tablet, server)? {
+            let job_id = record(shared, transfer, started_ms).await;
+            return Ok(TransferLeaderResponse { tablet: Some(tablet), job_id });
         }
         if !shared.role().leading {
             let hint = format!(
@@ -47,6 +51,23 @@ pub(super) async fn transfer_leader(
     }
 }
 
+/// The server that leads now.
+fn leader(shared: &Shared, id: TabletId) -> Result<Option<ServerId>, ApiError> {
+    let state = shared.raft.view().state();
+    let tablet = state.tablet(id).ok_or_else(|| no_tablet(&state, id))?;
+    Ok(tablet.leader.map(|leader| leader.server))
+}
+
+/// Writes down that leadership went; the number of that job. Leadership has gone all the same when
+/// nobody can write it down.
+async fn record(shared: &Shared, transfer: TransferJob, started_ms: u64) -> u64 {
+    let command = Command::RecordTransfer { transfer, started_ms, ended_ms: clock::wall_ms() };
+    match shared.raft.propose(command).await {
+        Ok(Reply::Job(job)) => job.id.0,
+        Ok(_) | Err(_) => 0,
+    }
+}
+
 async fn order(
     shared: &Shared,
     events: &Events,
@@ -60,17 +81,12 @@ async fn order(
 }
 
 /// The tablet, once the copy on `server` serves by its own word.
-fn served(
-    shared: &Shared,
-    id: TabletId,
-    server: ServerId,
-) -> Result<Option<TransferLeaderResponse>, ApiError> {
+fn served(shared: &Shared, id: TabletId, server: ServerId) -> Result<Option<TabletSummary>, ApiError> {
     let state = shared.raft.view().state();
-    let tablet = state.tablet(id).ok_or_else(|| ApiError::from(TransferRefusal::NoTablet(id)))?;
+    let tablet = state.tablet(id).ok_or_else(|| no_tablet(&state, id))?;
     let leads = tablet.leader.is_some_and(|leader| leader.server == server);
     let serves = leads && shared.liveness.count_reported(std::iter::once(tablet)) == 1;
-    let summary = || summary::tablet(shared, &state, tablet);
-    Ok(serves.then(|| TransferLeaderResponse { tablet: Some(summary()) }))
+    Ok(serves.then(|| summary::tablet(shared, &state, tablet)))
 }
 
 fn not_yet(tablet: TabletId, server: ServerId) -> ApiError {

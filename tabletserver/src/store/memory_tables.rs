@@ -28,6 +28,16 @@ pub const VERSION_BYTES: u64 = 192 + super::newest::ROW_BYTES;
 /// What a note about garbage takes beside its key.
 const NOTE_BYTES: u64 = 48;
 
+/// What a stored key has beside the row's key, and a stored value beside its bytes, at most when
+/// nothing is escaped: table, end mark and timestamp; kind and end of life.
+const STORED_BYTES: u64 = 32;
+
+/// What one more version of a row adds: itself, and the note that it or what it replaces may go.
+#[must_use]
+pub const fn version_bytes(key: usize, value: usize) -> u64 {
+    VERSION_BYTES + NOTE_BYTES + STORED_BYTES + 2 * key as u64 + value as u64
+}
+
 /// A counter of `lfu` begins here, so that a new row is not the first to go.
 const FREQUENCY_FIRST: u32 = 5;
 
@@ -46,6 +56,8 @@ pub type Note = (Hlc, Box<[u8]>);
 pub struct MemoryTable {
     used: AtomicU64,
     reserved: AtomicU64,
+    /// The most that a write wanted and did not get since somebody last asked.
+    short: AtomicU64,
     /// Bytes that it may take; 0 for as many as there are.
     limit: AtomicU64,
     /// What it took when its limit was lowered below that, or the least since then. Deletes are
@@ -119,7 +131,15 @@ impl MemoryTable {
         let reserved = self.reserved.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let room = Reserved { table: Arc::clone(self), bytes };
         let fits = self.limit().is_none_or(|limit| self.used() + reserved <= limit);
+        if !fits {
+            self.short.fetch_max(bytes, Ordering::Relaxed);
+        }
         fits.then_some(room)
+    }
+
+    /// The most that a write wanted and did not get since this was last asked.
+    pub fn take_short(&self) -> u64 {
+        self.short.swap(0, Ordering::Relaxed)
     }
 
     /// Room for a write that is taken whether there is room or not.
@@ -330,6 +350,7 @@ mod tests {
         assert!(held.is_some() && table.reserve(20).is_none());
         drop(held);
         assert!(table.reserve(50).is_some() && table.reserve(51).is_none());
+        assert_eq!((table.take_short(), table.take_short()), (51, 0), "what did not fit is told once");
     }
 
     #[test]
