@@ -147,7 +147,7 @@ fn every_harm_ends_verify_and_restore_in_a_clear_error() -> Result<()> {
         let restore =
             ["backup", "restore", "--from", &from, "--id", &chain.more, "--table", "t", "--as", &table];
         check_said(name, word, &cli.run(&restore))?;
-        let _ = cli.run(&["count", &table]).expect(exit::NOT_FOUND);
+        let _ = cli.run(&["table", "describe", &table]).expect(exit::NOT_FOUND);
     }
     // What was not harmed can still be had: the oldest of all, in another cluster.
     let from = ["backup", "restore", "--from", &to, "--id", &chain.foreign, "--table", "t", "--as", "theirs"];

@@ -132,7 +132,7 @@ fn check_restored(rig: &mut Rig) -> Result<()> {
     let name = restored(&table);
     if attempt["state"] != "done" {
         return rig.wait("the restored table is gone", SETTLE_MAX, |cluster| {
-            cluster.cli().run(&["table", "show", &name]).code == exit::NOT_FOUND
+            cluster.cli().run(&["table", "describe", &name]).code == exit::NOT_FOUND
         });
     }
     let ts = attempt["ts"].as_str().and_then(|ts| ts.parse().ok()).map(Hlc).context("a restore has a ts")?;

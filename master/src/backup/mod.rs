@@ -109,8 +109,12 @@ pub(crate) async fn run(shared: Shared) {
 
 fn running(shared: &Shared) -> BTreeSet<JobId> {
     let state = shared.raft.view().state();
-    let ours = |job: &&Job| matches!(job.kind, JobKind::Backup(_) | JobKind::Restore(_));
-    state.jobs_running().filter(ours).map(|job| job.id).collect()
+    state.jobs_running().filter(|job| is_of_backups(job)).map(|job| job.id).collect()
+}
+
+/// Whether a job is a backup or a restore.
+pub(crate) fn is_of_backups(job: &Job) -> bool {
+    matches!(job.kind, JobKind::Backup(_) | JobKind::Restore(_))
 }
 
 /// Takes a job from where it stands to its end.
