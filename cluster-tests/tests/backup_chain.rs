@@ -26,11 +26,14 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Backups of the chain: a full one and what was changed, three times.
 const BACKUPS: usize = 4;
 
+/// Those who write meanwhile.
+const WRITERS: u64 = 8;
+
 /// Rows in a batch of the beginning.
 const BATCH: u64 = 100;
 
 /// Pause of a writer between two writes: with a million rows the test takes minutes.
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(2);
 
 fn rows() -> u64 {
     std::env::var("ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(3_000)
@@ -292,7 +295,7 @@ async fn a_chain_comes_back(to: String, environment: &[(&'static str, String)]) 
     let mut history = fill(&client, "t", rows()).await?;
     fill(&client, "m", 300).await?;
     say(since, "the rows are there");
-    let writers: Vec<Writer> = (0..4).map(|number| Writer::start(&client, number)).collect();
+    let writers: Vec<Writer> = (0..WRITERS).map(|number| Writer::start(&client, number)).collect();
     let backups = back_up(&cluster, &client, &to, &mut history).await?;
     for writer in writers {
         history.append(writer.end().await?);

@@ -1,7 +1,7 @@
 //! Backups and restores in the crash matrix: whoever dies or fails at whatever step, there is a
 //! whole backup or none, and a whole table or none.
 
-use super::cases::{Case, Role, Workflow};
+use super::cases::{Action, Case, Role, Workflow};
 use super::rig::{At, Rig, SETTLE_MAX};
 use super::workflow::{Orders, arm_copy, arm_master, lead, words};
 use crate::cli::{Cli, exit};
@@ -79,8 +79,8 @@ pub(super) fn restore(rig: &mut Rig, case: &Case, role: Role) -> Result<Orders> 
 /// With what is there.
 pub(super) fn check(rig: &mut Rig, case: &Case) -> Result<()> {
     match case.way.0 {
-        Workflow::Backup => check_backup(rig),
-        Workflow::Restore => check_restored(rig),
+        Workflow::Backup => check_backup(rig, case),
+        Workflow::Restore => check_restored(rig, case),
         Workflow::Writes
         | Workflow::Split
         | Workflow::Merge
@@ -99,8 +99,16 @@ fn last_attempt(rig: &mut Rig) -> Result<Json> {
     attempts.last().cloned().context("something was tried")
 }
 
-fn check_backup(rig: &mut Rig) -> Result<()> {
+/// Whoever dies or waits, it comes to a good end; only a step of a master that fails ends it.
+fn check_outcome(case: &Case, attempt: &Json) -> Result<()> {
+    let may_fail = case.action == Action::Error && case.way.1 == Role::MasterLeader;
+    ensure!(may_fail || attempt["state"] == "done", "it came to nothing: {attempt}");
+    Ok(())
+}
+
+fn check_backup(rig: &mut Rig, case: &Case) -> Result<()> {
     let attempt = last_attempt(rig)?;
+    check_outcome(case, &attempt)?;
     let (cli, url) = (rig.cluster.cli(), url(&rig.cluster));
     let id = attempt["id"].as_str().context("a backup has an id")?.to_owned();
     if attempt["state"] == "done" {
@@ -125,8 +133,9 @@ fn is_listed(cli: &Cli, url: &str, id: &str) -> bool {
     cli.list(&["backup", "list", "--to", url]).is_some_and(|all| all.iter().any(|backup| backup["id"] == id))
 }
 
-fn check_restored(rig: &mut Rig) -> Result<()> {
+fn check_restored(rig: &mut Rig, case: &Case) -> Result<()> {
     let attempt = last_attempt(rig)?;
+    check_outcome(case, &attempt)?;
     ensure!(attempt["kind"] == "restore", "the last attempt is no restore: {attempt}");
     let table = table(&rig.cluster)?;
     let name = restored(&table);

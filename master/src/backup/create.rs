@@ -42,6 +42,13 @@ pub(super) async fn clear(repository: &Repository, backup: &str) {
 }
 
 async fn make(shared: &Shared, job: &Job, backup: &BackupJob, repository: &Repository) -> Result<(), Stop> {
+    if backup.committed
+        && let Some(manifest) = repository.manifest_if_there(&backup.wish.backup).await?
+    {
+        // Whoever put it was heard of no more; what it does not name may still be there.
+        put_manifest(repository, &manifest).await?;
+        return finish(shared, job).await;
+    }
     let mut life = Life::new(shared, job, backup);
     // Nothing lies at the target without it.
     life.say(repository).await?;
@@ -66,6 +73,10 @@ async fn make(shared: &Shared, job: &Job, backup: &BackupJob, repository: &Repos
     change(shared, job, BackupStep::Commit { totals }).await?;
     failpoint!("backup.manifest");
     put_manifest(repository, &manifest).await?;
+    finish(shared, job).await
+}
+
+async fn finish(shared: &Shared, job: &Job) -> Result<(), Stop> {
     failpoint!("backup.finish");
     change(shared, job, BackupStep::Finish { time_ms: clock::wall_ms() }).await?;
     failpoint!("backup.done");
