@@ -48,6 +48,9 @@ pub const READ_PAGE_BYTES: usize = 256 << 10;
 /// Bytes in one block of a file of versions: files are read from end to end.
 pub const FILE_BLOCK_BYTES: usize = 32 << 10;
 
+/// Bytes of a file that are written before the disk is told to begin with them.
+pub const FILE_SYNC_BYTES: u64 = 1024 * 1024;
+
 /// Longest name of a backup.
 pub const ID_BYTES_MAX: usize = 64;
 
