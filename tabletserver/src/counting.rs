@@ -14,7 +14,7 @@ use ebla_kernel::ids::TabletId;
 use ebla_kernel::op::Body;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstones;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What is known of rows and bytes of a tablet.
@@ -139,7 +139,8 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// One round: what is under way goes on, what is in doubt begins, each a step, up to a budget.
+    /// One round: what is under way goes on, what is in doubt begins, a step of each in turn, up to a
+    /// budget.
     ///
     /// # Errors
     /// When the store fails; the count of that tablet begins anew.
@@ -148,25 +149,26 @@ impl Counter {
         self.under_way.retain(|tablet, count| {
             directory.tablet(*tablet).is_some_and(|handle| handle.generation == count.generation)
         });
-        let mut due: Vec<&TabletHandle> = directory
+        let mut due: VecDeque<&TabletHandle> = directory
             .tablets()
             .map(|handle| &**handle)
             .filter(|handle| self.under_way.contains_key(&handle.id) || handle.size.wants_count())
             .collect();
-        due.sort_unstable_by_key(|handle| handle.id);
-        let from = self.last.map_or(0, |last| due.partition_point(|handle| handle.id <= last));
-        let turn = from % due.len().max(1);
-        due.rotate_left(turn);
+        due.make_contiguous().sort_unstable_by_key(|handle| handle.id);
+        let done = self.last.map_or(0, |last| due.partition_point(|handle| handle.id <= last));
+        due.rotate_left(done);
         let mut work_left = limits::COUNT_WORK_MAX;
-        for handle in due {
+        while work_left > 0
+            && let Some(handle) = due.pop_front()
+        {
             self.last = Some(handle.id);
             let work = self.step(node, handle, work_left.min(limits::COUNT_STEP_MAX));
             if work.is_err() {
                 handle.size.doubt_all();
             }
             work_left = work_left.saturating_sub(work?);
-            if work_left == 0 {
-                break;
+            if self.under_way.contains_key(&handle.id) {
+                due.push_back(handle);
             }
         }
         Ok(())

@@ -162,7 +162,7 @@ pub const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 /// Versions looked at in one round of counting: a fraction of a second of one core.
 pub const COUNT_WORK_MAX: usize = 400_000;
 
-/// Versions of one tablet looked at in one round of counting, so that a large one does not keep
+/// Versions of one tablet looked at in one step of counting, so that a large one does not keep
 /// others waiting. Tablets of fewer rows are counted whenever they were written.
 pub const COUNT_STEP_MAX: usize = 100_000;
 
