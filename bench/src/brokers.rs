@@ -6,6 +6,7 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ebla_client::{Client, RoomEvent, RoomPublisher, RoomSubscriber};
+use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -18,6 +19,9 @@ use tokio::sync::mpsc;
 
 /// How long a call may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Messages of a publisher whose answers are waited for later.
+const PUBLISHED_MAX: usize = 10_000;
 
 /// What is compared.
 pub enum Broker {
@@ -210,16 +214,15 @@ impl Publisher {
     pub async fn publish_all(self, mut messages: mpsc::Receiver<(String, Vec<u8>)>) -> Result<()> {
         match self {
             Self::Ebla(publisher) => {
-                let mut open = tokio::task::JoinSet::new();
+                let mut open = VecDeque::new();
                 while let Some((subject, message)) = messages.recv().await {
-                    let publisher = publisher.clone();
-                    open.spawn(async move { publisher.publish(subject, message).await });
-                    while let Some(done) = open.try_join_next() {
-                        done??;
+                    open.push_back(publisher.send(subject, message).await?);
+                    if open.len() > PUBLISHED_MAX {
+                        open.pop_front().context("there are many")?.await?;
                     }
                 }
-                while let Some(done) = open.join_next().await {
-                    done??;
+                for sent in open {
+                    sent.await?;
                 }
             }
             Self::Nats(mut write) => {

@@ -55,7 +55,7 @@ pub use error::Error;
 pub use heat::Heat;
 pub use lost::LostRecords;
 pub use outcome::{Committed, MalformedTicket, Outcome, Ticket};
-pub use publisher::RoomPublisher;
+pub use publisher::{RoomPublisher, Sending};
 pub use read::Consistency;
 pub use room::{Published, RoomEvent, RoomMessage, RoomSubscriber, Who};
 pub use route::TabletRoute;

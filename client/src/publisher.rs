@@ -12,7 +12,7 @@ use ebla_kernel::room::check_message;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use futures::Stream;
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -34,14 +34,54 @@ struct Queued {
 
 type Answer = oneshot::Sender<Result<Published, Error>>;
 
-/// Calls that were sent, by number.
+/// Calls that were sent and not answered yet, in the order of their numbers.
 #[derive(Default, Debug)]
-struct Waiting(Mutex<(u64, HashMap<u64, Answer>)>);
+struct Waiting {
+    first: u64,
+    calls: VecDeque<Option<Answer>>,
+}
 
 impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, Answer>)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes a call; gives its number.
+    fn add(&mut self, answer: Answer) -> u64 {
+        self.calls.push_back(Some(answer));
+        self.first + self.calls.len() as u64 - 1
     }
+
+    /// Who waits for a call, if somebody does.
+    fn remove(&mut self, id: u64) -> Option<Answer> {
+        let at = usize::try_from(id.checked_sub(self.first)?).ok()?;
+        let answer = self.calls.get_mut(at)?.take();
+        while let Some(None) = self.calls.front() {
+            self.calls.pop_front();
+            self.first += 1;
+        }
+        answer
+    }
+}
+
+/// Shared by the ends of a stream.
+type Shared = Arc<Mutex<Waiting>>;
+
+fn lock(waiting: &Shared) -> MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A message on its way: wait for what became of it, or drop this if that does not matter.
+#[derive(Debug)]
+pub struct Sending(oneshot::Receiver<Result<Published, Error>>);
+
+impl Future for Sending {
+    type Output = Result<Published, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answered = Pin::new(&mut self.0).poll(context);
+        answered.map(|answered| answered.unwrap_or_else(|_| Err(broken().indefinite())))
+    }
+}
+
+fn broken() -> Error {
+    Error::new(Reason::Unavailable, "the publisher's stream broke: make another one")
 }
 
 impl Client {
@@ -51,7 +91,7 @@ impl Client {
     /// `UNAVAILABLE` when no tablet server answers.
     pub async fn publisher(&self) -> Result<RoomPublisher, Error> {
         let (queue, queued) = mpsc::channel(PUBLISH_QUEUE_MAX);
-        let waiting = Arc::new(Waiting::default());
+        let waiting = Shared::default();
         let mut rooms = self.any_rooms().await?;
         let frames = Frames { queued, waiting: Arc::clone(&waiting) };
         let answers = rooms.publish_stream(frames).await.map_err(|status| Error::from_status(&status))?;
@@ -70,21 +110,29 @@ impl RoomPublisher {
         room: impl Into<Bytes>,
         message: impl Into<Bytes>,
     ) -> Result<Published, Error> {
+        self.send(room, message).await?.await
+    }
+
+    /// Hands a message over, without waiting for what becomes of it: many may be on their way.
+    /// Waits itself while more of them wait for the transport than fit.
+    ///
+    /// # Errors
+    /// `BAD_REQUEST`, and `UNAVAILABLE` once the stream is broken; then it was not sent.
+    pub async fn send(&self, room: impl Into<Bytes>, message: impl Into<Bytes>) -> Result<Sending, Error> {
         let (room, message) = (room.into(), message.into());
         check_message(&room, &message).map_err(bad_room)?;
         let (answer, answered) = oneshot::channel();
-        let broken = || Error::new(Reason::Unavailable, "the publisher's stream broke: make another one");
         self.queue.send(Queued { room, message, answer }).await.map_err(|_| broken())?;
-        answered.await.unwrap_or_else(|_| Err(broken().indefinite()))
+        Ok(Sending(answered))
     }
 }
 
 /// Dropping what waits tells it.
-async fn take_answers(mut answers: Streaming<v1::PublishStreamResponse>, waiting: Arc<Waiting>) {
+async fn take_answers(mut answers: Streaming<v1::PublishStreamResponse>, waiting: Shared) {
     while let Ok(Some(frame)) = answers.message().await {
-        let mut waiting = waiting.lock();
+        let mut waiting = lock(&waiting);
         for v1::PublishAnswer { id, delivered, seq, error } in frame.answers {
-            let Some(answer) = waiting.1.remove(&id) else { continue };
+            let Some(answer) = waiting.remove(id) else { continue };
             let result = match error {
                 None => Ok(Published { delivered, seq }),
                 Some(error) => Err(Error::from_api(ApiError::from(error))),
@@ -93,13 +141,13 @@ async fn take_answers(mut answers: Streaming<v1::PublishStreamResponse>, waiting
             let _ = answer.send(result);
         }
     }
-    waiting.lock().1.clear();
+    lock(&waiting).calls.clear();
 }
 
 /// Frames of what waits.
 struct Frames {
     queued: mpsc::Receiver<Queued>,
-    waiting: Arc<Waiting>,
+    waiting: Shared,
 }
 
 impl Stream for Frames {
@@ -113,10 +161,7 @@ impl Stream for Frames {
             match this.queued.poll_recv(context) {
                 Poll::Ready(Some(Queued { room, message, answer })) => {
                     bytes += room.len() + message.len();
-                    let mut waiting = this.waiting.lock();
-                    let id = waiting.0;
-                    waiting.0 += 1;
-                    waiting.1.insert(id, answer);
+                    let id = lock(&this.waiting).add(answer);
                     frame.calls.push(v1::PublishCall { id, room, message });
                 }
                 Poll::Ready(None) if frame.calls.is_empty() => return Poll::Ready(None),

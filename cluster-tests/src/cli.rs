@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// No command may take longer; commands have deadlines of their own.
+/// No command may take longer unless it is given the time; commands have deadlines of their own.
 const COMMAND_MAX: Duration = Duration::from_secs(120);
 
 /// How long a command that goes on may take to print something.
@@ -37,13 +37,28 @@ pub mod exit {
 #[derive(Clone)]
 pub struct Cli {
     endpoints: String,
+    patience: Duration,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Cli {
     /// Talks to these, `HOST:PORT,...`.
     #[must_use]
     pub fn new(endpoints: &str) -> Self {
-        Self { endpoints: endpoints.to_owned() }
+        Self { endpoints: endpoints.to_owned(), patience: COMMAND_MAX, environment: Vec::new() }
+    }
+
+    /// The same with further variables in the environment of its commands.
+    #[must_use]
+    pub fn with_environment(mut self, variables: &[(&'static str, String)]) -> Self {
+        self.environment.extend_from_slice(variables);
+        self
+    }
+
+    /// The same for commands that take longer.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Runs a command.
@@ -64,6 +79,7 @@ impl Cli {
         let mut child = Command::new(binary::ebla())
             .args(args)
             .env("EBLA_ENDPOINTS", &self.endpoints)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -75,7 +91,7 @@ impl Cli {
         let writer = thread::spawn(move || drop(stdin.write_all(&input)));
         let stdout = collect(child.stdout.take().expect("stdout was asked to be a pipe"));
         let stderr = collect(child.stderr.take().expect("stderr was asked to be a pipe"));
-        let code = wait(&mut child, args);
+        let code = wait(&mut child, args, self.patience);
         writer.join().expect("writing to a pipe does not panic");
         let stdout = stdout.join().expect("reading a pipe does not panic");
         let stderr =
@@ -111,13 +127,13 @@ fn collect(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> 
     })
 }
 
-fn wait(child: &mut Child, args: &[&str]) -> i32 {
+fn wait(child: &mut Child, args: &[&str], patience: Duration) -> i32 {
     let since = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             return status.code().unwrap_or(-1);
         }
-        if since.elapsed() > COMMAND_MAX {
+        if since.elapsed() > patience {
             let _ = child.kill();
             panic!("`ebla {}` does not end", args.join(" "));
         }

@@ -204,10 +204,10 @@ impl Node {
         Ok(())
     }
 
-    /// The CLI, talking to this node alone.
+    /// The CLI, talking to this node alone, with the same variables in its environment.
     #[must_use]
     pub fn cli(&self) -> Cli {
-        Cli::new(&self.address)
+        Cli::new(&self.address).with_environment(&self.environment)
     }
 }
 
@@ -225,9 +225,18 @@ impl Dev {
     /// # Errors
     /// When it does not come up.
     pub fn start(more: &[&str]) -> Result<Self> {
+        Self::start_in(&[], more)
+    }
+
+    /// The same with further variables in its environment.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_in(environment: &[(&'static str, String)], more: &[&str]) -> Result<Self> {
         let place = tempfile::tempdir()?;
         for _ in 0..ATTEMPTS {
             let mut node = Node::dev(place.path(), &free_addresses(1)[0], more);
+            node.environment = environment.to_vec();
             node.start()?;
             match node.wait_for_ready_line() {
                 Ok(()) => return Ok(Self { node, place }),
@@ -284,16 +293,38 @@ impl Cluster {
     ) -> Result<Self> {
         for _ in 0..ATTEMPTS {
             let mut cluster = Self::plan(masters, servers, of_masters, of_servers)?;
-            for node in cluster.nodes() {
-                node.start()?;
-            }
-            match cluster.wait_until_serving() {
-                Ok(()) => return Ok(cluster),
-                Err(_) if cluster.nodes().any(|node| port_was_taken(node.process())) => {}
-                Err(error) => return Err(error),
+            if cluster.is_up()? {
+                return Ok(cluster);
             }
         }
         bail!("somebody took a port {ATTEMPTS} times in a row")
+    }
+
+    /// As [`Self::start`], with further variables in the environment of every process.
+    ///
+    /// # Errors
+    /// When it does not come up in time.
+    pub fn start_in(environment: &[(&'static str, String)], masters: usize, servers: usize) -> Result<Self> {
+        for _ in 0..ATTEMPTS {
+            let mut cluster = Self::plan(masters, servers, &[], &[])?;
+            cluster.nodes().for_each(|node| node.environment = environment.to_vec());
+            if cluster.is_up()? {
+                return Ok(cluster);
+            }
+        }
+        bail!("somebody took a port {ATTEMPTS} times in a row")
+    }
+
+    /// Starts every process; false when somebody has taken a port.
+    fn is_up(&mut self) -> Result<bool> {
+        for node in self.nodes() {
+            node.start()?;
+        }
+        match self.wait_until_serving() {
+            Ok(()) => Ok(true),
+            Err(_) if self.nodes().any(|node| port_was_taken(node.process())) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn plan(masters: usize, servers: usize, more: &[&str], flags: &[&str]) -> Result<Self> {
@@ -336,7 +367,8 @@ impl Cluster {
     /// The CLI, talking to masters and servers alike.
     #[must_use]
     pub fn cli(&self) -> Cli {
-        Cli::new(&format!("{},{}", self.master_endpoints(), self.server_endpoints()))
+        let cli = Cli::new(&format!("{},{}", self.master_endpoints(), self.server_endpoints()));
+        cli.with_environment(self.masters.first().map_or(&[], |master| &master.environment))
     }
 
     /// Waits until every server is up and every tablet has a leader.

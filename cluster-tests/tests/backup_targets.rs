@@ -6,24 +6,19 @@ use ebla_bucket::{Bucket, SECRET_KEY};
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::Dev;
 use std::fs;
-use std::path::Path;
 
 /// Nobody listens there.
 const NOWHERE: &str = "127.0.0.1:1";
 
 const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
 
-/// Sets what processes that are started from here on find in their environment.
-fn set(name: &str, value: &str) {
-    // SAFETY: every test runs in a process of its own and calls this before it starts a thread
-    // that looks at the environment.
-    unsafe { std::env::set_var(name, value) };
-}
+type Environment = Vec<(&'static str, String)>;
 
-fn bucket(dir: &Path) -> Result<Bucket> {
-    let bucket = Bucket::start(dir)?;
-    bucket.environment().iter().for_each(|(name, value)| set(name, value));
-    Ok(bucket)
+/// Another value for one of the variables.
+fn with(mut environment: Environment, name: &'static str, value: &str) -> Environment {
+    environment.retain(|(known, _)| *known != name);
+    environment.push((name, value.to_owned()));
+    environment
 }
 
 fn fill(cli: &Cli, table: &str, rows: u32) {
@@ -35,9 +30,9 @@ fn fill(cli: &Cli, table: &str, rows: u32) {
 #[test]
 fn a_bucket_holds_encrypted_backups_that_are_looked_after() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let bucket = bucket(dir.path())?;
-    set("EBLA_BACKUP_KEY", KEY);
-    let mut cluster = Dev::start(&["--servers", "2"])?;
+    let bucket = Bucket::start(dir.path())?;
+    let environment = with(bucket.environment().to_vec(), "EBLA_BACKUP_KEY", KEY);
+    let mut cluster = Dev::start_in(&environment, &["--servers", "2"])?;
     let cli = cluster.node.cli();
     let url = bucket.url("ours");
     let _ = cli.run(&["table", "create", "t", "--replicas", "1", "--split-at", "00500"]).expect(exit::OK);
@@ -70,23 +65,20 @@ fn a_bucket_holds_encrypted_backups_that_are_looked_after() -> Result<()> {
     ensure!((300..900).contains(&sampled) && verified["sample_skipped"].is_null(), "{verified}");
 
     // Without a cluster, and without the key.
-    let alone = Cli::new(NOWHERE);
+    let alone = Cli::new(NOWHERE).with_environment(&environment);
     let described = alone.json(&["backup", "describe", "--to", &url]);
     ensure!(described["id"] == more["id"] && described["tables"][0]["name"] == "t", "{described}");
     let verified = alone.json(&["backup", "verify", "--from", &url, "--id", &full_id, "--sample", "10%"]);
     ensure!(verified["sampled"] == 0 && verified["sample_skipped"].is_string(), "{verified}");
-    set("EBLA_BACKUP_KEY", &KEY.replace('0', "1"));
-    let _ = alone
-        .run(&["backup", "verify", "--from", &url])
-        .expect(exit::FAILED)
-        .saying(&["EBLA_BACKUP_KEY_FILE"]);
-    set("EBLA_BACKUP_KEY", KEY);
+    let wrong = with(environment.clone(), "EBLA_BACKUP_KEY", &KEY.replace('0', "1"));
+    let verify = Cli::new(NOWHERE).with_environment(&wrong).run(&["backup", "verify", "--from", &url]);
+    let _ = verify.expect(exit::FAILED).saying(&["EBLA_BACKUP_KEY_FILE"]);
 
     // Other credentials are refused, and named nowhere.
-    set("AWS_SECRET_ACCESS_KEY", "hunter2");
-    let refused = alone.run(&["backup", "list", "--to", &url]).expect(exit::FAILED);
+    let wrong = with(environment, "AWS_SECRET_ACCESS_KEY", "hunter2");
+    let list = Cli::new(NOWHERE).with_environment(&wrong).run(&["backup", "list", "--to", &url]);
+    let refused = list.expect(exit::FAILED);
     ensure!(!refused.stderr.contains("hunter2"), "{}", refused.stderr);
-    set("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
     ensure!(!cluster.node.process().log_text().contains(SECRET_KEY), "the log holds a secret");
     Ok(())
 }
@@ -106,16 +98,17 @@ fn damage_is_found_without_a_cluster_and_garbage_goes() -> Result<()> {
     let id = made["id"].as_str().unwrap_or_default();
     let own = dir.path().join("backups").join(id);
 
-    // What no backup needs.
+    // What no backup needs: nobody says that it makes the half one.
     let (half, stray) = (dir.path().join("backups/half/data/p-0000.sst"), own.join("data/stray.sst"));
     fs::create_dir_all(dir.path().join("backups/half/data"))?;
     fs::write(&half, b"x")?;
     fs::write(&stray, b"x")?;
-    let kept = alone.run(&["backup", "prune", "--to", &url, "--yes", "-o", "json"]).expect(exit::OK);
+    let young = ["backup", "prune", "--to", &url, "--min-age", "1h", "--yes", "-o", "json"];
+    let kept = alone.run(&young).expect(exit::OK);
     ensure!(kept.stderr.contains("--min-age") && half.exists() && !stray.exists(), "{}", kept.stderr);
     let found = cli.run(&["backup", "prune", "--to", &url, "-o", "json"]).expect(exit::USAGE);
     ensure!(found.json()["backups"][0] == "half" && half.exists(), "{}", found.text());
-    let removed = cli.json(&["backup", "prune", "--to", &url, "--yes"]);
+    let removed = alone.json(&["backup", "prune", "--to", &url, "--yes"]);
     ensure!(removed["state"] == "removed" && !half.exists(), "{removed}");
     ensure!(cli.json(&["backup", "prune", "--to", &url])["state"] == "clean", "nothing is left");
     let _ = alone.run(&["backup", "verify", "--from", &url]).expect(exit::OK);

@@ -1,21 +1,16 @@
-//! Backups and restores on real processes: what comes back is what was there at the timestamp,
-//! while clients write, tablets split, and whoever works at it is killed.
+//! Backups and restores on real processes: what is refused, whoever dies meanwhile, and targets
+//! that fail.
 
 use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
 use ebla_bucket::Bucket;
-use ebla_client::{AckLevel, Batch, Client, Hlc, Outcome, Row, Scan, Value, WriteOptions};
+use ebla_client::{Batch, Client, Hlc, Row, Scan, WriteOptions};
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::{Cluster, eventually};
 use futures::{StreamExt as _, TryStreamExt as _};
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::Value as Json;
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::task::{JoinHandle, block_in_place};
+use tokio::task::block_in_place;
 
 /// The deadline of every call.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -28,78 +23,6 @@ fn rows() -> u64 {
     std::env::var("ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(3_000)
 }
 
-/// A version of a row, as its writer knows it: none for a delete.
-type Change = Option<Bytes>;
-
-/// What writers know of the rows that only they write.
-#[derive(Default)]
-struct History(BTreeMap<Bytes, Vec<(Hlc, Change)>>);
-
-impl History {
-    fn note(&mut self, key: Bytes, ts: Hlc, change: Change) {
-        self.0.entry(key).or_default().push((ts, change));
-    }
-
-    /// The rows at a timestamp.
-    fn at(&self, at: Hlc) -> BTreeMap<Bytes, Bytes> {
-        let newest = |changes: &[(Hlc, Change)]| {
-            changes.iter().filter(|(ts, _)| *ts <= at).max_by_key(|(ts, _)| *ts)?.1.clone()
-        };
-        self.0.iter().filter_map(|(key, changes)| Some((key.clone(), newest(changes)?))).collect()
-    }
-}
-
-/// A task that sets and deletes rows, adds to counters and sets rows that expire.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<Result<History>>,
-}
-
-impl Writer {
-    fn start(client: &Client, number: u64) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(write(client.clone(), number, Arc::clone(&stop)));
-        Self { stop, task }
-    }
-
-    async fn end(self) -> Result<History> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.task.await?
-    }
-}
-
-/// Keys of a writer are all over the table. Those with `-w` are in its history.
-async fn write(client: Client, writer: u64, stop: Arc<AtomicBool>) -> Result<History> {
-    let mut random = StdRng::seed_from_u64(writer);
-    let mut history = History::default();
-    let options = WriteOptions { ack: Some(AckLevel::Copies(2)) };
-    let mut turn = 0_u64;
-    while !stop.load(Ordering::Relaxed) {
-        turn += 1;
-        let key = Bytes::from(format!("{:06}-w{writer}", random.random_range(0..200) * 31));
-        let value = Bytes::from(format!("{turn}"));
-        let (batch, noted) = match turn % 5 {
-            0 => (Batch::new().delete(key.clone()), Some(None)),
-            1 => (Batch::new().add(format!("{:06}-counter", turn % 7), 1), None),
-            2 => {
-                let ttl = Duration::from_millis(random.random_range(50..3_000));
-                (Batch::new().set_with_ttl(format!("{:06}-ttl{writer}", turn % 97), value, ttl), None)
-            }
-            _ => (Batch::new().set(key.clone(), value.clone()), Some(Some(value))),
-        };
-        match client.write("t", batch, options).await? {
-            Outcome::Committed(committed) => {
-                if let Some(change) = noted {
-                    history.note(key, committed.ts, change);
-                }
-            }
-            Outcome::Reverted => {}
-            Outcome::Unknown(ticket) => anyhow::bail!("the outcome of {ticket} is unknown"),
-        }
-    }
-    Ok(history)
-}
-
 async fn fill(client: &Client, table: &str, rows: u64) -> Result<()> {
     let options = WriteOptions::default();
     for first in (0..rows).step_by(100) {
@@ -110,7 +33,7 @@ async fn fill(client: &Client, table: &str, rows: u64) -> Result<()> {
         // A batch lies in one tablet.
         client.write(table, batch, options).await?.committed()?;
     }
-    // Not the rows of the writers, and more than are deleted one by one.
+    // More than are deleted one by one.
     for part in client.delete_range(table, "005900", "005990", options).await? {
         part.result?.committed()?;
     }
@@ -130,17 +53,6 @@ async fn check_same(source: (&Client, &str), restored: (&Client, &str), at: Hlc)
     ensure!(differs.is_none(), "at {}: {differs:?}", at.0);
     ensure!(wanted.len() == found.len(), "at {}: {} rows, {} restored", at.0, wanted.len(), found.len());
     Ok(found.len())
-}
-
-/// The rows of the writers are those that they know.
-async fn check_model(client: &Client, table: &str, histories: &[History], at: Hlc) -> Result<()> {
-    let found = all(client, table, at).await?;
-    let is_known = |row: &&Row| row.key.windows(2).any(|two| two == b"-w");
-    let found: BTreeMap<Bytes, Bytes> =
-        found.iter().filter(is_known).map(|row| (row.key.clone(), row.value.clone().into_bytes())).collect();
-    let wanted: BTreeMap<Bytes, Bytes> = histories.iter().flat_map(|history| history.at(at)).collect();
-    ensure!(found == wanted, "the model differs at {}", at.0);
-    Ok(())
 }
 
 fn url(dir: &Path) -> String {
@@ -169,90 +81,6 @@ fn wait_for_job(cli: &Cli, job: &Json) -> Result<Json> {
         })
     })?;
     Ok(json(cli, &["job", "show", &id]))
-}
-
-async fn split_somewhere(client: &Client, cluster: &Cluster) -> Result<()> {
-    for tablet in block_in_place(|| cluster.tablet_ids()) {
-        let Ok(keys) = client.admin().suggest_split(tablet, 2).await else { continue };
-        if client.admin().split_tablet(tablet, keys).await.is_ok() {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chain_comes_back_in_clusters_of_other_sizes() -> Result<()> {
-    let cluster = Cluster::start(1, 3)?;
-    let (cli, client) = (cluster.cli(), cluster.connect(TIMEOUT).await?);
-    let _ = block_in_place(|| cli.run(&["table", "create", "t", "--replicas", "3"])).expect(exit::OK);
-    let memory = ["table", "create", "m", "--kind", "memory", "--replicas", "2"];
-    let _ = block_in_place(|| cli.run(&memory)).expect(exit::OK);
-    fill(&client, "t", rows()).await?;
-    fill(&client, "m", 300).await?;
-    let writers: Vec<Writer> = (0..4).map(|number| Writer::start(&client, number)).collect();
-    let place = tempfile::tempdir()?;
-    let to = url(place.path());
-    let mut backups: Vec<Json> = Vec::new();
-    for number in 0..4 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let parent = backups.last().map(|backup| text(backup, "id").map(str::to_owned)).transpose()?;
-        let mut args = vec!["backup", "create", "--to", &to, "--wait"];
-        args.extend(parent.iter().flat_map(|id| ["--incremental-from", id]));
-        let making = block_in_place(|| {
-            let cli = cli.clone();
-            let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
-            std::thread::spawn(move || cli.json(&args.iter().map(String::as_str).collect::<Vec<_>>()))
-        });
-        split_somewhere(&client, &cluster).await?;
-        let made = block_in_place(|| making.join()).map_err(|_| anyhow::anyhow!("backup {number} failed"))?;
-        ensure!(made["state"] == "done" && made["bytes"].as_u64() > Some(0), "{made}");
-        backups.push(made);
-    }
-    let mut histories = Vec::new();
-    for writer in writers {
-        histories.push(writer.end().await?);
-    }
-    let times: Vec<Hlc> = backups.iter().map(ts_of).collect::<Result<_>>()?;
-    let newest = times[times.len() - 1];
-    check_model(&client, "t", &histories, newest).await.context("the source")?;
-
-    // Beside the table itself.
-    let restored = json(&cli, &["backup", "restore", "--from", &to, "--table", "t", "--as", "t2"]);
-    ensure!(restored["table"] == "t2" && ts_of(&restored)? == newest, "{restored}");
-    for at in &times {
-        let found = check_same((&client, "t"), (&client, "t2"), *at).await?;
-        ensure!(*at != newest || restored["rows"] == found, "{restored} of {found}");
-    }
-    // One in the middle of the chain.
-    let middle = text(&backups[1], "id")?;
-    let restored =
-        json(&cli, &["backup", "restore", "--from", &to, "--id", middle, "--table", "t", "--as", "t3"]);
-    ensure!(ts_of(&restored)? == times[1], "{restored}");
-    check_same((&client, "t"), (&client, "t3"), times[1]).await?;
-
-    for (servers, replicas) in [(1, "1"), (5, "3")] {
-        let other = Cluster::start(1, servers)?;
-        let (cli, there) = (other.cli(), other.connect(TIMEOUT).await?);
-        let restored = json(&cli, &["backup", "restore", "--from", &to, "--replicas", replicas]);
-        ensure!(restored["state"] == "done", "{restored}");
-        for at in &times {
-            check_same((&client, "t"), (&there, "t"), *at).await?;
-        }
-        check_model(&there, "t", &histories, newest).await?;
-        check_same((&client, "m"), (&there, "m"), newest).await?;
-        // It is a table like any other.
-        let added = there.add("t", "000001-counter", 1).await?.committed()?;
-        let before = client.get_at("t", "000001-counter", newest).await?;
-        let before = match before.map(|cell| cell.value) {
-            Some(Value::Counter(count)) => count,
-            Some(Value::Bytes(_)) | None => 0,
-        };
-        ensure!(added.counters == [Some(before + 1)], "{added:?} after {before}");
-        split_somewhere(&there, &other).await?;
-        check_same((&client, "t"), (&there, "t"), newest).await?;
-    }
-    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -396,24 +224,13 @@ const KEYS: [&str; 2] = [
     "0202020202020202020202020202020202020202020202020202020202020202",
 ];
 
-/// Starts a cluster whose processes have these variables.
-fn cluster_with(environment: &[(&'static str, String)]) -> Result<Cluster> {
-    let mut cluster = Cluster::start(1, 2)?;
-    for node in cluster.nodes() {
-        node.environment = environment.to_vec();
-    }
-    cluster.kill_all()?;
-    cluster.start_all()?;
-    Ok(cluster)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn encrypted_backups_lie_in_a_bucket_that_fails_now_and_then() -> Result<()> {
     let place = tempfile::tempdir()?;
     let bucket = Bucket::start(place.path())?;
     let mut environment = bucket.environment().to_vec();
     environment.push(("EBLA_BACKUP_KEY", KEYS[0].to_owned()));
-    let cluster = block_in_place(|| cluster_with(&environment))?;
+    let cluster = block_in_place(|| Cluster::start_in(&environment, 1, 2))?;
     let (cli, client) = (cluster.cli(), cluster.connect(TIMEOUT).await?);
     let _ = block_in_place(|| cli.run(&["table", "create", "t", "--replicas", "2"])).expect(exit::OK);
     fill(&client, "t", 2_000).await?;
@@ -433,7 +250,7 @@ async fn encrypted_backups_lie_in_a_bucket_that_fails_now_and_then() -> Result<(
     );
 
     environment.last_mut().context("the key")?.1 = KEYS[1].to_owned();
-    let other = block_in_place(|| cluster_with(&environment))?;
+    let other = block_in_place(|| Cluster::start_in(&environment, 1, 2))?;
     let refused = block_in_place(|| other.cli().run(&restore)).expect(exit::FAILED);
     ensure!(refused.stderr.contains("key"), "{}", refused.stderr);
     bucket.set_full(true);

@@ -757,9 +757,9 @@ pub struct Load {
     pub table: String,
     /// File to read, - for stdin
     pub file: PathBuf,
-    /// How the file is written
+    /// How the file is written; by default as the end of its name says: .tsv, .jsonl
     #[arg(long, value_enum)]
-    pub format: LoadFormat,
+    pub format: Option<LoadFormat>,
     /// Field of each JSON object that holds the key
     #[arg(long, default_value = "key", value_name = "F")]
     pub key_field: String,

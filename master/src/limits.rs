@@ -198,6 +198,9 @@ pub const BACKUP_PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 /// one file may take long at its end.
 pub const BACKUP_SILENCE: Duration = Duration::from_secs(60);
 
+/// Longest wait for a target to take a sign of life: nothing is planned meanwhile.
+pub const BACKUP_SIGN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often a manifest is put before its backup fails.
 pub const BACKUP_MANIFEST_TRIES: u32 = 5;
 

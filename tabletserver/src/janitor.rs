@@ -4,17 +4,16 @@
 //! at the disk, and sees which tablets are so busy that they must be sampled. Each works in small steps with pauses; none of it is on a request's way, and
 //! idle tablets are not looked at.
 
+use crate::counting::Counter;
 use crate::limits;
 use crate::node::Node;
 use crate::routes::{Routes, TableInfo};
 use crate::store::StoreError;
 use crate::store::gc::{GcPass, GcProgress, TableGarbage};
-use crate::store::scan::{Order, PageLimits, Projection, ScanSpec, Scanner};
 use crate::tablets::{Directory, TabletHandle};
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
-use ebla_kernel::op::Body;
 use ebla_kernel::range_tombstones::RangeTombstones;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,7 +34,7 @@ pub struct Janitor {
 impl Janitor {
     /// Runs until the server stops.
     pub fn run(self) {
-        let mut last_gc = Instant::now();
+        let (mut counter, mut last_gc) = (Counter::default(), Instant::now());
         // What was replayed at start is counted soon.
         let mut last_count = Instant::now().checked_sub(limits::COUNT_INTERVAL).unwrap_or_else(Instant::now);
         let mut last_look = Instant::now();
@@ -45,7 +44,7 @@ impl Janitor {
             self.publish_floors();
             self.publish_metrics();
             if last_count.elapsed() >= limits::COUNT_INTERVAL {
-                self.log_failure("counting rows", self.count_changed());
+                self.log_failure("counting rows", counter.round(&self.node));
                 last_count = Instant::now();
             }
             if last_gc.elapsed() >= self.gc_interval {
@@ -129,52 +128,6 @@ impl Janitor {
         metrics::gauge!("ebla_peers_count").set(self.node.peers.wanted().len() as f64);
     }
 
-    /// Counts the tablets that were written since their last count, up to a budget.
-    fn count_changed(&self) -> Result<(), StoreError> {
-        let mut work_left = limits::COUNT_WORK_MAX;
-        let directory = self.node.directory.load_full();
-        for tablet in directory.tablets() {
-            let is_stale = tablet.size.is_stale.swap(false, Ordering::Relaxed);
-            if is_stale && !self.count(tablet, &mut work_left)? {
-                tablet.size.is_stale.store(true, Ordering::Relaxed);
-            }
-            if work_left == 0 {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Counts one tablet; tells whether the budget sufficed.
-    fn count(&self, tablet: &TabletHandle, work_left: &mut usize) -> Result<bool, StoreError> {
-        let spec = ScanSpec {
-            table: tablet.table,
-            range: tablet.range.clone(),
-            at: self.node.clock.now(),
-            order: Order::Forward,
-            projection: Projection::Rows,
-        };
-        let tombstones = tablet.tombstones.load();
-        let before = tablet.size.get();
-        let mut scanner = Scanner::open(&*self.node.reader.store, &tombstones, &spec)?;
-        let (mut rows, mut bytes) = (0, 0);
-        loop {
-            let limits =
-                PageLimits { work_max: limits::SCAN_PAGE_WORK.min(*work_left), ..crate::read::SCAN_PAGE };
-            let page = scanner.next_page(&limits)?;
-            rows += page.count;
-            bytes += page.rows.iter().map(row_bytes).sum::<u64>();
-            *work_left = work_left.saturating_sub(page.work);
-            if page.next.is_none() {
-                tablet.size.counted(before, (rows, bytes));
-                return Ok(true);
-            }
-            if *work_left == 0 || self.stop.load(Ordering::Relaxed) {
-                return Ok(false);
-            }
-        }
-    }
-
     fn collect_garbage(&self) -> Result<(), StoreError> {
         let directory = self.node.directory.load_full();
         for tablet in directory.tablets() {
@@ -229,10 +182,6 @@ fn floors(
         (table.id, TableGarbage::Below(kept.min(held).min(undecided)))
     };
     routes.tables().map(floor).collect()
-}
-
-fn row_bytes(row: &crate::store::scan::Row) -> u64 {
-    (row.key.len() + row.body.as_ref().map_or(0, Body::bytes)) as u64
 }
 
 /// Takes range tombstones that hide nothing any more out of the readers' sight.

@@ -9,6 +9,7 @@ mod clock;
 mod config;
 mod copy_read;
 mod copying;
+mod counting;
 mod disk;
 #[cfg(test)]
 mod documented;

@@ -24,6 +24,9 @@ pub const STORE_THREADS_MAX: i32 = 2;
 /// Size of a data file before compression. Ranges are cleared and moved by file.
 pub const DATA_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Bytes of a data file that are written before the disk is told to begin with them.
+pub const DATA_SYNC_BYTES: u64 = 1024 * 1024;
+
 /// Row cache in bytes, keys and values and bookkeeping together.
 pub const ROW_CACHE_BYTES_DEFAULT: usize = 64 * 1024 * 1024;
 
@@ -161,6 +164,14 @@ pub const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Versions looked at in one round of counting: a fraction of a second of one core.
 pub const COUNT_WORK_MAX: usize = 400_000;
+
+/// Versions of one tablet looked at in one step of counting, so that a large one does not keep
+/// others waiting. Tablets of fewer rows are counted whenever they were written.
+pub const COUNT_STEP_MAX: usize = 100_000;
+
+/// A larger tablet is counted again when as many versions were written as it has rows, divided by
+/// this: its numbers are off by so much at most.
+pub const COUNT_DOUBT_PART: u64 = 16;
 
 /// Versions looked at in one step of a garbage pass, after which it pauses.
 pub const GC_STEP_VERSIONS: usize = 10_000;

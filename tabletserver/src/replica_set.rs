@@ -185,7 +185,7 @@ impl ReplicaSet {
         for (record, tablet) in children {
             let handle = self.handle(&record, tombstones_of(&parents, &record.range));
             handle.size.set(rows / share, bytes / share);
-            handle.size.is_stale.store(true, Ordering::Relaxed);
+            handle.size.doubt_all();
             if serves {
                 handle.handover.begin(self.node.clock.tick());
             }
@@ -378,8 +378,9 @@ impl ReplicaSet {
         handle.size.set(record.rows_estimate, record.bytes_estimate);
         // Entries above the flushed position may be in the store without having been counted, and
         // rows that a restore put in are in no entry.
-        let is_stale = end.pos.seq > record.flushed.pos.seq || record.rows_estimate == 0;
-        handle.size.is_stale.store(is_stale, Ordering::Relaxed);
+        if end.pos.seq > record.flushed.pos.seq || record.rows_estimate == 0 {
+            handle.size.doubt_all();
+        }
         handle.size.has_garbage.store(end.pos.seq > Seq(0), Ordering::Relaxed);
         let tablet = Tablet::new(Recovered {
             id: record.tablet,

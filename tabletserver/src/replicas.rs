@@ -308,6 +308,24 @@ impl Replicas {
         Ok(ended)
     }
 
+    /// Notes what a copy holds that was filled from a backup.
+    ///
+    /// # Errors
+    /// When that is not durable.
+    pub fn sized(
+        &self,
+        (tablet, replica): (TabletId, ReplicaId),
+        rows: u64,
+        bytes: u64,
+    ) -> Result<(), RegistryError> {
+        self.change(|records, touched| {
+            if let Some(record) = records.get_mut(&tablet).filter(|record| record.replica == replica) {
+                (record.rows_estimate, record.bytes_estimate) = (rows, bytes);
+                touched.push(tablet);
+            }
+        })
+    }
+
     /// Stores promises: nothing below them is accepted any more.
     ///
     /// # Errors

@@ -147,7 +147,7 @@ impl TabletServer {
         let (rooms, keeping_rooms) = Rooms::start(Arc::clone(&node), Arc::clone(&opened.oplog), rooms_limits);
         let services = Services {
             rooms,
-            backups: Backups::new(Arc::clone(&node), backup_dir(&config)),
+            backups: Backups::new(Arc::clone(&node), Arc::clone(&opened.replicas), backup_dir(&config)),
             source: Source::new(Arc::clone(&node), Arc::clone(&opened.oplog), rate),
             node: Arc::clone(&node),
             watches: Arc::new(Watches::new(Arc::clone(&node), Arc::clone(&opened.oplog))),

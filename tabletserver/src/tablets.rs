@@ -5,6 +5,7 @@
 //! shell writes it, readers only look. The [`Directory`] finds the handle of a key; it is
 //! replaced as a whole when the set of replicas changes.
 
+use crate::counting::Size;
 use crate::handover::Handover;
 use crate::heat::TabletLoad;
 use crate::promises::Leases;
@@ -81,63 +82,6 @@ pub struct TabletHandle {
     diverged: AtomicBool,
     /// What it has beyond its leader is in the loss ledger: it may go.
     is_entered: AtomicBool,
-}
-
-/// Rows and bytes of a tablet: counted now and then, adjusted by each write between counts.
-pub struct Size {
-    /// Live rows.
-    pub rows: AtomicU64,
-    /// Bytes of keys and newest values.
-    pub bytes: AtomicU64,
-    /// Written since the last count.
-    pub is_stale: AtomicBool,
-    /// Holds versions that garbage collection may remove.
-    pub has_garbage: AtomicBool,
-    /// May hold rows whose time ends; whoever looked through all of them knows.
-    pub may_expire: AtomicBool,
-}
-
-impl Default for Size {
-    fn default() -> Self {
-        Self {
-            rows: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            is_stale: AtomicBool::new(false),
-            has_garbage: AtomicBool::new(false),
-            may_expire: AtomicBool::new(true),
-        }
-    }
-}
-
-impl Size {
-    /// Notes a version that was put.
-    pub fn put(&self, is_row: bool, bytes: usize) {
-        if is_row {
-            self.rows.fetch_add(1, Ordering::Relaxed);
-            self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        }
-        self.is_stale.store(true, Ordering::Relaxed);
-        self.has_garbage.store(true, Ordering::Relaxed);
-    }
-
-    /// Replaces the numbers by a count.
-    pub fn set(&self, rows: u64, bytes: u64) {
-        self.rows.store(rows, Ordering::Relaxed);
-        self.bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Takes a count of rows and bytes that began when the numbers were `before`; what was
-    /// written meanwhile is added to it.
-    pub fn counted(&self, before: (u64, u64), counted: (u64, u64)) {
-        let now = self.get();
-        self.set(counted.0 + now.0.saturating_sub(before.0), counted.1 + now.1.saturating_sub(before.1));
-    }
-
-    /// Rows and bytes.
-    #[must_use]
-    pub fn get(&self) -> (u64, u64) {
-        (self.rows.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
-    }
 }
 
 /// What a handle begins with.

@@ -16,9 +16,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 const TABLE: &str = "bench";
-const RESTORED: &str = "restored";
 const TABLETS: u64 = 12;
 const CALLERS: usize = 16;
+/// Bytes per second that nothing reaches.
+const UNLIMITED: u64 = 1 << 40;
 
 /// Measures backups beside `cp` and prints markdown tables.
 #[derive(Parser)]
@@ -33,7 +34,7 @@ struct Args {
     /// Bytes of each value; half of them compress away
     #[arg(long, default_value_t = 500)]
     value_bytes: usize,
-    /// Bytes per second that each server may read; 0 for the default, half a core
+    /// Bytes per second that each server may read while callers get; 0 for the default, half a core
     #[arg(long, default_value_t = 0)]
     rate: u64,
     /// Where to put the temporary directory
@@ -58,33 +59,30 @@ async fn main() -> Result<()> {
     let target = std::fs::canonicalize(place.path())?.join("target");
     std::fs::create_dir(&target)?;
     let url = format!("file://{}", target.display());
-    let (backup, while_backed_up) = beside_gets(&client, rows, create(&client, &url, args.rate)).await?;
-    let (restore, while_restored) = beside_gets(&client, rows, restored(&client, &url, args.rate)).await?;
+    let alone = [
+        ("backup", create(&client, &url, UNLIMITED).await?),
+        ("restore", restored(&client, &url, "alone", UNLIMITED).await?),
+    ];
     let copied = copy(&target, &place.path().join("copied"))?;
+    let files = size(&target)?;
+    let (backup, while_backed_up) = beside_gets(&client, rows, create(&client, &url, args.rate)).await?;
+    let restore = restored(&client, &url, "beside", args.rate);
+    let (restore, while_restored) = beside_gets(&client, rows, restore).await?;
     drop(dev);
 
-    println!(
-        "{} rows of {} bytes, {} MB in all, {} MB in files:\n",
-        rows.count,
-        16 + rows.value_bytes,
-        mb(rows.bytes()),
-        mb(size(&target)?)
-    );
-    println!(
-        "| | s | MB/s of rows | beside cp | p99 of gets ms | beside quiet |\n|---|---:|---:|---:|---:|---:|"
-    );
-    let quiet_p99 = p99_ms(&quiet);
-    println!("| nothing | | | | {quiet_p99:.2} | 1.0 |");
-    println!("| cp -r and sync | {:.1} | {:.0} | 1.00 | | |", copied.as_secs_f64(), rate(rows, copied));
+    let (count, bytes) = (rows.count, 16 + rows.value_bytes);
+    println!("{count} rows of {bytes} bytes, {} MB in all, {} MB in files\n", mb(rows.bytes()), mb(files));
+    println!("| alone, as fast as it goes | s | MB/s of rows | beside cp |\n|---|---:|---:|---:|");
+    for (what, time) in [("cp -r and sync", copied)].into_iter().chain(alone) {
+        let ratio = copied.as_secs_f64() / time.as_secs_f64();
+        println!("| {what} | {:.1} | {:.0} | {ratio:.2} |", time.as_secs_f64(), rate(rows, time));
+    }
+    println!("\n| while {CALLERS} callers get | s | MB/s of rows | p99 of gets ms | beside quiet |");
+    println!("|---|---:|---:|---:|---:|\n| nothing | | | {:.2} | 1.0 |", p99_ms(&quiet));
     for (what, time, gets) in [("backup", backup, &while_backed_up), ("restore", restore, &while_restored)] {
-        println!(
-            "| {what} | {:.1} | {:.0} | {:.2} | {:.2} | {:.1} |",
-            time.as_secs_f64(),
-            rate(rows, time),
-            copied.as_secs_f64() / time.as_secs_f64(),
-            p99_ms(gets),
-            p99_ms(gets) / quiet_p99
-        );
+        let p99 = p99_ms(gets);
+        let ratio = p99 / p99_ms(&quiet);
+        println!("| {what} | {:.1} | {:.0} | {p99:.2} | {ratio:.1} |", time.as_secs_f64(), rate(rows, time));
     }
     Ok(())
 }
@@ -109,12 +107,12 @@ async fn create(client: &Client, url: &str, rate_bytes: u64) -> Result<Duration>
     Ok(began.elapsed())
 }
 
-async fn restored(client: &Client, url: &str, rate_bytes: u64) -> Result<Duration> {
+async fn restored(client: &Client, url: &str, new_name: &str, rate_bytes: u64) -> Result<Duration> {
     let began = Instant::now();
     let request = v1::RestoreBackupRequest {
         url: url.to_owned(),
         table: TABLE.to_owned(),
-        new_name: RESTORED.to_owned(),
+        new_name: new_name.to_owned(),
         rate_bytes,
         ..v1::RestoreBackupRequest::default()
     };

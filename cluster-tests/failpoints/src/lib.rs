@@ -67,6 +67,26 @@ pub const ALL: &[&str] = &[
     // A promise to take nothing of an earlier epoch.
     "promise.record",
     "promise.recorded",
+    // A range that goes into a backup, on a server.
+    "export.file",
+    "export.part",
+    "export.done",
+    // A copy that is filled from a backup.
+    "import.install",
+    "import.size",
+    "import.done",
+    // A backup, on the leading master.
+    "backup.choose",
+    "backup.export",
+    "backup.commit",
+    "backup.manifest",
+    "backup.finish",
+    "backup.done",
+    // A restore, on the leading master.
+    "restore.create",
+    "restore.ledger",
+    "restore.activate",
+    "restore.done",
     // Rows made durable.
     "flush.store",
     "flush.record",

@@ -36,6 +36,10 @@ pub enum Workflow {
     Metadata,
     /// Changes of metadata while a master is away, so many that only a snapshot helps it.
     CatchUp,
+    /// A backup to a directory.
+    Backup,
+    /// A table is brought back from a backup.
+    Restore,
 }
 
 /// Whose process it is.
@@ -77,7 +81,7 @@ const BY_COPIES: [Way; 4] = [
 ];
 
 /// By which ways the failpoints whose names begin so are come by; the first row that fits counts.
-const WAYS: [(&str, &[Way]); 12] = [
+const WAYS: [(&str, &[Way]); 16] = [
     ("log.", &[(Workflow::Writes, Role::Leader), (Workflow::Writes, Role::Follower)]),
     ("flush.", &[(Workflow::Writes, Role::Leader), (Workflow::Writes, Role::Follower)]),
     ("split.commit", &BY_MASTERS),
@@ -88,6 +92,10 @@ const WAYS: [(&str, &[Way]); 12] = [
     ("remove.", &[(Workflow::Move, Role::Source)]),
     ("cut.", &[(Workflow::Failover, Role::Deposed)]),
     ("promise.", &[(Workflow::Failover, Role::Follower)]),
+    ("export.", &[(Workflow::Backup, Role::Follower)]),
+    ("import.", &[(Workflow::Restore, Role::Follower)]),
+    ("backup.", &[(Workflow::Backup, Role::MasterLeader)]),
+    ("restore.", &[(Workflow::Restore, Role::MasterLeader)]),
     ("master.install", &[(Workflow::CatchUp, Role::MasterFollower)]),
     ("master.", &[(Workflow::Metadata, Role::MasterLeader), (Workflow::Metadata, Role::MasterFollower)]),
 ];

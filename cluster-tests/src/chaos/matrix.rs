@@ -56,6 +56,7 @@ pub fn run(rig: &mut Rig, case: &Case, number: u64) -> Result<Report> {
     let _ = wait_for_hit(rig);
     rig.wait_until_whole(copies)?;
     wait_for_jobs(rig)?;
+    super::backup::check(rig, case).context("the backup or the restore")?;
     let known = rig.run(load.stop())??;
     check_copies(rig, &known)?;
     drop_table(rig, &table)?;
@@ -137,7 +138,8 @@ fn check_copies(rig: &mut Rig, known: &Arc<Known>) -> Result<()> {
     Ok(())
 }
 
-fn drop_table(rig: &mut Rig, table: &str) -> Result<()> {
+/// Drops a table, whoever is down just now.
+pub(super) fn drop_table(rig: &mut Rig, table: &str) -> Result<()> {
     rig.wait("the table is dropped", SETTLE_MAX, |cluster| {
         let dropped = cluster.cli().run(&["table", "drop", table, "--yes", "--timeout", "10s"]);
         [exit::OK, exit::NOT_FOUND].contains(&dropped.code)

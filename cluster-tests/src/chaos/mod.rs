@@ -8,6 +8,7 @@
 //!
 //! The matrix needs the chaos build (`make chaos-bin`), the storm does not.
 
+mod backup;
 pub mod cases;
 pub mod matrix;
 pub mod rig;

@@ -27,7 +27,8 @@ impl Workflow {
     pub fn copies(self) -> usize {
         match self {
             // With one on every server, the wiped one must get its own back.
-            Self::Wipe => 4,
+            // Everybody has rows to export, and gets rows of what is restored.
+            Self::Wipe | Self::Backup | Self::Restore => 4,
             Self::Writes
             | Self::Split
             | Self::Merge
@@ -57,10 +58,12 @@ pub fn prepare(rig: &mut Rig, case: &Case) -> Result<Orders> {
             Ok(changes())
         }
         Workflow::CatchUp => catch_up(rig, case).map(|()| Vec::new()),
+        Workflow::Backup => super::backup::back_up(rig, case, role),
+        Workflow::Restore => super::backup::restore(rig, case, role),
     }
 }
 
-fn words(words: &[&str]) -> Vec<String> {
+pub(super) fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
 }
 
@@ -76,7 +79,7 @@ fn places(cluster: &Cluster, tablet: &Json) -> Result<(Vec<usize>, Vec<usize>)> 
 }
 
 /// Starts a server with a copy of the first tablet armed, and lets it lead or not.
-fn arm_copy(rig: &mut Rig, case: &Case, role: Role) -> Result<usize> {
+pub(super) fn arm_copy(rig: &mut Rig, case: &Case, role: Role) -> Result<usize> {
     let tablet = rig.cluster.first_tablet()?;
     let (with, _) = places(&rig.cluster, &tablet)?;
     // The leader loses its tablets when it is started again.
@@ -90,7 +93,7 @@ fn arm_copy(rig: &mut Rig, case: &Case, role: Role) -> Result<usize> {
 }
 
 /// Lets a server lead; what is armed may have acted before, so that it is down just now.
-fn lead(rig: &mut Rig, at: usize) -> Result<()> {
+pub(super) fn lead(rig: &mut Rig, at: usize) -> Result<()> {
     rig.wait("the server is up", SETTLE_MAX, |cluster| cluster.id_of(at).is_ok())?;
     let server = rig.cluster.id_of(at)?;
     rig.let_lead(server)
@@ -212,7 +215,7 @@ fn failover(rig: &mut Rig, case: &Case, role: Role) -> Result<()> {
 }
 
 /// Starts a master armed, and lets it lead or not.
-fn arm_master(rig: &mut Rig, case: &Case, role: Role) -> Result<()> {
+pub(super) fn arm_master(rig: &mut Rig, case: &Case, role: Role) -> Result<()> {
     let leads = rig.cluster.leading_master().context("a master leads")?;
     let at = match role {
         // The first master's patience is the shortest: it is elected when the others fall silent.

@@ -119,8 +119,9 @@ pub struct VerifyBackups {
 pub struct PruneBackups {
     #[command(flatten)]
     pub at: BackupsAt,
-    /// Leave alone what was written since, such as 1h: it may belong to a backup that is being
-    /// made. 10m by default, or 0s if the cluster can be asked which these are
+    /// Leave alone every unfinished backup of which anything was written since, such as 1h. By
+    /// default what the cluster does not make goes at once, and what it does not know, or if it
+    /// cannot be asked, what has given no sign of life for 2m
     #[arg(long, value_parser = parse::age, value_name = "DURATION")]
     pub min_age: Option<Duration>,
     /// Do not ask

@@ -34,6 +34,7 @@ const NUMBERS_KEPT_MAX: usize = 1_000_000;
 
 /// Loads the file and prints the account.
 pub async fn run(global: &Global, args: Load) -> anyhow::Result<ExitCode> {
+    let shape = Shape::new(&args)?;
     let (file, size) = load_file::open(&args.file)?;
     let client = connect(global, args.wait).await?;
     // Asked first, so that a missing table is an error even of an empty file.
@@ -42,7 +43,6 @@ pub async fn run(global: &Global, args: Load) -> anyhow::Result<ExitCode> {
         client.check_ack(&args.table, level).await?;
     }
     let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
-    let shape = Shape::new(&args);
     tokio::task::spawn_blocking(move || load_file::read_all(file, &shape, &sender));
     let options = WriteOptions { ack: args.ack.ack };
     let mut load = Loading { client, table: args.table, options, account: Account::new(size) };

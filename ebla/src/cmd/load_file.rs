@@ -6,6 +6,7 @@
 //! and ts and nothing else but marks, and TSV lines that begin with [`ESCAPED_LINE`].
 
 use crate::cli::{Load, LoadFormat};
+use crate::exit::Failure;
 use anyhow::Context as _;
 use bytes::Bytes;
 use ebla_client::Value;
@@ -90,10 +91,27 @@ pub struct Shape {
     value_field: Option<String>,
 }
 
+/// What the end of a file's name says.
+fn format_of(file: &Path) -> Option<LoadFormat> {
+    let ending = file.extension()?.to_str()?.to_ascii_lowercase();
+    match ending.as_str() {
+        "tsv" => Some(LoadFormat::Tsv),
+        "jsonl" | "ndjson" => Some(LoadFormat::Jsonl),
+        _ => None,
+    }
+}
+
 impl Shape {
     /// The shape that the flags describe.
-    pub fn new(args: &Load) -> Self {
-        Self { format: args.format, key_field: args.key_field.clone(), value_field: args.value_field.clone() }
+    ///
+    /// # Errors
+    /// When neither they nor the name of the file say what it is.
+    pub fn new(args: &Load) -> Result<Self, Failure> {
+        let format = args.format.or_else(|| format_of(&args.file)).ok_or_else(|| {
+            let hint = "say what is in it with --format tsv or --format jsonl";
+            Failure::usage(format!("the name {} does not end in .tsv or .jsonl: {hint}", args.file.display()))
+        })?;
+        Ok(Self { format, key_field: args.key_field.clone(), value_field: args.value_field.clone() })
     }
 
     /// Key and value of a line; none for a blank line between JSON objects.
@@ -313,6 +331,14 @@ mod tests {
 
     fn row(key: &'static str, value: &'static str) -> Result<Option<LoadedRow>, String> {
         Ok(Some(LoadedRow::new(key, value)))
+    }
+
+    #[test]
+    fn the_end_of_a_name_tells_what_is_in_a_file() {
+        let told = |name: &str| format_of(Path::new(name));
+        assert_eq!(told("a/rows.TSV"), Some(LoadFormat::Tsv));
+        assert_eq!(told("rows.jsonl"), Some(LoadFormat::Jsonl));
+        assert_eq!((told("rows.csv"), told("tsv"), told("-")), (None, None, None));
     }
 
     #[test]

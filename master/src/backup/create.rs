@@ -4,13 +4,15 @@ use super::orders::{Heard, Orders};
 use super::servers::{cluster_id, connected, export, probe};
 use super::{Stop, open, step};
 use crate::clock;
-use crate::limits::{BACKUP_MANIFEST_TRIES, BACKUP_PLAN_EVERY};
+use crate::limits::{BACKUP_MANIFEST_TRIES, BACKUP_PLAN_EVERY, BACKUP_SIGN_TIMEOUT};
 use crate::liveness::Counted;
 use crate::service::Shared;
+use ebla_backup::limits::SIGN_EVERY;
 use ebla_backup::{
-    ALGORITHM, CreatedBy, Encryption, MANIFEST_FORMAT, Manifest, Parent, Part, Repository, TableEntry,
-    TableSettings,
+    ALGORITHM, BackupError, CreatedBy, Encryption, MANIFEST_FORMAT, Manifest, Parent, Part, Repository, Sign,
+    TableEntry, TableSettings,
 };
+use ebla_failpoints::failpoint;
 use ebla_kernel::backup::run::{BackupRun, DonePart, Order, PartId};
 use ebla_kernel::backup::site::map_of;
 use ebla_kernel::backup::{Ended, Standing};
@@ -21,19 +23,15 @@ use ebla_kernel::meta::{BackupJob, BackupStep, Command, Job, Totals};
 use ebla_kernel::plan::Size;
 use ebla_kernel::range::KeyRange;
 use ebla_proto::v1::ExportRequest;
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 use tracing::info;
 
 /// Takes a backup from where it stands to its end.
 pub(super) async fn run(shared: &Shared, job: &Job, backup: &BackupJob) -> Result<(), Stop> {
     let repository = open(&backup.wish.url).await?;
     repository.key(&backup.wish.key_id)?;
-    let done = make(shared, job, backup, &repository).await;
-    if let Err(Stop::Failed(_)) = done {
-        clear(&repository, &backup.wish.backup).await;
-    }
-    done
+    make(shared, job, backup, &repository).await
 }
 
 /// Removes what a backup that came to nothing has left.
@@ -44,22 +42,77 @@ pub(super) async fn clear(repository: &Repository, backup: &str) {
 }
 
 async fn make(shared: &Shared, job: &Job, backup: &BackupJob, repository: &Repository) -> Result<(), Stop> {
+    if backup.committed
+        && let Some(manifest) = repository.manifest_if_there(&backup.wish.backup).await?
+    {
+        // Whoever put it was heard of no more; what it does not name may still be there.
+        put_manifest(repository, &manifest).await?;
+        return finish(shared, job).await;
+    }
+    let mut life = Life::new(shared, job, backup);
+    // Nothing lies at the target without it.
+    life.say(repository).await?;
     if !backup.committed {
         let probed = probe(shared, repository, &backup.wish.url, &backup.wish.key_id, true).await;
         probed.map_err(Stop::Failed)?;
     }
+    failpoint!("backup.choose");
     let ts = choose(shared, job, backup).await?;
-    let parts = if backup.committed {
-        chosen(backup, repository.parts(&backup.wish.backup).await?)?
-    } else {
-        export_all(shared, job, backup, repository, ts).await?
+    failpoint!("backup.export");
+    let exported = match backup.committed {
+        true => None,
+        false => Some(export_all(shared, job, backup, repository, &mut life, ts).await?),
     };
+    let mut parts = repository.parts(&backup.wish.backup).await?;
+    // What was given up may be there, and may be about to be removed.
+    parts.retain(|part| exported.as_ref().is_none_or(|exported| exported.contains(&part.name)));
+    let parts = chosen(backup, parts)?;
     let manifest = manifest(shared, job, backup, ts, parts)?;
     let totals = totals(&manifest);
+    failpoint!("backup.commit");
     change(shared, job, BackupStep::Commit { totals }).await?;
+    failpoint!("backup.manifest");
     put_manifest(repository, &manifest).await?;
+    finish(shared, job).await
+}
+
+async fn finish(shared: &Shared, job: &Job) -> Result<(), Stop> {
+    failpoint!("backup.finish");
     change(shared, job, BackupStep::Finish { time_ms: clock::wall_ms() }).await?;
+    failpoint!("backup.done");
     Ok(())
+}
+
+/// What is said at the target as long as the backup is being made.
+struct Life {
+    backup: String,
+    sign: Sign,
+    said: Instant,
+}
+
+impl Life {
+    fn new(shared: &Shared, job: &Job, backup: &BackupJob) -> Self {
+        let sign = Sign::new(cluster_id(shared), job.id.0, backup.wish.by.clone(), job.started_ms);
+        Self { backup: backup.wish.backup.clone(), sign, said: Instant::now() }
+    }
+
+    async fn say(&mut self, repository: &Repository) -> Result<(), BackupError> {
+        repository.put_sign(&self.backup, &self.sign).await?;
+        self.said = Instant::now();
+        Ok(())
+    }
+
+    /// Says it again when it is time; a target that fails now is tried again a little later.
+    async fn go_on(&mut self, repository: &Repository) {
+        if self.said.elapsed() < SIGN_EVERY {
+            return;
+        }
+        let said = tokio::time::timeout(BACKUP_SIGN_TIMEOUT, self.say(repository)).await;
+        if !matches!(said, Ok(Ok(()))) {
+            info!(backup = self.backup, "the target did not take a sign of life");
+            self.said = Instant::now();
+        }
+    }
 }
 
 async fn change(shared: &Shared, job: &Job, step_to: BackupStep) -> Result<Job, Stop> {
@@ -82,14 +135,15 @@ async fn choose(shared: &Shared, job: &Job, backup: &BackupJob) -> Result<Hlc, S
     Ok(ts)
 }
 
-/// Asks servers for part after part until they cover everything.
+/// Asks servers for part after part until they cover everything; the names of those that do.
 async fn export_all(
     shared: &Shared,
     job: &Job,
     backup: &BackupJob,
     repository: &Repository,
+    life: &mut Life,
     ts: Hlc,
-) -> Result<Vec<Part>, Stop> {
+) -> Result<BTreeSet<String>, Stop> {
     let id = &backup.wish.backup;
     let done: Vec<DonePart> = repository.parts(id).await?.iter().filter_map(done_part).collect();
     // Names that nobody has used: another master may have ordered some, and may have lost them.
@@ -99,7 +153,7 @@ async fn export_all(
     let mut orders = Orders::new();
     loop {
         match run.standing(now()) {
-            Standing::Done => break,
+            Standing::Done => return Ok(run.parts().map(part_name).collect()),
             Standing::GivenUp(why) => return Err(Stop::Failed(why)),
             Standing::Running => {}
         }
@@ -118,10 +172,8 @@ async fn export_all(
             Heard::Nothing => {}
         }
         orders.keep(&run.running().map(|order| order.part).collect());
+        life.go_on(repository).await;
     }
-    let names: Vec<String> = run.parts().map(part_name).collect();
-    let parts = repository.parts(id).await?.into_iter().filter(|part| names.contains(&part.name));
-    chosen(backup, parts.collect())
 }
 
 fn plan(shared: &Shared, run: &mut BackupRun) -> Vec<Order> {

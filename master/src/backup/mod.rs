@@ -46,6 +46,12 @@ enum Stop {
     Elsewhere,
 }
 
+impl From<ebla_failpoints::Failed> for Stop {
+    fn from(failed: ebla_failpoints::Failed) -> Self {
+        Self::Failed(failed.to_string())
+    }
+}
+
 impl From<BackupError> for Stop {
     fn from(error: BackupError) -> Self {
         Self::Failed(error.to_string())
@@ -86,7 +92,7 @@ pub(crate) async fn run(shared: Shared) {
         for (id, task) in driven.extract_if(.., |id, _| !wanted.contains(id)) {
             task.abort();
             shared.backups.lock().remove(&id);
-            tasks.spawn(clear_cancelled(shared.clone(), id));
+            tasks.spawn(clear_ended(shared.clone(), id));
         }
         driven.retain(|_, task| !task.is_finished());
         for id in wanted {
@@ -103,13 +109,20 @@ pub(crate) async fn run(shared: Shared) {
 
 fn running(shared: &Shared) -> BTreeSet<JobId> {
     let state = shared.raft.view().state();
-    let ours = |job: &&Job| matches!(job.kind, JobKind::Backup(_) | JobKind::Restore(_));
-    state.jobs_running().filter(ours).map(|job| job.id).collect()
+    state.jobs_running().filter(|job| is_of_backups(job)).map(|job| job.id).collect()
+}
+
+/// Whether a job is a backup or a restore.
+pub(crate) fn is_of_backups(job: &Job) -> bool {
+    matches!(job.kind, JobKind::Backup(_) | JobKind::Restore(_))
 }
 
 /// Takes a job from where it stands to its end.
 async fn drive(shared: Shared, id: JobId) {
     let Some(job) = shared.raft.view().state().job(id).cloned() else { return };
+    if job.state != JobState::Running {
+        return;
+    }
     let done = match &job.kind {
         JobKind::Backup(backup) => create::run(&shared, &job, backup).await,
         JobKind::Restore(restore) => restore::run(&shared, &job, restore).await,
@@ -118,14 +131,20 @@ async fn drive(shared: Shared, id: JobId) {
     match done {
         Ok(()) => info!(job = %job.id, kind = job.kind.name(), "done"),
         Err(Stop::Elsewhere) => {}
-        Err(Stop::Failed(error)) => fail(&shared, &job, error).await,
+        Err(Stop::Failed(error)) => {
+            fail(&shared, &job, error).await;
+            clear_ended(shared, id).await;
+        }
     }
 }
 
-/// Removes what a backup has left that somebody has ended.
-async fn clear_cancelled(shared: Shared, id: JobId) {
+/// Removes what a backup has left that has failed, or that somebody has ended. Only once the
+/// metadata say so: another master may have brought it to a good end.
+async fn clear_ended(shared: Shared, id: JobId) {
     let wish = match shared.raft.view().state().job(id) {
-        Some(Job { state: JobState::Cancelled, kind: JobKind::Backup(backup), .. }) => backup.wish.clone(),
+        Some(Job {
+            state: JobState::Cancelled | JobState::Failed, kind: JobKind::Backup(backup), ..
+        }) => backup.wish.clone(),
         Some(_) | None => return,
     };
     if let Ok(repository) = open(&wish.url).await {

@@ -2,12 +2,13 @@
 
 use super::orders::{Heard, Orders};
 use super::servers::{cluster_id, connected, import, probe};
-use super::{Backups, Stop, open, step};
+use super::{Stop, open, step};
 use crate::clock;
 use crate::limits::{BACKUP_PLAN_EVERY, BACKUP_SCRATCH};
 use crate::placement::place;
 use crate::service::Shared;
-use ebla_backup::{Manifest, Repository, TableEntry, Unpaced, boundaries};
+use ebla_backup::{Manifest, Repository, Scratch, TableEntry, Unpaced, boundaries};
+use ebla_failpoints::failpoint;
 use ebla_kernel::backup::import::{ImportOrder, RestoreRun};
 use ebla_kernel::backup::site::{Map, map_of};
 use ebla_kernel::backup::{Ended, Standing};
@@ -18,7 +19,6 @@ use ebla_kernel::meta::{
 };
 use ebla_proto::v1::ImportRequest;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use tracing::info;
 
 /// Takes a restore from where it stands to its end.
@@ -27,12 +27,15 @@ pub(super) async fn run(shared: &Shared, job: &Job, restore: &RestoreJob) -> Res
     let chain = repository.chain(&restore.wish.backup).await?;
     let created = if restore.tables.is_empty() {
         check(shared, job, restore, &repository, &chain).await?;
+        failpoint!("restore.create");
         create(shared, job, restore, &chain).await?
     } else {
         restore.clone()
     };
     import_all(shared, job, &created).await?;
+    failpoint!("restore.activate");
     change(shared, job, RestoreStep::Activate { time_ms: clock::wall_ms() }).await?;
+    failpoint!("restore.done");
     Ok(())
 }
 
@@ -55,7 +58,9 @@ async fn check(
     }
     let key_id = chain.last().map_or("", Manifest::key_id);
     probe(shared, repository, &wish.url, key_id, false).await.map_err(Stop::Failed)?;
-    let scratch = Scratch::of(&shared.backups, job)?;
+    let dir = shared.backups.scratch.join(BACKUP_SCRATCH).join(job.id.0.to_string());
+    let scratch = Scratch::make(dir.clone())
+        .map_err(|error| Stop::Failed(format!("{} cannot be made: {error}", dir.display())))?;
     let bytes: Vec<u64> = chain.iter().map(|manifest| manifest.totals().stored_bytes).collect();
     let total = bytes.iter().sum::<u64>().saturating_mul(2);
     let mut checked = 0;
@@ -158,6 +163,7 @@ async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob) -> Result<
         }
         match imports.hear(BACKUP_PLAN_EVERY).await {
             Heard::Ended(replica, Ok(copy)) => {
+                failpoint!("restore.ledger");
                 change(shared, job, RestoreStep::Restored { copies: vec![copy] }).await?;
                 run.ended(now(), replica, Ended::Done);
             }
@@ -190,26 +196,5 @@ fn request(
         tablet_id: order.tablet.0,
         replica_id: order.replica.0,
         rate_bytes: restore.wish.rate_bytes,
-    }
-}
-
-/// A directory for files that are looked at; it goes with its user.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn of(backups: &Backups, job: &Job) -> Result<Self, Stop> {
-        let path = backups.scratch.join(BACKUP_SCRATCH).join(job.id.0.to_string());
-        // What an earlier run has left.
-        let _ = std::fs::remove_dir_all(&path);
-        let made = std::fs::create_dir_all(&path);
-        made.map_err(|error| Stop::Failed(format!("{} cannot be made: {error}", path.display())))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What is left is cleared by the next run.
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }

@@ -2,9 +2,10 @@
 
 use super::Shared;
 use super::control::unexpected;
-use crate::backup::{create_backup, key_of, restore_backup, schedule_to_wire, wire_schedule};
+use super::route::no_table;
+use crate::backup::{create_backup, is_of_backups, key_of, restore_backup, schedule_to_wire, wire_schedule};
 use crate::clock;
-use ebla_kernel::meta::{Command, Job, Rejection, Reply, State};
+use ebla_kernel::meta::{Command, Job, Rejection, Reply, State, is_system_name};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::split::job_to_wire;
 use ebla_proto::v1::{
@@ -35,11 +36,14 @@ pub(super) async fn restore(
     Ok(RestoreBackupResponse { job: Some(wire(&job)) })
 }
 
-/// What became of backups and restores.
+/// What became of backups and restores, those under way included.
 pub(super) async fn attempts(shared: &Shared) -> Result<ListBackupAttemptsResponse, ApiError> {
     shared.confirm_leading().await?;
     let state = shared.raft.view().state();
-    Ok(ListBackupAttemptsResponse { attempts: state.backup_attempts().map(wire).collect() })
+    let running = state.jobs_running().filter(|job| is_of_backups(job));
+    let mut attempts: Vec<&Job> = state.backup_attempts().chain(running).collect();
+    attempts.sort_unstable_by_key(|job| job.id);
+    Ok(ListBackupAttemptsResponse { attempts: attempts.into_iter().map(wire).collect() })
 }
 
 /// Sets the schedule of a target, which must be one that can be used.
@@ -49,6 +53,9 @@ pub(super) async fn set_schedule(
 ) -> Result<SetBackupScheduleResponse, ApiError> {
     shared.confirm_leading().await?;
     let wanted = request.schedule.ok_or_else(|| ApiError::new(Reason::BadRequest, "name a schedule"))?;
+    if let Some(missing) = wanted.tables.iter().find(|name| is_missing(shared, name)) {
+        return Err(no_table(missing));
+    }
     let key_id = key_of(&wanted.url, wanted.encrypted).await?;
     let schedule = wire_schedule(wanted, key_id);
     let url = schedule.url.clone();
@@ -66,6 +73,10 @@ pub(super) async fn remove_schedule(
     shared.confirm_leading().await?;
     propose(shared, Command::RemoveSchedule { url: request.url }).await?;
     Ok(RemoveBackupScheduleResponse {})
+}
+
+fn is_missing(shared: &Shared, table: &str) -> bool {
+    is_system_name(table) || shared.raft.view().state().table_named(table).is_none()
 }
 
 async fn propose(shared: &Shared, command: Command) -> Result<(), ApiError> {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   URL/backups/ID/manifest.json          put last: without it there is no backup
+//!   URL/backups/ID/sign.json              while it is being made: who does that
 //!   URL/backups/ID/parts/PART.json        a range that is done; what a job is resumed from
 //!   URL/backups/ID/data/PART-NNNN.sst     versions in the order of keys
 //!   URL/probes/...                        whether everybody sees the same target
@@ -25,7 +26,9 @@ mod manifest;
 mod names;
 mod prune;
 mod repository;
+mod scratch;
 mod settings;
+mod sign;
 mod sst;
 mod target;
 
@@ -40,8 +43,10 @@ pub use manifest::{
     CreatedBy, Encryption, FileEntry, MANIFEST_FORMAT, Manifest, Parent, Part, TableEntry, Tombstone, Totals,
 };
 pub use names::{PROBES, check_id};
-pub use prune::{Garbage, PruneWish};
+pub use prune::{Garbage, Kept, KeptWhy, PruneWish, Spared};
 pub use repository::Repository;
+pub use scratch::Scratch;
 pub use settings::{TableSettings, UnknownWord};
+pub use sign::Sign;
 pub use sst::{FileReader, FileVersion, FileWriter, TABLE_ID_BYTES, Written, split_key};
 pub use target::{Content, Listed, Pace, Target, TargetError, Unfinished, Unpaced, open as open_target};

@@ -48,12 +48,18 @@ pub const READ_PAGE_BYTES: usize = 256 << 10;
 /// Bytes in one block of a file of versions: files are read from end to end.
 pub const FILE_BLOCK_BYTES: usize = 32 << 10;
 
+/// Bytes of a file that are written before the disk is told to begin with them.
+pub const FILE_SYNC_BYTES: u64 = 1024 * 1024;
+
 /// Longest name of a backup.
 pub const ID_BYTES_MAX: usize = 64;
 
 /// Backups that one may depend on: each is read before anything is restored.
 pub const CHAIN_MAX: usize = 1_000;
 
-/// What is younger may belong to a backup that is being made, where no cluster can be asked: one
-/// that makes no progress for so long is given up by the master that makes it.
-pub const PRUNE_AGE: Duration = Duration::from_secs(10 * 60);
+/// How often a backup that is being made says so at its target.
+pub const SIGN_EVERY: Duration = Duration::from_secs(15);
+
+/// After so long without a sign of life a backup is taken for dead: a master that elects anew, or
+/// whose target does not answer for a minute, is not.
+pub const SIGN_DEAD_AFTER: Duration = Duration::from_secs(120);

@@ -10,6 +10,7 @@ pub(crate) const BACKUPS: &str = "backups/";
 pub const PROBES: &str = "probes/";
 
 const MANIFEST: &str = "manifest.json";
+const SIGN: &str = "sign.json";
 const PARTS: &str = "parts/";
 const DATA: &str = "data/";
 
@@ -35,6 +36,16 @@ pub(crate) fn directory(id: &str) -> Result<String, BackupError> {
 
 pub(crate) fn manifest(id: &str) -> Result<String, BackupError> {
     Ok(directory(id)? + MANIFEST)
+}
+
+/// What says that a backup is being made.
+pub(crate) fn sign(id: &str) -> Result<String, BackupError> {
+    Ok(directory(id)? + SIGN)
+}
+
+/// Whether something at a target says that.
+pub(crate) fn is_sign(name: &str) -> bool {
+    split(name).is_some_and(|(_, rest)| rest == SIGN)
 }
 
 pub(crate) fn parts(id: &str) -> Result<String, BackupError> {

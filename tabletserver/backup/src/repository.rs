@@ -204,7 +204,10 @@ impl Repository {
     }
 
     /// The manifest of a backup that may not be there, or not be finished.
-    pub(crate) async fn manifest_if_there(&self, backup: &str) -> Result<Option<Manifest>, BackupError> {
+    ///
+    /// # Errors
+    /// `Damaged`, `NewerFormat`.
+    pub async fn manifest_if_there(&self, backup: &str) -> Result<Option<Manifest>, BackupError> {
         let place = names::manifest(backup)?;
         let bytes = match self.target.get(&place, MANIFEST_BYTES_MAX).await {
             Ok(bytes) => bytes,

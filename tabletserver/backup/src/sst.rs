@@ -4,7 +4,7 @@
 //! fit any table. A value is the stored value of the version.
 
 use crate::error::BackupError;
-use crate::limits::{FILE_BLOCK_BYTES, READ_PAGE_BYTES};
+use crate::limits::{FILE_BLOCK_BYTES, FILE_SYNC_BYTES, READ_PAGE_BYTES};
 use crate::manifest::FileEntry;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
@@ -255,6 +255,8 @@ fn options() -> &'static Options {
         let mut blocks = BlockBasedOptions::default();
         blocks.set_block_size(FILE_BLOCK_BYTES);
         let mut options = Options::default();
+        // To the disk as it is written, so that the sync at the end does not hold up others.
+        options.set_bytes_per_sync(FILE_SYNC_BYTES);
         options.set_block_based_table_factory(&blocks);
         options.set_compression_type(DBCompressionType::Lz4);
         // The engine only looks: it neither rewrites nor writes a log of its own.

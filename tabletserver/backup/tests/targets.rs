@@ -4,7 +4,8 @@ mod made;
 
 use bytes::Bytes;
 use ebla_backup::{
-    BackupError, Content, Listed, Location, PruneWish, Repository, Target, TargetError, Unpaced, open_target,
+    BackupError, Content, KeptWhy, Listed, Location, PruneWish, Repository, Sign, Spared, Target,
+    TargetError, Unpaced, open_target,
 };
 use ebla_bucket::Bucket;
 use made::{Wish, make, repository};
@@ -93,6 +94,7 @@ async fn files_of_every_size_come_back() {
         let (from, to) = (place.dir.path().join("from"), place.dir.path().join("to"));
         for bytes in [0, 1, 8 << 20, (8 << 20) + 1, 21 << 20] {
             let content = noise(bytes);
+            let _ = fs::remove_file(&from);
             fs::write(&from, &content).unwrap();
             let put = target.put_file("d/file", &from, &Unpaced).await.unwrap();
             assert_eq!(put.bytes, bytes as u64);
@@ -104,6 +106,31 @@ async fn files_of_every_size_come_back() {
         }
         assert!(matches!(get_file(target, "d/none", &to).await, Err(TargetError::NotFound(_))));
         assert_eq!(target.list_unfinished("").await.unwrap(), []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_one_disk_files_are_not_copied_and_on_two_they_are() {
+    use std::os::unix::fs::MetadataExt as _;
+    let place = Place::directory().await;
+    let inode = |path: &Path| fs::metadata(path).map(|about| (about.dev(), about.ino())).unwrap();
+    let (here, to) = (place.dir.path().join("from"), place.dir.path().join("to"));
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    for (from, is_one_disk) in [(here, true), (elsewhere.path().join("from"), false)] {
+        fs::write(&from, b"some bytes").unwrap();
+        let put = place.target.put_file("d/file", &from, &Unpaced).await.unwrap();
+        let there = place.path("d/file");
+        assert_eq!(inode(&from) == inode(&there), is_one_disk);
+        fs::remove_file(&from).unwrap();
+        assert_eq!(get_file(&*place.target, "d/file", &to).await.unwrap(), put);
+        assert_eq!(inode(&to), inode(&there));
+        assert!(place.target.get_file("d/file", &to, &Unpaced).await.is_err(), "it is no new file");
+        fs::remove_file(&to).unwrap();
+        assert_eq!(fs::read(&there).unwrap(), b"some bytes");
+        let far = elsewhere.path().join("to");
+        assert_eq!(get_file(&*place.target, "d/file", &far).await.unwrap(), put);
+        assert_ne!(inode(&far), inode(&there));
+        assert_eq!(fs::read(&far).unwrap(), b"some bytes");
     }
 }
 
@@ -135,9 +162,16 @@ async fn backups_are_made_listed_and_checked() {
         }
         let all = repository(Arc::clone(&place.target), None).list().await.unwrap();
         assert_eq!(all.iter().map(|one| one.id.as_str()).collect::<Vec<_>>(), ["b1", "c1", "b2", "c2"]);
-        let wish = PruneWish { written_before_ms: u64::MAX, ..PruneWish::default() };
-        assert!(repository(Arc::clone(&place.target), None).garbage(&wish).await.unwrap().is_empty());
+        assert!(
+            repository(Arc::clone(&place.target), None).garbage(&nothing_known()).await.unwrap().is_empty()
+        );
     }
+}
+
+/// No cluster can be asked, and everything is old.
+fn nothing_known() -> PruneWish {
+    let spared = Spared::Alive { since_ms: u64::MAX };
+    PruneWish { running: [].into(), over: [].into(), spared }
 }
 
 async fn check_all(repository: &Repository) -> Result<(), BackupError> {
@@ -245,12 +279,13 @@ async fn garbage_is_what_no_backup_needs() {
         if place.bucket.is_none() {
             fs::write(place.path("backups/half/.unfinished-7-0-data"), b"xy").unwrap();
         }
-        let running = ["running".to_owned()].into();
-        // Too young, but for what lies in a backup that is done.
-        let young =
-            repository.garbage(&PruneWish { written_before_ms: 1, ..PruneWish::default() }).await.unwrap();
+        // Young, but for what lies in a backup that is done.
+        let spared = Spared::Written { since_ms: 1 };
+        let young = repository.garbage(&PruneWish { spared, ..nothing_known() }).await.unwrap();
         assert_eq!(names(&young.files), [(expected[0], 1), (expected[1], 1)]);
-        let garbage = repository.garbage(&PruneWish { running, written_before_ms: u64::MAX }).await.unwrap();
+        let running = ["running".to_owned()].into();
+        let garbage = repository.garbage(&PruneWish { running, ..nothing_known() }).await.unwrap();
+        assert_eq!(garbage.kept.iter().map(|kept| kept.id.as_str()).collect::<Vec<_>>(), ["running"]);
         let found: Vec<_> = garbage.files.iter().map(|file| file.name.as_str()).collect();
         assert_eq!(found, expected);
         assert_eq!(garbage.backups, ["half"]);
@@ -261,5 +296,40 @@ async fn garbage_is_what_no_backup_needs() {
         assert_eq!(repository.list().await.unwrap(), [manifest]);
         check_all(&repository).await.unwrap();
         assert_eq!(place.target.list("backups/running/").await.unwrap().len(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_of_life_keeps_a_backup_until_it_is_known_to_be_over() {
+    for place in Place::both().await {
+        let repository = repository(Arc::clone(&place.target), None);
+        let sign = Sign::new(made::CLUSTER.to_owned(), 7, "somebody".to_owned(), 1);
+        for id in ["dead", "alive", "harmed"] {
+            make(&repository, &Wish::full(id, 100)).await.unwrap();
+            if id != "harmed" {
+                place.target.delete(&[format!("backups/{id}/manifest.json")]).await.unwrap();
+            }
+        }
+        place.target.put("backups/harmed/manifest.json", Bytes::from_static(b"x")).await.unwrap();
+        repository.put_sign("alive", &sign).await.unwrap();
+        let now = Spared::Alive { since_ms: 1 };
+        let garbage = async |over: &[&str], spared| {
+            let over = over.iter().map(|&id| id.to_owned()).collect();
+            let found = repository.garbage(&PruneWish { over, spared, ..nothing_known() }).await.unwrap();
+            (found.backups, found.kept)
+        };
+        let (found, kept) = garbage(&[], now).await;
+        assert_eq!(found, ["dead"]);
+        assert_eq!(kept[0].why, KeptWhy::Alive(Some(sign)));
+        assert!(matches!(kept[1].why, KeptWhy::Damaged(_)), "{kept:?}");
+        assert_eq!(garbage(&["alive"], now).await.0, ["alive", "dead"]);
+        // Its last sign was long ago.
+        assert_eq!(garbage(&[], Spared::Alive { since_ms: u64::MAX }).await.0, ["alive", "dead"]);
+        assert_eq!(garbage(&["alive"], Spared::Written { since_ms: 1 }).await.0, [""; 0]);
+        // The manifest takes its place.
+        make(&repository, &Wish::full("alive", 100)).await.unwrap();
+        assert!(
+            place.target.list("backups/alive/").await.unwrap().iter().all(|it| !it.name.contains("sign"))
+        );
     }
 }

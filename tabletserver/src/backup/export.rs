@@ -9,12 +9,11 @@ use super::pace::{Duty, Progress, Transfers, file_bytes};
 use super::uploads::{Destination, Uploads};
 use super::walk::{Walk, Window};
 use super::{Answers, Stop, open_repository};
-use crate::copying::Scratch;
 use crate::limits;
 use crate::node::Node;
 use crate::store::gc::ReadPin;
 use crate::tablets::TabletHandle;
-use ebla_backup::{FileEntry, MANIFEST_FORMAT, Part, Tombstone, Written};
+use ebla_backup::{FileEntry, MANIFEST_FORMAT, Part, Scratch, Tombstone, Written};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{TableId, TabletId};
 use ebla_kernel::range::KeyRange;
@@ -116,7 +115,7 @@ impl Export {
         let mut walk = Walk::begin(&*store, self.window.clone())?;
         self.check_here()?;
         let mut uploads = Uploads::new(Handle::current(), to);
-        let dir = Scratch::make(dir).map_err(|error| super::local(&error))?;
+        let dir = super::scratch(dir)?;
         let duty = Duty::new(self.request.rate_bytes, &self.pace);
         let mut writing = Writing { export: self, dir, duty, looked: Instant::now(), files: 0 };
         let done = writing.files(&mut walk, &mut uploads).and_then(|files| {

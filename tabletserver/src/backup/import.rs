@@ -12,13 +12,14 @@ use super::pace::{Duty, Progress, Transfers};
 use super::selection::{Selection, Source, select};
 use super::taking::Taking;
 use super::{Answers, Stop, open_repository};
-use crate::copying::Scratch;
 use crate::limits;
 use crate::node::Node;
+use crate::replicas::Replicas;
 use crate::store::Incoming;
 use crate::store::live::LiveRows;
 use crate::tablets::TabletHandle;
 use ebla_backup::Repository;
+use ebla_failpoints::failpoint;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{ReplicaId, TableId, TabletId};
 use ebla_kernel::range_tombstones::RangeTombstone;
@@ -33,6 +34,7 @@ use tokio::runtime::Handle;
 /// An import that may begin.
 pub(super) struct Import {
     node: Arc<Node>,
+    replicas: Arc<Replicas>,
     handle: Arc<TabletHandle>,
     request: v1::ImportRequest,
     begun: Begun,
@@ -47,6 +49,7 @@ impl Import {
     /// restored, `OVERLOADED` while it is being filled already.
     pub(super) fn check(
         node: Arc<Node>,
+        replicas: Arc<Replicas>,
         request: v1::ImportRequest,
         pace: Transfers,
     ) -> Result<Self, ApiError> {
@@ -66,12 +69,12 @@ impl Import {
         if matches!(begun, Begun::Busy) {
             return Err(ApiError::new(Reason::Overloaded, "the copy is being filled already: try again"));
         }
-        Ok(Self { node, handle, request, begun, pace })
+        Ok(Self { node, replicas, handle, request, begun, pace })
     }
 
     /// Runs to the end, or until nobody waits for it.
     pub(super) async fn run(self, dir: PathBuf, answers: Answers<v1::ImportResponse>) {
-        let Self { node, handle, request, begun, pace } = self;
+        let Self { node, replicas, handle, request, begun, pace } = self;
         let tablet = handle.id;
         let imported = match begun {
             Begun::Done(imported) => Ok(imported),
@@ -79,7 +82,7 @@ impl Import {
             Begun::Now(at_work) => {
                 let progress = Progress::default();
                 let answers = answers.clone();
-                Filling { node, handle, request, answers, pace, progress }.run(dir, at_work).await
+                Filling { node, replicas, handle, request, answers, pace, progress }.run(dir, at_work).await
             }
         };
         let done = imported.map(|Imported { bytes, rows, versions }| v1::ImportResponse {
@@ -95,6 +98,7 @@ impl Import {
 /// An import under way.
 struct Filling {
     node: Arc<Node>,
+    replicas: Arc<Replicas>,
     handle: Arc<TabletHandle>,
     request: v1::ImportRequest,
     answers: Answers<v1::ImportResponse>,
@@ -146,9 +150,9 @@ impl Filling {
 
     /// Puts everything in; runs on a thread of its own.
     fn fill(&self, repository: &Repository, selection: Selection, dir: PathBuf) -> Result<Imported, Stop> {
-        let dir = Scratch::make(dir).map_err(|error| super::local(&error))?;
-        let fetched = Scratch::make(dir.0.join("fetched")).map_err(|error| super::local(&error))?;
-        let packed = Scratch::make(dir.0.join("packed")).map_err(|error| super::local(&error))?;
+        let dir = super::scratch(dir)?;
+        let fetched = super::scratch(dir.0.join("fetched"))?;
+        let packed = super::scratch(dir.0.join("packed"))?;
         let store = Arc::clone(&self.node.reader.store);
         let incoming = store.take_in(self.handle.table, &self.handle.range, &packed.0)?;
         let Selection { ts, sources, tombstones } = selection;
@@ -169,8 +173,7 @@ impl Filling {
         let mut merge = Merge::new(sources, Box::new(fetch_next));
         taking.take_all(&mut merge, &mut self.look())?;
         let (incoming, imported, row_bytes) = taking.end();
-        self.install(incoming, &tombstones)?;
-        self.handle.size.set(imported.rows, row_bytes);
+        self.install(incoming, &tombstones, (imported.rows, row_bytes))?;
         metrics::counter!("ebla_backup_imported_bytes_total").increment(imported.bytes);
         Ok(imported)
     }
@@ -191,7 +194,13 @@ impl Filling {
     }
 
     /// Puts the versions in place of what the range holds. Whoever removes the copy waits for it.
-    fn install(&self, incoming: Box<dyn Incoming + '_>, tombstones: &[RangeTombstone]) -> Result<(), Stop> {
+    fn install(
+        &self,
+        incoming: Box<dyn Incoming + '_>,
+        tombstones: &[RangeTombstone],
+        (rows, bytes): (u64, u64),
+    ) -> Result<(), Stop> {
+        failpoint!("import.install");
         let _installing = self.node.imports.install(self.handle.id);
         self.node.check_copy(&self.handle)?;
         check_restored(&self.node, self.handle.table)?;
@@ -203,6 +212,12 @@ impl Filling {
         // Versions that are older than the table's retention may be garbage already.
         self.handle.size.has_garbage.store(true, Ordering::Relaxed);
         self.handle.size.may_expire.store(true, Ordering::Relaxed);
+        self.handle.size.set(rows, bytes);
+        failpoint!("import.size");
+        // A start shows the counts of the registry until the rows are counted anew.
+        let sized = self.replicas.sized((self.handle.id, self.handle.replica), rows, bytes);
+        sized.map_err(|error| Stop::Failed(ApiError::new(Reason::Internal, error.to_string())))?;
+        failpoint!("import.done");
         Ok(())
     }
 }

@@ -6,8 +6,7 @@
 
 use super::Stop;
 use super::selection::Source;
-use crate::copying::Scratch;
-use ebla_backup::{BackupError, FileReader, FileVersion, Pace, Repository};
+use ebla_backup::{BackupError, FileReader, FileVersion, Pace, Repository, Scratch};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
@@ -29,10 +28,10 @@ pub(super) async fn fetch(
     pace: &dyn Pace,
 ) -> Result<Fetched, Stop> {
     let key = repository.key(&source.key_id)?;
-    let dir = Scratch::make(dir).map_err(|error| super::local(&error))?;
+    let dir = super::scratch(dir)?;
     let file = dir.0.join("versions.sst");
     repository.get_file(&source.backup, &source.file, key, &file, pace).await?;
-    let engine = Scratch::make(dir.0.join("engine")).map_err(|error| super::local(&error))?;
+    let engine = super::scratch(dir.0.join("engine"))?;
     let reader = FileReader::open(&file, &engine.0)?;
     Ok(Fetched { reader, _engine: engine, _dir: dir })
 }

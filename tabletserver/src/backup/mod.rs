@@ -38,11 +38,11 @@ mod walk;
 pub use imports::Imports;
 pub use rows::{BackupRow, BackupTable};
 
-use crate::error::Error;
 use crate::limits;
 use crate::node::{Node, store_error};
+use crate::replicas::Replicas;
 use crate::store::StoreError;
-use ebla_backup::{BackupError, Location, Repository};
+use ebla_backup::{BackupError, Location, Repository, Scratch};
 use ebla_kernel::ids::{TableId, TabletId};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
@@ -69,6 +69,7 @@ pub struct Backups {
     next: AtomicU64,
     /// Everything that is sent and fetched here shares it.
     budget: Budget,
+    replicas: Arc<Replicas>,
 }
 
 /// Where the answers of a stream go.
@@ -98,6 +99,12 @@ impl From<ApiError> for Stop {
 impl From<StoreError> for Stop {
     fn from(error: StoreError) -> Self {
         Self::Failed(store_error(error))
+    }
+}
+
+impl From<ebla_failpoints::Failed> for Stop {
+    fn from(failed: ebla_failpoints::Failed) -> Self {
+        Self::Failed(ApiError::new(Reason::Internal, failed.to_string()))
     }
 }
 
@@ -146,7 +153,7 @@ impl BackupService for Backups {
         self.check_caller(&request.cluster_id)?;
         let room = take_room(&self.imports)?;
         let pace = self.budget.transfers(request.rate_bytes);
-        let import = Import::check(Arc::clone(&self.node), request, pace)?;
+        let import = Import::check(Arc::clone(&self.node), Arc::clone(&self.replicas), request, pace)?;
         let (answers, out) = mpsc::channel(limits::BACKUP_ANSWERS_WAITING);
         let dir = self.scratch("import");
         tokio::spawn(async move {
@@ -160,7 +167,7 @@ impl BackupService for Backups {
 impl Backups {
     /// A service whose files stand in `dir` while they are on their way.
     #[must_use]
-    pub fn new(node: Arc<Node>, dir: PathBuf) -> Self {
+    pub fn new(node: Arc<Node>, replicas: Arc<Replicas>, dir: PathBuf) -> Self {
         Self {
             node,
             dir,
@@ -168,6 +175,7 @@ impl Backups {
             imports: Arc::new(Semaphore::new(limits::BACKUP_IMPORTS_MAX)),
             next: AtomicU64::new(0),
             budget: Budget::default(),
+            replicas,
         }
     }
 
@@ -254,7 +262,10 @@ fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
     Err(ApiError::new(Reason::BadRequest, hint))
 }
 
-fn local(error: &Error) -> Stop {
-    let source = std::error::Error::source(error).map_or(String::new(), |source| format!(" ({source})"));
-    Stop::Failed(ApiError::new(Reason::Internal, format!("{error}{source}")))
+/// A directory for files on their way.
+fn scratch(dir: PathBuf) -> Result<Scratch, Stop> {
+    Scratch::make(dir.clone()).map_err(|error| {
+        let hint = format!("cannot create {}: {error}; look at the disk of this server", dir.display());
+        Stop::Failed(ApiError::new(Reason::Internal, hint))
+    })
 }

@@ -7,7 +7,6 @@ use super::taking::Taking;
 use super::uploads::{Destination, Uploads};
 use super::walk::{Walk, Window};
 use super::{Stop, imports::Imported, pace::Budget};
-use crate::copying::Scratch;
 use crate::store::gc::{GcPass, gc_pass};
 use crate::store::live::LiveRows;
 use crate::store::memory::MemoryStore;
@@ -17,8 +16,8 @@ use crate::store::tests::{Disk, TABLE, apply_all, at, batches, key};
 use crate::store::{Store, split_stored, user_key};
 use bytes::Bytes;
 use ebla_backup::{
-    CreatedBy, FileReader, Location, MANIFEST_FORMAT, Manifest, Parent, Part, Repository, TableEntry,
-    TableSettings, Unpaced,
+    CreatedBy, FileReader, Location, MANIFEST_FORMAT, Manifest, Parent, Part, Repository, Scratch,
+    TableEntry, TableSettings, Unpaced,
 };
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;

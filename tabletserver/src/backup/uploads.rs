@@ -3,6 +3,7 @@
 use super::pace::Transfers;
 use super::{Answers, Stop};
 use ebla_backup::{BackupError, FileEntry, Key, Part, Repository, Written};
+use ebla_failpoints::failpoint;
 use ebla_proto::v1;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ impl Uploads {
         self.wait()?;
         let name = format!("data/{}-{:04}.sst", self.to.part, self.done.len());
         self.begun.push(name.clone());
+        failpoint!("export.file");
         let (to, sent_as) = (Arc::clone(&self.to), name.clone());
         let task = self.runtime.spawn(async move {
             let put = to.repository.put_file(&to.backup, &sent_as, &path, to.key.as_ref(), &*to.pace).await;
@@ -72,7 +74,10 @@ impl Uploads {
     /// # Errors
     /// As the target says.
     pub(super) fn put_part(&self, part: &Part) -> Result<(), Stop> {
-        Ok(self.runtime.block_on(self.to.repository.put_part(&self.to.backup, part))?)
+        failpoint!("export.part");
+        self.runtime.block_on(self.to.repository.put_part(&self.to.backup, part))?;
+        failpoint!("export.done");
+        Ok(())
     }
 
     /// Removes what was put of a part that is given up; what cannot be removed is left for

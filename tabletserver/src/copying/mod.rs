@@ -33,4 +33,4 @@ pub use arrivals::{Arrivals, Received, clear_leftovers, is_of_a_try};
 pub use log_pins::LogPins;
 pub use rate::Rate;
 pub use source::Source;
-pub use target::{Scratch, Target};
+pub use target::Target;

@@ -15,6 +15,7 @@ use crate::replicas::{Flushed, Replicas};
 use crate::replication::connect_peer;
 use crate::store::{Incoming, StoreError};
 use bytes::{Bytes, BytesMut};
+use ebla_backup::Scratch;
 use ebla_failpoints::failpoint;
 use ebla_kernel::entry::Entry;
 use ebla_kernel::hlc::Hlc;
@@ -29,7 +30,7 @@ use ebla_proto::v1;
 use ebla_proto::v1::bootstrap_response::Message;
 use ebla_proto::v1::bootstrap_service_client::BootstrapServiceClient;
 use ring::digest;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -261,7 +262,8 @@ impl Target {
         mut parts: mpsc::Receiver<Vec<(Bytes, Bytes)>>,
         wanted: oneshot::Receiver<Base>,
     ) -> Result<Installed, Error> {
-        let dir = Scratch::make(self.dir.join(super::arrivals::dir_name(record)))?;
+        let path = self.dir.join(super::arrivals::dir_name(record));
+        let dir = Scratch::make(path.clone()).map_err(|source| Error::CreateDirectory { path, source })?;
         let store = Arc::clone(&self.node.reader.store);
         let mut incoming = store.take_in(record.table, &record.range, &dir.0)?;
         while let Some(versions) = parts.blocking_recv() {
@@ -415,31 +417,4 @@ fn read_manifest(
         message: PeerMessage::Probe,
     };
     Ok((Base { entry, epochs: epochs.collect(), tombstones, size, tokens_from_ms: 0 }, probe))
-}
-
-/// A directory of files on their way in; it goes with them.
-pub struct Scratch(pub PathBuf);
-
-impl Scratch {
-    /// Makes an empty directory; what was there before goes.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    pub fn make(dir: PathBuf) -> Result<Self, Error> {
-        let clear = |dir: &Path| match std::fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => std::fs::create_dir_all(dir),
-        };
-        match clear(&dir) {
-            Ok(()) => Ok(Self(dir)),
-            Err(source) => Err(Error::CreateDirectory { path: dir, source }),
-        }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What is left is cleared at the next start.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

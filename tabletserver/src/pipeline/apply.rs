@@ -342,7 +342,7 @@ pub(super) fn remove_versions(
             left
         });
     }
-    handle.size.is_stale.store(true, std::sync::atomic::Ordering::Relaxed);
+    handle.size.doubt_all();
     Ok(())
 }
 
@@ -381,7 +381,7 @@ fn add_range_tombstones<'a>(handle: &TabletHandle, entries: impl Iterator<Item =
     if !entries.clone().flat_map(Entry::changes).any(|change| is_range(&change)) {
         return;
     }
-    handle.size.is_stale.store(true, std::sync::atomic::Ordering::Relaxed);
+    handle.size.doubt_all();
     handle.tombstones.rcu(|known| {
         let mut known = RangeTombstones::clone(known);
         for entry in entries.clone() {

@@ -8,8 +8,8 @@
 use super::gc::{FloorFilterFactory, Floors};
 use super::{Applied, Cursor, Incoming, Rising, Store, StoreError, StoreHealth, VersionName, value};
 use crate::limits::{
-    BLOCK_CACHE_BYTES_DEFAULT, COLD_READ_BYTES, DATA_FILE_BYTES, DATA_FILES_OPEN_MAX, STORE_THREADS_MAX,
-    WRITE_BUFFER_BYTES_DEFAULT, WRITE_BUFFERS_MAX,
+    BLOCK_CACHE_BYTES_DEFAULT, COLD_READ_BYTES, DATA_FILE_BYTES, DATA_FILES_OPEN_MAX, DATA_SYNC_BYTES,
+    STORE_THREADS_MAX, WRITE_BUFFER_BYTES_DEFAULT, WRITE_BUFFERS_MAX,
 };
 use bytes::Bytes;
 use ebla_failpoints::failpoint;
@@ -330,6 +330,9 @@ fn db_options(config: &RocksConfig, floors: Arc<Floors>) -> Options {
     options.set_paranoid_checks(true);
     options.set_max_open_files(DATA_FILES_OPEN_MAX);
     options.set_max_background_jobs(STORE_THREADS_MAX);
+    // Data files go to the disk as they are written, not all at once when they are synced: that
+    // would hold up every log's sync meanwhile.
+    options.set_bytes_per_sync(DATA_SYNC_BYTES);
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(4 * 1024 * 1024);
     options.set_stats_dump_period_sec(0);
@@ -351,6 +354,7 @@ fn db_options(config: &RocksConfig, floors: Arc<Floors>) -> Options {
 /// Files that are put in look like those that the store makes of its own at its last level.
 fn file_options(config: &RocksConfig) -> Options {
     let mut options = Options::default();
+    options.set_bytes_per_sync(DATA_SYNC_BYTES);
     options.set_compression_type(DBCompressionType::Zstd);
     options.set_prefix_extractor(SliceTransform::create("ebla.row.1", row_prefix, Some(has_row_prefix)));
     options.set_block_based_table_factory(&table_options(config));

@@ -1,9 +1,14 @@
 //! `ebla backup prune`: what no backup needs goes.
+//!
+//! The cluster, if it can be asked, knows its own backups: what it makes stays, what it no longer
+//! makes goes at once. Of those it does not know, the sign of life at the target tells whether
+//! anybody makes them.
 
+use super::list::rfc3339;
 use super::repository;
 use crate::cli::{Global, PruneBackups, Wait};
 use crate::cmd::{confirm, connect, note, output};
-use ebla_backup::{Garbage, PruneWish, limits};
+use ebla_backup::{Garbage, Kept, KeptWhy, PruneWish, Spared, limits};
 use ebla_client::v1;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeSet;
@@ -15,15 +20,13 @@ const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// Shows what no backup needs, and with `--yes` removes it.
 pub async fn run(global: &Global, args: PruneBackups) -> anyhow::Result<()> {
     let repository = repository(&args.at.url).await?;
-    let running = running(global).await;
-    let default = if running.is_some() { Duration::ZERO } else { limits::PRUNE_AGE };
-    let min_age = args.min_age.unwrap_or(default);
-    let wish = PruneWish { running: running.clone().unwrap_or_default(), written_before_ms: ms_ago(min_age) };
-    let garbage = repository.garbage(&wish).await?;
-    if running.is_none() {
-        let all = PruneWish { written_before_ms: u64::MAX, ..wish };
-        note_of_kept(&garbage, &repository.garbage(&all).await?, min_age);
-    }
+    let (running, over) = known(global).await.unwrap_or_default();
+    let spared = match args.min_age {
+        Some(min_age) => Spared::Written { since_ms: ms_ago(min_age) },
+        None => Spared::Alive { since_ms: ms_ago(limits::SIGN_DEAD_AFTER) },
+    };
+    let garbage = repository.garbage(&PruneWish { running, over, spared }).await?;
+    garbage.kept.iter().for_each(|kept| note(&kept_line(kept)));
     let mut out = output(global);
     if garbage.is_empty() {
         return out.one(&garbage_json(&garbage, "clean"), || "nothing to remove".to_owned());
@@ -36,30 +39,41 @@ pub async fn run(global: &Global, args: PruneBackups) -> anyhow::Result<()> {
     out.one(&garbage_json(&garbage, "removed"), || described(&garbage, "removed"))
 }
 
-/// Backups that the cluster is making; none when it does not say.
-async fn running(global: &Global) -> Option<BTreeSet<String>> {
+/// Backups that the cluster is making, and those that it remembers and does not make; none when
+/// it does not say.
+async fn known(global: &Global) -> Option<(BTreeSet<String>, BTreeSet<String>)> {
     let asked = async {
         let admin = connect(global, Wait { timeout: ASK_WITHIN }).await?.admin();
-        Ok::<_, anyhow::Error>(admin.list_jobs(true).await?)
+        Ok::<_, anyhow::Error>(admin.list_backup_attempts().await?)
     };
-    let jobs = tokio::time::timeout(ASK_WITHIN, asked).await.ok()?.ok()?;
-    let backups = jobs.into_iter().filter(|job| job.kind() == v1::JobKind::Backup);
-    Some(backups.filter_map(|job| Some(job.backup?.backup_id)).collect())
+    let attempts = tokio::time::timeout(ASK_WITHIN, asked).await.ok()?.ok()?;
+    let backups = attempts.into_iter().filter(|job| job.kind() == v1::JobKind::Backup);
+    let (running, over): (Vec<_>, Vec<_>) = backups.partition(|job| job.state() == v1::JobState::Running);
+    let ids = |jobs: Vec<v1::Job>| jobs.into_iter().filter_map(|job| Some(job.backup?.backup_id)).collect();
+    Some((ids(running), ids(over)))
 }
 
+/// A time ago; what was written in this very millisecond is old enough for those who want no age.
 fn ms_ago(age: Duration) -> u64 {
     let then = SystemTime::now().checked_sub(age).and_then(|then| then.duration_since(UNIX_EPOCH).ok());
-    // What was written in this very millisecond is old enough for those who want no age.
     then.and_then(|then| u64::try_from(then.as_millis()).ok()).map_or(0, |ms| ms.saturating_add(1))
 }
 
-fn note_of_kept(garbage: &Garbage, all: &Garbage, min_age: Duration) {
-    let kept = all.files.len() + all.uploads.len() - garbage.files.len() - garbage.uploads.len();
-    if kept > 0 {
-        note(&format!(
-            "{kept} files that are younger than {} are kept: no cluster could be asked whether it still makes a backup; name one with --endpoints, or give --min-age 0s",
-            humantime::format_duration(min_age)
-        ));
+fn kept_line(kept: &Kept) -> String {
+    let Kept { id, written_ms, why } = kept;
+    let written = rfc3339(*written_ms);
+    match why {
+        KeptWhy::Running => format!("{id} is kept: the cluster is making it"),
+        KeptWhy::Damaged(why) => format!("{id} is kept, as nobody knows which files it needs: {why}"),
+        KeptWhy::Alive(sign) => {
+            let who = sign.as_ref().map_or_else(
+                || "somebody may be making it".to_owned(),
+                |sign| format!("job {} of the cluster {} may be making it", sign.job, sign.cluster_id),
+            );
+            format!(
+                "{id} is kept: {who}, something was written at {written}; name its cluster with --endpoints, wait, or give --min-age 0s if that cluster is gone"
+            )
+        }
     }
 }
 
@@ -69,6 +83,7 @@ fn garbage_json(garbage: &Garbage, state: &str) -> Json {
         "files": garbage.files.len(),
         "uploads": garbage.uploads.len(),
         "bytes": garbage.bytes(),
+        "kept": garbage.kept.iter().map(|kept| &kept.id).collect::<Vec<_>>(),
         "state": state,
     })
 }

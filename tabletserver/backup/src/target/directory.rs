@@ -104,10 +104,13 @@ impl Target for Directory {
         let (root, path) = (self.root.clone(), self.path(name)?);
         let from = from.to_owned();
         let (copying, beside) = blocking(move || {
-            let beside = Beside::create(&root, path)?;
             let source = File::open(&from).map_err(|error| local("read", &from, &error))?;
+            if let Some(beside) = Beside::link(&root, path.clone(), &from)? {
+                return Ok((Copying::new(source, None), beside));
+            }
+            let beside = Beside::create(&root, path)?;
             let target = beside.file.try_clone().map_err(|error| failed("write", &beside.path, &error))?;
-            Ok((Copying::new(source, target), beside))
+            Ok((Copying::new(source, Some(target)), beside))
         })
         .await?;
         let wrong = |side| match side {
@@ -138,9 +141,14 @@ impl Target for Directory {
         let (path, to) = (self.path(name)?, to.to_owned());
         let (from, target) = (path.clone(), to.clone());
         let copying = blocking(move || {
-            let source = File::open(&from).map_err(|error| failed("read", &from, &error))?;
+            let open = |path: &Path| File::open(path).map_err(|error| failed("read", path, &error));
+            if fs::hard_link(&from, &target).is_ok() {
+                return Ok(Copying::new(open(&target)?, None));
+            }
+            let source = open(&from)?;
+            // Not what is there already: it may be a file of a backup under its second name.
             let target = File::create_new(&target).map_err(|error| local("write", &target, &error))?;
-            Ok(Copying::new(source, target))
+            Ok(Copying::new(source, Some(target)))
         })
         .await?;
         copying.run(pace).await?.map_err(|side| match side {
@@ -214,14 +222,30 @@ struct Beside {
 
 impl Beside {
     fn create(root: &Path, path: PathBuf) -> Result<Self, TargetError> {
+        let beside = Self::place(root, &path)?;
+        let file = File::create_new(&beside).map_err(|error| failed("create", &beside, &error))?;
+        Ok(Self { file, path, beside, is_finished: false })
+    }
+
+    /// A second name for the file `from`; none where it cannot have one, as on another disk.
+    fn link(root: &Path, path: PathBuf, from: &Path) -> Result<Option<Self>, TargetError> {
+        let beside = Self::place(root, &path)?;
+        let linked = fs::hard_link(from, &beside).and_then(|()| File::open(&beside));
+        Ok(linked.ok().map(|file| Self { file, path, beside, is_finished: false }))
+    }
+
+    /// Where to write beside `path`: nothing is there.
+    fn place(root: &Path, path: &Path) -> Result<PathBuf, TargetError> {
         let folder = path.parent().unwrap_or(root);
         create_folder(folder).map_err(|error| failed("create", folder, &error))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let number = UNFINISHED_NEXT.fetch_add(1, Ordering::Relaxed);
         let beside = folder.join(format!("{UNFINISHED}{}-{number}-{name}", std::process::id()));
-        // One that is there was left by another process with this number, long ago or elsewhere.
-        let file = File::create(&beside).map_err(|error| failed("create", &beside, &error))?;
-        Ok(Self { file, path, beside, is_finished: false })
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", &beside, &error)),
+            // One that was there was left by another process with this number, long ago or elsewhere.
+            Ok(()) | Err(_) => Ok(beside),
+        }
     }
 
     fn finish(mut self) -> Result<(), TargetError> {
@@ -249,17 +273,18 @@ enum Side {
     To(io::Error),
 }
 
-/// A copy under way; each step is one trip to a thread that may wait for disks.
+/// A copy under way; each step is one trip to a thread that may wait for disks. On one disk a file
+/// gets a second name instead, and is only read, to tell what is in it.
 struct Copying {
     from: File,
-    to: File,
+    to: Option<File>,
     buffer: Vec<u8>,
     digest: digest::Context,
     bytes: u64,
 }
 
 impl Copying {
-    fn new(from: File, to: File) -> Self {
+    fn new(from: File, to: Option<File>) -> Self {
         Self { from, to, buffer: Vec::new(), digest: digest::Context::new(&digest::SHA256), bytes: 0 }
     }
 
@@ -288,7 +313,9 @@ impl Copying {
         let mut some = (&mut self.from).take(COPY_BYTES as u64);
         let moved = some.read_to_end(&mut self.buffer).map_err(Side::From)?;
         self.digest.update(&self.buffer);
-        self.to.write_all(&self.buffer).map_err(Side::To)?;
+        if let Some(to) = &mut self.to {
+            to.write_all(&self.buffer).map_err(Side::To)?;
+        }
         self.bytes += moved as u64;
         Ok(moved)
     }

@@ -81,13 +81,15 @@ pub trait Target: Send + Sync {
     async fn put(&self, name: &str, bytes: Bytes) -> Result<(), TargetError>;
 
     /// Puts a local file under a name, whole or not at all, durable when it returns. Says what
-    /// was read of it.
+    /// was read of it. The local file may be removed, but not be written to, from now on: on the
+    /// same disk it is what lies there.
     async fn put_file(&self, name: &str, from: &Path, pace: &dyn Pace) -> Result<Content, TargetError>;
 
     /// What lies under a name, if it is at most `bytes_max` long.
     async fn get(&self, name: &str, bytes_max: u64) -> Result<Bytes, TargetError>;
 
-    /// Brings what lies under a name into a new local file, and says what it was.
+    /// Brings what lies under a name into a new local file, and says what it was. The file may be
+    /// removed, but not be written to: on the same disk it is what lies there.
     async fn get_file(&self, name: &str, to: &Path, pace: &dyn Pace) -> Result<Content, TargetError>;
 
     /// Everything whose name begins with `prefix`, which ends with a slash or is empty, by name.

@@ -1,5 +1,6 @@
 //! From a location and the environment to a client of S3.
 
+use super::certificate::OnceOnly;
 use crate::limits::{
     S3_BACKOFF, S3_BACKOFF_MAX, S3_CONNECT_TIMEOUT, S3_READ_TIMEOUT, S3_TRANSFERS_MAX, S3_TRIES,
     S3_TRY_TIMEOUT,
@@ -39,6 +40,7 @@ pub(super) async fn connect(bucket: &Bucket) -> Result<Client, TargetError> {
         // A checksum that many other servers do not know; files carry their own.
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .retry_classifier(OnceOnly)
         .force_path_style(bucket.path_style.unwrap_or(endpoint.is_some()));
     config.set_endpoint_url(endpoint);
     Ok(Client::from_conf(config.build()))

@@ -1,5 +1,6 @@
 //! What an answer of S3, or none, means.
 
+use super::certificate;
 use crate::target::TargetError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use std::error::Error;
@@ -37,6 +38,9 @@ where
             "{what}; look at the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE), at what they allow, and at the region"
         )),
         (_, SdkError::ConstructionFailure(_)) => TargetError::Refused(format!("{what}; look at the URL")),
+        _ if certificate::is_refused(error) => TargetError::Refused(format!(
+            "{what}; the certificate of the server is not trusted here: give `ca=` or AWS_CA_BUNDLE the file with its authority, for every process of Ebla"
+        )),
         _ if has_no_credentials(error) => TargetError::Refused(format!(
             "{what}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, for every process of Ebla"
         )),

@@ -4,6 +4,7 @@
 //! with pauses that grow and are drawn at random; downloads that break off within an answer are
 //! asked for again. Nothing here relies on conditional requests, which some servers ignore.
 
+mod certificate;
 mod connect;
 mod failure;
 mod upload;
