@@ -28,7 +28,7 @@ ROWS ?= 100000
 CASES ?= 60
 MINUTES ?= 10
 
-.PHONY: help deps run test build check fix bench bench-backup bench-memory bench-meta bench-ops bench-rooms bench-watch sim sim-mutants chaos chaos-bin matrix storm doc
+.PHONY: help deps run test build check fix bench bench-backup bench-memory bench-meta bench-ops bench-rooms bench-watch sim sim-mutants backups chaos chaos-bin matrix storm doc
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +113,11 @@ chaos: build ## kill real processes again and again; ROUNDS=20, then the matrix 
 	done
 
 	$(MAKE) matrix storm
+	$(MAKE) backups ROWS=1000000
+
+backups: build ## a chain of backups of ROWS=1000000 rows, to a directory and a bucket, restored and compared
+	ROWS=$(if $(filter file,$(origin ROWS)),1000000,$(ROWS)) cargo test --locked --workspace --test backup_chain \
+		-- --test-threads=1 --nocapture
 
 chaos-bin: deps ## build ebla-chaos, whose servers fail where EBLA_FAILPOINTS says; not for real data
 	cargo build --locked --workspace --bin ebla-chaos --features ebla/failpoints
