@@ -300,9 +300,9 @@ fn what_a_killed_backup_has_left_goes_when_it_is_wanted() -> Result<()> {
         let _ = cli.run(&["job", "cancel", &begun["job"].to_string()]).expect(exit::OK);
         eventually("its uploads are gone", SOON, || {
             let pruned = cli.run(&["backup", "prune", "--to", &to, "--yes", "-o", "json"]);
-            pruned.code == exit::OK && !within() && pruned.json()["kept"] == serde_json::json!([])
+            // A server that has not heard of the end yet may leave something once more.
+            pruned.code == exit::OK && !within() && pruned.json()["state"] == "clean"
         })?;
-        ensure!(cli.json(&["backup", "prune", "--to", &to])["state"] == "clean");
 
         // Another one, and nobody to ask.
         kill_within(&mut cluster, &to, within)?;

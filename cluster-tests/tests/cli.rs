@@ -321,7 +321,7 @@ fn copies_are_read_and_led() -> Result<()> {
     let _ = cli.run(&["server", "drain", &leads]).expect(exit::OK);
     let _ = transfer(&leads).expect(exit::FAILED).saying(&["drained", "server activate"]);
     let _ = cli.run(&["server", "activate", &leads]).expect(exit::OK);
-    let _ = cli.run(&["tablet", "split", &id, "--at", "m"]).expect(exit::OK);
+    let _ = cli.run(&["tablet", "split", &id, "--at", "c"]).expect(exit::OK);
     let retired = transfer(&leads).expect(exit::FAILED).saying(&["is no more"]);
     assert!(retired.stderr.contains("\"successors\":"), "{retired}");
     assert_eq!(cli.json(&["get", "t", "a"])["value"], "1");
