@@ -5,10 +5,11 @@
 //!  Vacant ─────────▶ Wanted ──(Set)──▶ Set ──┐ said again every round, and when in doubt
 //!    ▲                 ▲                │ ◀──┘
 //!    │ done            │ join           │ nobody left for 5 s
-//!    └──── Clearing ◀──┴────────────────┘
+//!    └──── Clearing ◀──┴────────────────┘   in doubt it is Wanted again
 //! ```
 //!
-//! - A subscriber is told that it is in when the bit is set, never earlier.
+//! - A subscriber is told that it is in when the bit is set, never earlier: who comes while it is in
+//!   doubt, or after what was said of it has failed, waits like the first.
 //! - A room that is wanted anew after its clear has begun gets a new sequence, so that the clear,
 //!   which names exactly the old one, takes nothing away however late it comes.
 //! - A clear is said only when no set of the same sequence is under way.
@@ -175,7 +176,8 @@ impl Subscriptions {
                 self.enqueue(room);
             }
             Phase::Set => effects.push(Effect::Ready(room)),
-            Phase::Wanted => {}
+            // Nobody was there when it failed, perhaps.
+            Phase::Wanted => self.enqueue(room),
         }
         if mutated!(SubscribedBeforeSet) {
             effects.push(Effect::Ready(room));
@@ -227,6 +229,7 @@ impl Subscriptions {
         let slot = self.slot(room);
         match slot.phase {
             Phase::Wanted | Phase::Set if slot.subscribers == 0 => {
+                slot.phase = Phase::Wanted;
                 self.clear_at(now.plus_ms(ROOM_CLEAR_DELAY_MS), room);
             }
             Phase::Wanted | Phase::Set | Phase::Clearing => {
@@ -250,6 +253,7 @@ impl Subscriptions {
     fn doubt(&mut self, room: RoomId) {
         let slot = self.slot(room);
         if matches!(slot.phase, Phase::Set | Phase::Wanted) && !mutated!(DoubtIgnored) {
+            slot.phase = Phase::Wanted;
             slot.is_doubted = slot.is_under_way;
             self.enqueue(room);
         }
@@ -422,7 +426,7 @@ mod tests {
     fn everything_is_said_again_once_a_round_and_when_in_doubt() {
         let mut core = Core::with_room();
         assert_eq!(core.at(5, Input::Doubt(ROOM)), [Effect::Set(ROOM, FIRST)]);
-        assert_eq!(core.at(6, Input::Done(ROOM, FIRST)), []);
+        assert_eq!(core.at(6, Input::Done(ROOM, FIRST)), [Effect::Ready(ROOM)]);
         assert_eq!(core.at(ROOM_REASSERT_MS - 1, Input::Tick), []);
         assert_eq!(core.at(ROOM_REASSERT_MS, Input::Tick), [Effect::Set(ROOM, FIRST)]);
     }
@@ -434,6 +438,24 @@ mod tests {
         assert_eq!(core.at(1, Input::Doubt(ROOM)), []);
         assert_eq!(core.at(2, Input::Done(ROOM, FIRST)), [Effect::Set(ROOM, FIRST)]);
         assert_eq!(core.at(3, Input::Done(ROOM, FIRST)), [Effect::Ready(ROOM)]);
+    }
+
+    #[test]
+    fn who_comes_while_the_bit_is_in_doubt_waits() {
+        let mut core = Core::with_room();
+        assert_eq!(core.at(5, Input::Doubt(ROOM)), [Effect::Set(ROOM, FIRST)]);
+        assert_eq!(core.at(6, Input::Join(ROOM)), []);
+        assert_eq!(core.at(7, Input::Done(ROOM, FIRST)), [Effect::Ready(ROOM)]);
+    }
+
+    #[test]
+    fn who_comes_after_the_bit_was_lost_with_nobody_there_gets_a_new_one() {
+        let mut core = Core::with_room();
+        core.at(10, Input::Leave(ROOM));
+        assert_eq!(core.at(20, Input::Doubt(ROOM)), [Effect::Set(ROOM, FIRST)]);
+        assert_eq!(core.at(30, Input::Failed(ROOM, FIRST)), []);
+        assert_eq!(core.at(40, Input::Join(ROOM)), [Effect::Set(ROOM, FIRST)]);
+        assert_eq!(core.at(50, Input::Done(ROOM, FIRST)), [Effect::Ready(ROOM)]);
     }
 
     #[test]
