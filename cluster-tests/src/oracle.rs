@@ -188,6 +188,8 @@ pub struct History {
     pub seen: Vec<Seen>,
     /// Backups that were made.
     pub backups: Vec<Archived>,
+    /// Keys of which every copy was lost, and when that was known, in microseconds.
+    pub losses: Vec<(KeyRange, u64)>,
 }
 
 /// A backup.
@@ -360,8 +362,8 @@ pub struct Shown {
     pub parents: Vec<(TabletId, LogEnd)>,
     /// Its history, and when that began if others were joined in it.
     pub history: (Lineage, Hlc),
-    /// How often it has lost every copy and begun anew, and when it last did, in milliseconds.
-    pub emptied: (u64, u64),
+    /// How often it has lost every copy and begun anew.
+    pub losses: u64,
 }
 
 /// Every log of every tablet, nothing purged, and what was done to the disks.
@@ -377,8 +379,8 @@ pub struct Oracle {
     descendants: BTreeMap<TabletId, BTreeSet<TabletId>>,
     /// The history of every tablet, and when it began if others were joined in it.
     histories: BTreeMap<TabletId, (Lineage, Hlc)>,
-    /// Tablets that have lost every copy and begun anew: how often, and when they last did.
-    emptied: BTreeMap<TabletId, (u64, u64)>,
+    /// How often tablets have lost every copy and begun anew.
+    losses: BTreeMap<TabletId, u64>,
     /// Tablets that were led by fewer answers than the quota.
     degraded: BTreeSet<TabletId>,
     members: BTreeMap<TabletId, Members>,
@@ -557,9 +559,9 @@ impl Oracle {
 
     /// The metadata shows a tablet.
     pub fn shown(&mut self, shown: Shown) {
-        let Shown { id, range, members, is_degraded, parents, history, emptied } = shown;
+        let Shown { id, range, members, is_degraded, parents, history, losses } = shown;
         self.histories.insert(id, history);
-        if emptied.0 > 0 && self.emptied.insert(id, emptied) != Some(emptied) {
+        if losses > 0 && self.losses.insert(id, losses) != Some(losses) {
             self.begins_anew(id);
         }
         if is_degraded {

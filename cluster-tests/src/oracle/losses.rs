@@ -1,7 +1,6 @@
 //! Tablets in memory that lose every copy: they begin anew, empty, and owe nothing of before.
 
 use super::{History, Oracle};
-use crate::sim::clock::EPOCH_MS;
 use ebla_kernel::ids::TabletId;
 use ebla_kernel::range::KeyRange;
 use std::borrow::Cow;
@@ -18,32 +17,28 @@ impl Oracle {
     /// How often a tablet has lost every copy and begun anew.
     #[must_use]
     pub fn losses(&self, tablet: TabletId) -> u64 {
-        self.emptied.get(&tablet).map_or(0, |(times, _)| *times)
+        self.losses.get(&tablet).copied().unwrap_or_default()
     }
 
     /// How often any tablet has.
     #[must_use]
     pub fn losses_of_all(&self) -> u64 {
-        self.emptied.values().map(|(times, _)| *times).sum()
+        self.losses.values().sum()
     }
 
     /// What clients were told, as far as what it was about is still there: of what was lost with
     /// every copy, nobody knows any more how it ended.
     #[must_use]
-    pub fn still_owed<'a>(&self, history: &'a History) -> Cow<'a, History> {
-        if self.emptied.is_empty() {
+    pub fn still_owed<'a>(history: &'a History) -> Cow<'a, History> {
+        if history.losses.is_empty() {
             return Cow::Borrowed(history);
         }
-        let last_us = |(id, (_, time_ms)): (&TabletId, &(u64, u64))| {
-            (self.range(*id), (time_ms.saturating_sub(EPOCH_MS) + 1) * 1_000)
-        };
-        let losses: Vec<(KeyRange, u64)> = self.emptied.iter().map(last_us).collect();
         let mut owed = history.clone();
         for operation in &mut owed.operations {
             let is_lost = |(range, until_us): &(KeyRange, u64)| {
                 operation.invoked_us <= *until_us && operation.asked.touches(range)
             };
-            if losses.iter().any(is_lost) {
+            if history.losses.iter().any(is_lost) {
                 (operation.ended, operation.epoch) = (None, None);
             }
         }

@@ -201,9 +201,9 @@ impl Archivist {
         let Some((job, backup)) = running.as_ref().and_then(|job| Some((job, backup_of(job)?))) else {
             // It may be over before anybody has seen it running.
             let attempts = meta.state().into_iter().flat_map(|state| state.backup_attempts());
-            let mut own =
-                attempts.filter(|job| backup_of(job).is_some_and(|backup| backup.wish.backup == asked.name));
-            match asked.job.or(own.next().map(|job| job.id)) {
+            let is_own = |job: &&Job| backup_of(job).is_some_and(|backup| backup.wish.backup == asked.name);
+            let over = attempts.filter(is_own).last().map(|job| job.id);
+            match asked.job.or(over) {
                 None if asked.proposed_to != Some(number) => self.ask(env, meta, number),
                 None => {}
                 Some(job) => self.ended_as(env, meta, job),
@@ -375,7 +375,9 @@ impl Archivist {
                 owed.pop_front();
             }
         } else {
+            // What the next one would add to may be collected meanwhile.
             self.held = None;
+            self.owed = self.owed.is_some().then(|| [false, true].into());
         }
         self.clear(env);
     }

@@ -179,11 +179,14 @@ impl World {
     /// What is left of a tablet in memory that lost so many copies that nobody may lead it: somebody
     /// ends the others, and it begins anew.
     pub(super) fn give_up_remains(&mut self) {
-        let bears = usize::from(self.env.profile.spec.min_in_sync) - 1;
-        let lost =
-            |route: &Route| route.in_sync.iter().filter(|copy| !route.copies.contains_key(copy)).count();
-        let routes = self.env.directory.routes.iter();
-        let stuck = routes.filter(|route| route.leader.is_none() && lost(route) > bears);
+        let spare = usize::from(self.env.profile.spec.min_in_sync) - 1;
+        let is_stuck = |route: &&Route| {
+            let lost = route.in_sync.iter().filter(|copy| !route.copies.contains_key(copy)).count();
+            let leads = |leader: usize| self.servers[leader].leads(self.env.now_us, route.tablet);
+            lost > spare.min(route.in_sync.len().saturating_sub(spare + 1))
+                && !route.leader.is_some_and(leads)
+        };
+        let stuck = self.env.directory.routes.iter().filter(is_stuck);
         let copies = stuck.flat_map(|route| route.copies.values().map(|server| (*server, route.tablet)));
         let held = copies.filter(|(server, tablet)| self.servers[*server].end(*tablet).is_some());
         let held: BTreeSet<usize> = held.map(|(server, _)| server).collect();

@@ -464,6 +464,9 @@ impl MetaNode {
             env.say(|| format!("meta applies {command:?}"));
             self.log.push(command.encode());
             let forsaken = diverged(&command);
+            let losses = run.state.tablets().filter(|tablet| is_emptied(&command, tablet.id));
+            let losses = losses.map(|tablet| (tablet.range.clone(), env.now_us));
+            env.history.losses.extend(losses);
             let (reply, changes) = apply(&mut run.state, self.log.len() as u64, command);
             self.wishes.forsaken += forsaken.filter(|copy| is_lost(&run.state, *copy)).count() as u64;
             self.wishes.count(&run.state, &changes);
@@ -637,6 +640,11 @@ fn diverged(command: &Command) -> impl Iterator<Item = (TabletId, ReplicaId)> + 
         | ReplicaChange::Shed { .. }
         | ReplicaChange::Settle { .. } => None,
     })
+}
+
+/// Whether a tablet is to begin anew.
+fn is_emptied(command: &Command, id: TabletId) -> bool {
+    matches!(command, Command::Empty { tablets, .. } if tablets.iter().any(|(tablet, _)| *tablet == id))
 }
 
 fn is_lost(state: &State, (tablet, replica): (TabletId, ReplicaId)) -> bool {

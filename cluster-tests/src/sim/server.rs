@@ -227,6 +227,12 @@ impl Server {
         self.runs
     }
 
+    /// The number of the process that runs.
+    #[must_use]
+    pub fn boot_id(&self) -> Option<u64> {
+        self.run.as_ref().map(|run| run.boot_id)
+    }
+
     /// Whether it leads, serves and holds the lease of a tablet.
     #[must_use]
     pub fn leads(&self, now_us: u64, tablet: TabletId) -> bool {

@@ -247,6 +247,11 @@ impl World {
             // those lost that its successor has built.
             (Address::Meta, Message::Register(registration))
                 if self.servers[registration.server].disk.generation != registration.disk_generation => {}
+            // Nor is a run that ended before it was heard of, where runs end all the time: it would
+            // come after its successor, on a stream that is long over.
+            (Address::Meta, Message::Register(registration))
+                if env.profile.bereave_us.is_some()
+                    && self.servers[registration.server].boot_id() != Some(registration.boot_id) => {}
             (Address::Meta, message) if self.meta.is_up() => self.meta.receive(env, message),
             // Nobody is at home.
             (Address::Client(_) | Address::Server(_) | Address::Meta, _) => {}
