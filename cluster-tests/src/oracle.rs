@@ -15,6 +15,7 @@
 //! log goes on from is in its lineage. A tablet that was merged begins a tree of its own, because
 //! its parents have numbered apart; what came before it is a [`Past`] for the keys of each parent.
 
+mod losses;
 mod story;
 
 pub use story::Story;
@@ -187,6 +188,8 @@ pub struct History {
     pub seen: Vec<Seen>,
     /// Backups that were made.
     pub backups: Vec<Archived>,
+    /// Keys of which every copy was lost, and when that was known, in microseconds.
+    pub losses: Vec<(KeyRange, u64)>,
 }
 
 /// A backup.
@@ -202,6 +205,8 @@ pub struct Archived {
     pub clocks_agree: bool,
     /// What lies at the target, in key order.
     pub parts: Vec<ArchivedPart>,
+    /// What another cluster has of it and those that it adds to, if it was brought back there.
+    pub restored: Option<Rows>,
 }
 
 /// A range of a backup.
@@ -286,6 +291,15 @@ impl History {
         self.operations.len() - 1
     }
 
+    /// A backup and what it adds to, the full one first.
+    #[must_use]
+    pub fn chain(&self, number: usize) -> Vec<&Archived> {
+        let parent = |backup: &&Archived| backup.parent.map(|parent| &self.backups[parent]);
+        let mut chain: Vec<&Archived> = std::iter::successors(Some(&self.backups[number]), parent).collect();
+        chain.reverse();
+        chain
+    }
+
     /// The network takes copies of a request.
     pub fn sent(&mut self, op: usize, copies: usize) {
         self.operations[op].copies += copies;
@@ -348,6 +362,8 @@ pub struct Shown {
     pub parents: Vec<(TabletId, LogEnd)>,
     /// Its history, and when that began if others were joined in it.
     pub history: (Lineage, Hlc),
+    /// How often it has lost every copy and begun anew.
+    pub losses: u64,
 }
 
 /// Every log of every tablet, nothing purged, and what was done to the disks.
@@ -363,6 +379,8 @@ pub struct Oracle {
     descendants: BTreeMap<TabletId, BTreeSet<TabletId>>,
     /// The history of every tablet, and when it began if others were joined in it.
     histories: BTreeMap<TabletId, (Lineage, Hlc)>,
+    /// How often tablets have lost every copy and begun anew.
+    losses: BTreeMap<TabletId, u64>,
     /// Tablets that were led by fewer answers than the quota.
     degraded: BTreeSet<TabletId>,
     members: BTreeMap<TabletId, Members>,
@@ -445,8 +463,10 @@ impl Oracle {
         if self.share_history(tablet, older) {
             return self.story(tablet).contains(end, pos);
         }
-        let mut heirs = self.merged(tablet).iter().filter(|(parent, _)| self.is_of(*parent, older));
-        heirs.all(|parent| self.goes_on_from(*parent, (older, pos)))
+        let mut heirs =
+            self.merged(tablet).iter().filter(|(parent, _)| self.is_of(*parent, older)).peekable();
+        // One that has begun anew goes on from nothing.
+        heirs.peek().is_some() && heirs.all(|parent| self.goes_on_from(*parent, (older, pos)))
     }
 
     /// Whether a position was a parent's already when the history of a tablet began.
@@ -539,8 +559,11 @@ impl Oracle {
 
     /// The metadata shows a tablet.
     pub fn shown(&mut self, shown: Shown) {
-        let Shown { id, range, members, is_degraded, parents, history } = shown;
+        let Shown { id, range, members, is_degraded, parents, history, losses } = shown;
         self.histories.insert(id, history);
+        if losses > 0 && self.losses.insert(id, losses) != Some(losses) {
+            self.begins_anew(id);
+        }
         if is_degraded {
             self.degraded.insert(id);
         }

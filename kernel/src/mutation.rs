@@ -220,6 +220,8 @@ pub enum Mutation {
     SplitRangeSkipped,
     /// What was deleted since the last backup is not in the next one.
     DeletesNotExported,
+    /// The tables of a restore open whatever their copies have.
+    HalfRestoreOpens,
 }
 
 impl Mutation {
@@ -237,7 +239,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that the simulator is to find, or not to find.
-    pub const ALL: [Self; 97] = [
+    pub const ALL: [Self; 103] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -335,6 +337,12 @@ impl Mutation {
         Self::DeposedLeaderCloses,
         Self::SplitRangeSkipped,
         Self::DeletesNotExported,
+        Self::ClearUnconditional,
+        Self::OldRunsBitCounts,
+        Self::DoubtIgnored,
+        Self::SubscribedBeforeSet,
+        Self::EmptyUnderOldLineage,
+        Self::HalfRestoreOpens,
     ];
 
     /// Why an honest search finds nothing when this rule is left out, if so: another rule holds
@@ -344,13 +352,13 @@ impl Mutation {
         Self::REDUNDANT.iter().find(|(mutation, _)| *mutation == self).map(|(_, reason)| *reason)
     }
 
-    /// Those that show themselves only where there are rooms; a world of its own finds them
-    /// (`kernel/tests/room_world.rs`).
+    /// Those that show themselves only where there are rooms; a smaller world of its own finds them
+    /// too (`kernel/tests/room_world.rs`).
     pub const OF_ROOMS: [Self; 4] =
         [Self::ClearUnconditional, Self::OldRunsBitCounts, Self::DoubtIgnored, Self::SubscribedBeforeSet];
 
     /// Those that show themselves only where a table in memory loses every copy; its golden script
-    /// finds them.
+    /// finds them too.
     pub const OF_LOSS: [Self; 1] = [Self::EmptyUnderOldLineage];
 
     /// Those that show themselves only where tablets are split or merged; the golden scripts hold
@@ -482,6 +490,7 @@ impl Mutation {
             Self::DeposedLeaderCloses => "1.16 closed by an entry at or below Q",
             Self::SplitRangeSkipped => "1.16 every key once",
             Self::DeletesNotExported => "1.16 deletes are versions",
+            Self::HalfRestoreOpens => "1.16 a restore is whole",
         }
     }
     /// What it stands for: rules of the protocol, sections of the protocol on the order of
@@ -594,6 +603,7 @@ impl Mutation {
             Self::DeposedLeaderCloses => &["tikv-14099"],
             Self::SplitRangeSkipped => &["I14"],
             Self::DeletesNotExported => &["cockroach-28358"],
+            Self::HalfRestoreOpens => &["I14"],
         }
     }
 }

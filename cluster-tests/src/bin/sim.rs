@@ -73,6 +73,7 @@ fn many(args: &Args) -> Result<()> {
     let began = Instant::now();
     let (mut events, mut operations, mut backups) = (0, 0, 0);
     let (mut splits, mut merges, mut moves) = (0, 0, 0);
+    let (mut heard, mut losses) = (0, 0);
     for seed in start..start.saturating_add(seeds) {
         let report = run(seed, Narration::Silent);
         events += report.events;
@@ -81,12 +82,14 @@ fn many(args: &Args) -> Result<()> {
         splits += report.wishes.splits;
         merges += report.wishes.merges;
         moves += report.wishes.moves;
+        heard += report.heard;
+        losses += report.losses;
         judge(&report)?;
     }
     let seconds = began.elapsed().as_secs_f64();
     let rate = events as f64 / seconds;
     println!(
-        "{seeds} seeds, {operations} operations, {splits} splits, {merges} merges, {moves} moves, {backups} backups, {events} events in {seconds:.1} s ({rate:.0} events/s): no violation"
+        "{seeds} seeds, {operations} operations, {splits} splits, {merges} merges, {moves} moves, {backups} backups, {heard} messages heard in rooms, {losses} losses of everything, {events} events in {seconds:.1} s ({rate:.0} events/s): no violation"
     );
     Ok(())
 }

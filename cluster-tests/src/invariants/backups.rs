@@ -23,8 +23,13 @@ impl Invariant for Backups {
         let backups = &end.history.backups;
         for (number, backup) in backups.iter().enumerate() {
             has_acknowledged(end, backup)?;
-            let chain = chain(backups, number);
+            let chain = end.history.chain(number);
             let restored = restore(&chain).map_err(|error| format!("backup {number}: {error}"))?;
+            if let Some(brought_back) = backup.restored.as_ref().filter(|rows| **rows != restored) {
+                return Err(format!(
+                    "backup {number} was brought back as {brought_back:?}, not {restored:?}"
+                ));
+            }
             for truth in end.truths.iter().filter(|truth| truth.fate.trust == Trust::Copies) {
                 compare(&chain, &restored, truth).map_err(|error| {
                     let parents = chain.len() - 1;
@@ -50,14 +55,6 @@ fn has_acknowledged(end: &End<'_>, backup: &Archived) -> Result<(), String> {
         Some(late) => Err(format!("{late:?} was acknowledged before a backup at {}", backup.ts)),
         None => Ok(()),
     }
-}
-
-/// A backup and what it adds to, the full one first.
-fn chain(backups: &[Archived], number: usize) -> Vec<&Archived> {
-    let parent = |backup: &&Archived| backup.parent.map(|parent| &backups[parent]);
-    let mut chain: Vec<&Archived> = std::iter::successors(Some(&backups[number]), parent).collect();
-    chain.reverse();
-    chain
 }
 
 /// All versions of a chain.

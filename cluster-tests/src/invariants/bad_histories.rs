@@ -558,7 +558,7 @@ fn backed_up() -> (Story, [Archived; 2]) {
         let versions = versions.iter().map(|version| (version.ts, version.clone())).collect();
         let (range, floor, rows) = (KeyRange::all(), Hlc(5), BTreeMap::from([(key("a"), versions)]));
         let parts = vec![ArchivedPart { range, since: Hlc(since), floor, rows }];
-        Archived { ts: Hlc(ts), parent, asked_us: 15, clocks_agree: true, parts }
+        Archived { ts: Hlc(ts), parent, asked_us: 15, clocks_agree: true, parts, restored: None }
     };
     let full = Archived { asked_us: 6, ..backup(15, None, 0, &[at_floor, x]) };
     (story, [full, backup(25, Some(0), 15, &[y])])

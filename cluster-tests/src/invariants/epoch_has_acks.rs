@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 pub struct EpochHasAcks {
     acked: BTreeMap<TabletId, BTreeMap<Pos, AckLevel>>,
     began: BTreeMap<TabletId, Vec<Epoch>>,
+    /// How often each tablet has begun anew.
+    losses: BTreeMap<TabletId, u64>,
 }
 
 impl Invariant for EpochHasAcks {
@@ -38,13 +40,25 @@ impl Invariant for EpochHasAcks {
             | Observation::SaidReverted { .. }
             | Observation::LeaseHeld { .. }
             | Observation::Opened { .. }
-            | Observation::Stepped(_)
-            | Observation::Metadata(_) => Ok(()),
+            | Observation::Stepped(_) => Ok(()),
+            Observation::Metadata(state) => {
+                state.tablets().for_each(|tablet| self.forget(oracle, tablet.id));
+                Ok(())
+            }
         }
     }
 }
 
 impl EpochHasAcks {
+    /// What was acknowledged before every copy was lost is not owed any more.
+    fn forget(&mut self, oracle: &Oracle, tablet: TabletId) {
+        let losses = oracle.losses(tablet);
+        if losses > 0 && self.losses.insert(tablet, losses) != Some(losses) {
+            self.acked.remove(&tablet);
+            self.began.remove(&tablet);
+        }
+    }
+
     fn begins(&mut self, oracle: &Oracle, tablet: TabletId, entry: &Entry) -> Result<(), String> {
         let Payload::EpochStart { .. } = entry.payload else { return Ok(()) };
         self.began.entry(tablet).or_default().push(entry.pos.epoch);
@@ -79,7 +93,8 @@ impl EpochHasAcks {
             epoch > by && !oracle.goes_on_from((id, before), (tablet, pos))
         };
         let began = |id: TabletId| self.began.get(&id).into_iter().flatten().map(move |epoch| (id, epoch));
-        let mut later = std::iter::once(tablet).chain(oracle.descendants(tablet)).flat_map(began);
+        let heirs = oracle.descendants(tablet).filter(|heir| oracle.losses(*heir) == 0);
+        let mut later = std::iter::once(tablet).chain(heirs).flat_map(began);
         match later.find(|(id, epoch)| lacks(*id, **epoch)) {
             Some((_, epoch)) => {
                 Err(format!("{tablet} {pos} is acknowledged at {level}, and {epoch} began without it"))

@@ -399,7 +399,8 @@ impl Watch {
     ) -> Option<Violation> {
         let pasts = told(&self.oracle, fates);
         let truths = pasts.iter().map(|(fate, past)| Truth::new(fate, past)).collect();
-        let end = End { oracle: &self.oracle, history, stores, truths };
+        let history = Oracle::still_owed(history);
+        let end = End { oracle: &self.oracle, history: &history, stores, truths };
         self.invariants.iter().find_map(|invariant| {
             let detail = invariant.finish(&end).err()?;
             Some(Violation { invariant: invariant.name().to_string(), detail })
@@ -432,6 +433,7 @@ fn shown(state: &State, tablet: &Tablet) -> Shown {
         is_degraded: tablet.degraded,
         parents: tablet.parents.iter().map(|parent| (parent.tablet, parent.seal)).collect(),
         history: (tablet.lineage, tablet.joined_ts),
+        losses: tablet.emptied.map_or(0, |emptied| emptied.times),
     }
 }
 

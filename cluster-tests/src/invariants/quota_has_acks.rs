@@ -16,6 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A tablet's in-sync set, and what was acknowledged.
 #[derive(Debug, Default)]
 struct Known {
+    /// How often it has begun anew.
+    losses: u64,
     version: ConfigVersion,
     epoch: Epoch,
     /// In-sync copies and their servers.
@@ -90,6 +92,9 @@ impl QuotaHasAcks {
             has_seals(oracle, state, tablet)?;
         }
         let known = self.tablets.entry(tablet.id).or_default();
+        if known.losses != oracle.losses(tablet.id) {
+            *known = Known { losses: oracle.losses(tablet.id), ..Known::default() };
+        }
         let is_news = known.version != tablet.config_version || known.epoch != tablet.epoch;
         if !is_news && !known.members.is_empty() {
             return Ok(());

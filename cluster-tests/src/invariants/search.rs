@@ -226,7 +226,7 @@ fn holds(condition: &Condition, row: &Option<Body>) -> bool {
 }
 
 fn is_ts(condition: &Condition) -> bool {
-    matches!(condition, Condition::TsIs(_))
+    matches!(condition, Condition::TsIs(_) | Condition::NewestIs(_))
 }
 
 /// A possible state: the row, and a bit for each open operation that has taken effect.

@@ -37,7 +37,7 @@ impl Invariant for Watches {
     fn finish(&self, end: &End<'_>) -> Result<(), String> {
         let mut known = Known::new();
         end.history.seen.iter().try_for_each(|seen| known.take(seen))?;
-        end.truths.iter().try_for_each(|truth| known.judge(truth))
+        end.truths.iter().try_for_each(|truth| known.judge(end, truth))
     }
 }
 
@@ -74,7 +74,7 @@ impl Known {
         Ok(())
     }
 
-    fn judge(&self, truth: &Truth<'_>) -> Result<(), String> {
+    fn judge(&self, end: &End<'_>, truth: &Truth<'_>) -> Result<(), String> {
         let range = &truth.fate.range;
         let end_ts = truth.log.last().map_or(Hlc::MIN, |entry| entry.ts);
         let resolved = self.resolved.within(range);
@@ -86,7 +86,8 @@ impl Known {
         }
         // What is at or below a Q is never cut: whoever was shown nothing else has lost nothing.
         let lost = self.lost.iter().find(|(lost, _)| lost.overlaps(range));
-        if let Some((_, lost)) = lost.filter(|_| truth.fate.trust == Trust::Copies) {
+        let is_owed = truth.fate.trust == Trust::Copies && end.oracle.losses(truth.fate.tablet) == 0;
+        if let Some((_, lost)) = lost.filter(|_| is_owed) {
             return Err(format!("it was told that what it had seen was lost: {lost}"));
         }
         for (key, shown) in self.rows.iter().filter(|(key, _)| range.contains(key)) {

@@ -103,6 +103,12 @@ impl Directed {
         route.copies.values().copied().find(|server| *server != leader)
     }
 
+    /// Copies that count as lost because they had diverged from their leaders.
+    #[must_use]
+    pub fn forsaken(&self) -> u64 {
+        self.world.meta.wishes().forsaken
+    }
+
     /// Tablets.
     #[must_use]
     pub fn tablets(&self) -> usize {

@@ -5,12 +5,15 @@ use super::clock::tick;
 use super::fault::Profile;
 use super::network::{Address, Message, Network};
 use super::rng::Rng;
+use super::rooms::Published;
 use crate::invariants::{Observation, Watch};
 use crate::oracle::History;
-use ebla_kernel::ids::{Attempt, ReplicaId, ServerId, TabletId, Tick};
-use ebla_kernel::meta::State;
+use ebla_kernel::ids::{Attempt, Epoch, Lineage, Ordinal, ReplicaId, ServerId, TabletId, Tick};
+use ebla_kernel::meta::{Server, State};
 use ebla_kernel::range::KeyRange;
+use ebla_kernel::room::ServerRuns;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Something that is going to happen.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub enum Event {
     Fault(super::world::Fault),
     /// Backups go on.
     Backup,
+    /// Somebody does something with rooms.
+    Crowd(super::crowd::Deed),
 }
 
 impl Event {
@@ -56,6 +61,7 @@ impl Event {
             Self::Client(client, _) => 4_000 + *client as u64,
             Self::Fault(_) => 5_000,
             Self::Backup => 6_000,
+            Self::Crowd(_) => 7_000,
         }
     }
 }
@@ -75,6 +81,10 @@ pub struct Route {
     pub in_sync: Vec<ReplicaId>,
     /// No attempt up to this one to retire it will be committed.
     pub aborted: Attempt,
+    /// The latest epoch.
+    pub epoch: Epoch,
+    /// Its history.
+    pub lineage: Lineage,
 }
 
 impl Route {
@@ -92,6 +102,10 @@ pub struct Directory {
     pub routes: Vec<Route>,
     /// Where each server is.
     pub servers: BTreeMap<ServerId, usize>,
+    /// Each server's bit in a room, by where it is.
+    pub ordinals: BTreeMap<usize, Ordinal>,
+    /// Each server's run, by its bit.
+    pub runs: Arc<ServerRuns>,
 }
 
 impl Directory {
@@ -113,8 +127,14 @@ impl Directory {
                 .collect(),
             in_sync: tablet.in_sync.iter().copied().collect(),
             aborted: tablet.aborted,
+            epoch: tablet.epoch,
+            lineage: tablet.lineage,
         };
-        Self { routes: state.tablets().map(route).collect(), servers }
+        let ordinal = |server: &Server| Some((index(server.id)?, server.ordinal));
+        let ordinals = state.servers().filter_map(ordinal).collect();
+        let runs = state.servers().map(|server| (server.ordinal, server.incarnation)).collect();
+        let runs = Arc::new(ServerRuns { runs });
+        Self { routes: state.tablets().map(route).collect(), servers, ordinals, runs }
     }
 
     /// The route of a tablet.
@@ -137,6 +157,8 @@ pub struct Env {
     pub network: Network,
     /// The invariants.
     pub watch: Watch,
+    /// What became of messages to rooms.
+    pub published: Published,
     /// What clients asked and were told.
     pub history: History,
     /// Where the tablets are.
@@ -170,6 +192,7 @@ impl Env {
             metadata_changed: false,
             leases_changed: false,
             has_stopped: false,
+            published: Published::default(),
             trace: 0,
             log: None,
             queue: BTreeMap::new(),

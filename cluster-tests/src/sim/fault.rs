@@ -4,6 +4,7 @@
 //! Source: Groce et al., "Swarm Testing", ISSTA 2012.
 
 use super::archivist::BackupFaults;
+use super::crowd::RoomFaults;
 use super::rng::Rng;
 use super::watcher::LOOK_EVERY;
 use ebla_kernel::meta::{Policy, TableKind, TableSpec};
@@ -99,6 +100,13 @@ pub struct Profile {
     pub watch_every: u64,
     /// Backups; none: nobody makes any.
     pub backups: Option<BackupFaults>,
+    /// Rooms; none: nobody is in any.
+    pub rooms: Option<RoomFaults>,
+    /// Pause between two losses of all copies of a tablet in memory; none: as many copies stay as the
+    /// table bears.
+    pub bereave_us: Option<SpanUs>,
+    /// Pause between two rows that have to make room; none: there is enough.
+    pub evict_us: Option<SpanUs>,
 }
 
 /// How many disks may be lost.
@@ -200,6 +208,9 @@ impl Profile {
             log_full_pm: [0, 0, 100][rng.index(3)],
             watch_every: LOOK_EVERY,
             backups: None,
+            rooms: None,
+            bereave_us: None,
+            evict_us: None,
         }
     }
 
@@ -209,6 +220,15 @@ impl Profile {
         self.repairs = true;
         self.blackout_us = None;
         self.wipe = None;
+    }
+
+    /// The table is in memory, loses every copy of a tablet, and rows have to make room.
+    pub fn bereave(&mut self) {
+        self.keep_in_memory();
+        // What a backup was made of before is not what is restored after.
+        self.backups = None;
+        self.bereave_us = Some((SECOND_US, 4 * SECOND_US));
+        self.evict_us = Some((10_000, 300_000));
     }
 
     /// The same cluster without any fault: what it must recover in.
@@ -232,6 +252,7 @@ impl Profile {
         self.wipe = None;
         self.blackout_us = None;
         (self.split_us, self.merge_us, self.move_us, self.cancel_us) = (None, None, None, None);
+        self.evict_us = None;
         self.log_full_pm = 0;
         self.deadline_ms = (1_000, 2_000);
         self.wall_jump_us = None;

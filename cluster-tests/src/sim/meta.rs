@@ -11,14 +11,15 @@ use crate::invariants::Observation;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
-    Attempt, DiskGeneration, Epoch, Generation, Incarnation, ServerId, ServerRun, TabletId,
+    Attempt, DiskGeneration, Epoch, Generation, Incarnation, ReplicaId, ServerId, ServerRun, TabletId,
 };
 use ebla_kernel::meta::{
     Changes, ClusterId, Command, Control, Effect, GaveUp, InSyncChange, Input, Job, JobEnd, JobKind,
-    JobState, NewTablet, Origin, RegisterServer, Rejection, Reply, Settings, SplitCommit, State, Tablet,
-    Wish, apply, state_hash,
+    JobState, NewTablet, Origin, RegisterServer, Rejection, ReplicaChange, Reply, Settings, SplitCommit,
+    State, Tablet, Wish, apply, state_hash,
 };
 use ebla_kernel::range::KeyRange;
+use ebla_kernel::room::subscriptions::RoomId;
 use ebla_kernel::tablet::{Membership, Proposal};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +70,8 @@ pub struct Wishes {
     pub moves: u64,
     /// Jobs that came to nothing.
     pub aborts: u64,
+    /// Copies that count as lost because they had diverged from their leaders.
+    pub forsaken: u64,
 }
 
 /// A server that is connected.
@@ -232,6 +235,7 @@ impl MetaNode {
             | Message::Peer { .. }
             | Message::Ask { .. }
             | Message::Promise { .. }
+            | Message::Room(_)
             | Message::Request(_)
             | Message::Response(_) => unreachable!("nobody sends this to the metadata node"),
         }
@@ -285,10 +289,14 @@ impl MetaNode {
     /// Somebody wants a tablet of chance split at a row of chance, or at two.
     pub fn wish_split(&mut self, env: &mut Env) {
         let Some(run) = &self.run else { return };
-        let mut rows: Vec<u64> = (0..1 + env.rng.below(2)).map(|_| env.rng.below(env.profile.keys)).collect();
+        let keys = env.profile.keys;
+        let rooms = env.profile.rooms.as_ref().map_or(0, |faults| u64::from(faults.rooms));
+        let mut rows: Vec<u64> = (0..1 + env.rng.below(2)).map(|_| env.rng.below(keys + rooms)).collect();
         rows.sort_unstable();
         rows.dedup();
+        let room = |n: u64| RoomId(u32::try_from(n).expect("few rooms"));
         let key = |n: &u64| match n % 3 {
+            _ if *n >= keys => super::rooms::room_key(room(*n - keys)),
             0 => super::workload::counter_key(*n),
             _ => super::workload::row_key(*n),
         };
@@ -455,7 +463,12 @@ impl MetaNode {
         for (command, waits) in std::mem::take(&mut run.writing) {
             env.say(|| format!("meta applies {command:?}"));
             self.log.push(command.encode());
+            let forsaken = diverged(&command);
+            let losses = run.state.tablets().filter(|tablet| is_emptied(&command, tablet.id));
+            let losses = losses.map(|tablet| (tablet.range.clone(), env.now_us));
+            env.history.losses.extend(losses);
             let (reply, changes) = apply(&mut run.state, self.log.len() as u64, command);
+            self.wishes.forsaken += forsaken.filter(|copy| is_lost(&run.state, *copy)).count() as u64;
             self.wishes.count(&run.state, &changes);
             env.observe(&Observation::Metadata(&run.state));
             all.push(changes);
@@ -612,6 +625,31 @@ impl Run {
         let delay = env.rng.between(env.profile.disk.sync_us);
         env.after(delay, Event::Meta { run: self.number, event: Internal::Synced });
     }
+}
+
+/// Copies that are said to have diverged.
+fn diverged(command: &Command) -> impl Iterator<Item = (TabletId, ReplicaId)> + use<> {
+    let changes = match command {
+        Command::ChangeReplicas { changes, .. } => changes.clone(),
+        _ => Vec::new(),
+    };
+    changes.into_iter().filter_map(|change| match change {
+        ReplicaChange::Forsake { tablet, replica } => Some((tablet, replica)),
+        ReplicaChange::Add { .. }
+        | ReplicaChange::Remove { .. }
+        | ReplicaChange::Shed { .. }
+        | ReplicaChange::Settle { .. } => None,
+    })
+}
+
+/// Whether a tablet is to begin anew.
+fn is_emptied(command: &Command, id: TabletId) -> bool {
+    matches!(command, Command::Empty { tablets, .. } if tablets.iter().any(|(tablet, _)| *tablet == id))
+}
+
+fn is_lost(state: &State, (tablet, replica): (TabletId, ReplicaId)) -> bool {
+    let copy = state.tablet(tablet).and_then(|tablet| tablet.replica(replica));
+    copy.is_some_and(|copy| copy.lost)
 }
 
 fn change(tablet: TabletId, proposal: &Proposal) -> InSyncChange {

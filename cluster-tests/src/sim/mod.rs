@@ -17,6 +17,7 @@ pub mod archivist;
 mod assigning;
 pub mod clock;
 pub mod copying;
+pub mod crowd;
 pub mod directed;
 pub mod disk;
 mod effects;
@@ -30,7 +31,9 @@ pub mod promises;
 mod removal;
 pub mod replication;
 pub mod requests;
+pub mod restoring;
 pub mod rng;
+pub mod rooms;
 pub mod server;
 mod succession;
 #[cfg(feature = "mutations")]
@@ -42,6 +45,7 @@ pub mod world;
 
 use crate::invariants::Violation;
 use archivist::BackupFaults;
+use crowd::RoomFaults;
 #[cfg(feature = "mutations")]
 use ebla_kernel::mutation::Mutation;
 use fault::Profile;
@@ -59,6 +63,12 @@ const MERGES_PM: u64 = 600;
 /// Of 1,000 seeds, how many have backups.
 const BACKUPS_PM: u64 = 250;
 
+/// Of 1,000 seeds, how many have rooms.
+const ROOMS_PM: u64 = 250;
+
+/// Of 1,000 seeds with rooms, how many have their table in memory, and lose all of it.
+const BEREFT_PM: u64 = 400;
+
 /// What became of one seed.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -72,6 +82,10 @@ pub struct Report {
     pub operations: usize,
     /// Backups that were made.
     pub backups: usize,
+    /// Messages that somebody in a room has heard.
+    pub heard: usize,
+    /// How often a tablet in memory lost every copy and began anew.
+    pub losses: u64,
     /// What became of splits, merges and moves.
     pub wishes: Wishes,
     /// The rule that was broken, if one was.
@@ -97,6 +111,9 @@ pub fn run(seed: u64, narration: Narration) -> Report {
     let mut backups = backups_of(seed);
     let has_backups = backups.chance(BACKUPS_PM);
     let mut merges = Rng::new(seed.rotate_left(16));
+    let mut rooms = rooms_of(seed);
+    let has_rooms = rooms.chance(ROOMS_PM);
+    let is_bereft = rooms.chance(BEREFT_PM);
     run_in(seed, narration, |profile| {
         if profile.repairs && merges.chance(MERGES_PM) {
             profile.merge_us = Some((100_000, 400_000 << merges.below(3)));
@@ -107,6 +124,12 @@ pub fn run(seed: u64, narration: Narration) -> Report {
         if has_backups {
             profile.backups = Some(BackupFaults::draw(backups));
         }
+        if has_rooms {
+            profile.rooms = Some(RoomFaults::draw(rooms));
+        }
+        if has_rooms && is_bereft {
+            profile.bereave();
+        }
     })
 }
 
@@ -115,12 +138,17 @@ pub fn run(seed: u64, narration: Narration) -> Report {
 #[cfg(feature = "mutations")]
 #[must_use]
 pub fn run_suited(seed: u64, narration: Narration, mutation: Mutation) -> Report {
-    run_in(seed, narration, |profile| profile.suit(mutation, backups_of(seed)))
+    run_in(seed, narration, |profile| profile.suit(mutation, (backups_of(seed), rooms_of(seed))))
 }
 
 /// What decides about the backups of a seed.
 fn backups_of(seed: u64) -> Rng {
     Rng::new(seed.rotate_left(32))
+}
+
+/// What decides about the rooms of a seed.
+fn rooms_of(seed: u64) -> Rng {
+    Rng::new(seed.rotate_left(48))
 }
 
 fn run_in(seed: u64, narration: Narration, suit: impl FnOnce(&mut Profile)) -> Report {
@@ -141,6 +169,8 @@ fn run_in(seed: u64, narration: Narration, suit: impl FnOnce(&mut Profile)) -> R
         events: world.events,
         operations: world.env.history.operations.len(),
         backups: world.env.history.backups.len(),
+        heard: world.env.published.heard.len(),
+        losses: world.env.watch.oracle.losses_of_all(),
         wishes: world.meta.wishes(),
         violation,
         log: world.env.log.take().unwrap_or_default(),

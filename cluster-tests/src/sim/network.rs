@@ -10,6 +10,7 @@
 use super::copying::{Fetch, Shipment};
 use super::fault::NetworkFaults;
 use super::rng::Rng;
+use super::rooms::RoomMessage;
 use crate::oracle::Session;
 use bytes::Bytes;
 use ebla_kernel::hlc::Hlc;
@@ -161,6 +162,8 @@ pub enum Message {
         /// The question and what is promised; none if nothing is.
         promised: Option<(u64, Promised)>,
     },
+    /// Servers speak about rooms.
+    Room(RoomMessage),
     /// A client asks.
     Request(Request),
     /// A server answers.

@@ -20,6 +20,7 @@ use super::network::{Address, Assignment, Message, Registration, Request, Welcom
 use super::pipeline::LogStage;
 use super::promises::Pledges;
 use super::requests::{Asked, Cache, Patient, Task};
+use super::rooms::Rooms;
 use super::succession::Leaving;
 use crate::invariants::{CoreView, Observation, Reshaped};
 use ebla_kernel::entry::Entry;
@@ -157,6 +158,7 @@ pub(super) struct Run {
     /// Cuts under way.
     pub cutting: BTreeMap<TabletId, Intent>,
     pub pledges: Pledges,
+    pub rooms: Rooms,
     is_superseded: bool,
     pub is_stopping: bool,
     /// Epochs that ended here.
@@ -218,6 +220,17 @@ impl Server {
     #[must_use]
     pub fn run_number(&self) -> Option<u64> {
         self.run.as_ref().map(|run| run.number)
+    }
+
+    /// How many processes there were, this one among them.
+    pub(super) fn runs(&self) -> u64 {
+        self.runs
+    }
+
+    /// The number of the process that runs.
+    #[must_use]
+    pub fn boot_id(&self) -> Option<u64> {
+        self.run.as_ref().map(|run| run.boot_id)
     }
 
     /// Whether it leads, serves and holds the lease of a tablet.
@@ -351,6 +364,7 @@ impl Server {
             cache: Cache::default(),
             cutting: BTreeMap::new(),
             pledges: Pledges::new(started, self.disk.registry.longest_lease_ms, env.now_us),
+            rooms: Rooms::new(self.clock.holder(env.now_us), self.runs * 7_919 + self.index as u64),
             is_superseded: false,
             is_stopping: false,
             gave_up: BTreeMap::new(),
@@ -470,6 +484,7 @@ impl Server {
             Message::Peer { tablet, to, input } => self.peer(env, tablet, to, input),
             Message::Ask { from, of, number, given_up } => self.asked(env, from, of, number, &given_up),
             Message::Promise { from, promised } => self.promised(env, from, promised),
+            Message::Room(message) => self.room_message(env, message),
             Message::Request(request) => self.request(env, request),
             Message::Register(_)
             | Message::FenceAnswers(_)
@@ -711,6 +726,7 @@ impl Server {
         let due: Vec<TabletId> = run.copies.values().filter(due).map(|copy| copy.core.id()).collect();
         due.into_iter().for_each(|id| self.step(env, id, Input::Tick));
         self.be_patient(env);
+        self.look_after_rooms(env);
         self.after(env, TICK_US, Internal::Tick);
     }
 

@@ -2,6 +2,7 @@
 //! often. Everything else stays as the seed drew it.
 
 use super::archivist::BackupFaults;
+use super::crowd::RoomFaults;
 use super::fault::{Profile, SECOND_US, WipeBudget};
 use super::rng::Rng;
 use ebla_kernel::meta::Policy;
@@ -9,7 +10,7 @@ use ebla_kernel::mutation::Mutation;
 
 impl Profile {
     /// Makes the world suit a seeded bug.
-    pub fn suit(&mut self, mutation: Mutation, backups: Rng) {
+    pub fn suit(&mut self, mutation: Mutation, (backups, rooms): (Rng, Rng)) {
         match mutation {
             Mutation::ClockBoundIgnored => {
                 self.copies(1, 1);
@@ -264,12 +265,31 @@ impl Profile {
                 self.chaos_us = 5 * SECOND_US;
                 self.has_backups(backups);
             }
-            Mutation::DeletesNotExported => {
+            Mutation::DeletesNotExported | Mutation::HalfRestoreOpens => {
                 self.copies(3, 2);
                 self.has_backups(backups);
             }
+            Mutation::ClearUnconditional | Mutation::OldRunsBitCounts | Mutation::SubscribedBeforeSet => {
+                self.copies(3, 2);
+                self.server_crash_us = Some((200_000, SECOND_US));
+                self.network.late_pm = 100;
+                self.chaos_us = 20 * SECOND_US;
+                self.rooms = Some(RoomFaults::draw(rooms));
+            }
+            Mutation::DoubtIgnored => {
+                self.loses_all();
+                self.rooms = Some(RoomFaults::draw(rooms));
+            }
+            Mutation::EmptyUnderOldLineage => self.loses_all(),
             _ => {}
         }
+    }
+
+    /// Tables in memory lose every copy, and not every server.
+    fn loses_all(&mut self) {
+        self.copies(2, 1);
+        self.servers = 4;
+        self.bereave();
     }
 
     /// Backups are made all the time, and mostly garbage is held for the next.

@@ -2,10 +2,12 @@
 
 use super::archivist::Archivist;
 use super::clock::{MonotonicClock, WallClock};
+use super::crowd::{Crowd, Deed};
 use super::env::{Env, Event, Route};
 use super::fault::{Profile, SECOND_US, SpanUs, WipeBudget};
 use super::meta::MetaNode;
 use super::network::{Address, Message};
+use super::restoring::restore;
 use super::rng::Rng;
 use super::server::Server;
 use super::watcher::Watcher;
@@ -19,7 +21,7 @@ use ebla_kernel::op::{AckLevel, Action, Op, Token};
 use std::collections::BTreeMap;
 
 /// How long a healed cluster may take until every tablet is written and read again.
-const LIVENESS_US: u64 = 30 * SECOND_US;
+pub(super) const LIVENESS_US: u64 = 30 * SECOND_US;
 
 /// After how long no message of the time of faults is under way any more.
 const LATE_US: u64 = 3_200_000;
@@ -69,6 +71,10 @@ pub enum Fault {
     Move,
     /// Somebody gives up a job.
     Cancel,
+    /// A tablet in memory loses every copy.
+    Bereave,
+    /// A row of chance has to make room.
+    Evict,
 }
 
 /// A cluster and its surroundings.
@@ -83,6 +89,8 @@ pub struct World {
     clients: Vec<Client>,
     watcher: Watcher,
     pub(super) archivist: Option<Archivist>,
+    pub(super) crowd: Option<Crowd>,
+    pub(super) is_healed: bool,
 }
 
 impl World {
@@ -99,8 +107,9 @@ impl World {
         let clients = (0..profile.clients).map(Client::new).collect();
         let mut env = Env::new(rng, profile);
         env.watch.oracle.rebuilds = env.profile.repairs;
-        let (meta, watcher, archivist) = (MetaNode::new(), Watcher::default(), Archivist::new(&env));
-        Self { env, events: 0, meta, servers, clients, watcher, archivist }
+        let (meta, watcher) = (MetaNode::new(), Watcher::default());
+        let (archivist, crowd) = (Archivist::new(&env), Crowd::new(&env));
+        Self { env, events: 0, meta, servers, clients, watcher, archivist, crowd, is_healed: false }
     }
 
     /// From the first start to the last judgement.
@@ -130,6 +139,7 @@ impl World {
         }
         self.be_alive()?;
         self.be_backed_up()?;
+        self.be_in_rooms()?;
         self.come_to_rest()?;
         self.judge("at rest")?;
         if self.env.profile.spec.kind == TableKind::Memory {
@@ -137,6 +147,7 @@ impl World {
         }
         self.lose_power();
         self.come_to_rest()?;
+        self.have_no_bits()?;
         self.judge("after a power loss of everything")
     }
 
@@ -162,8 +173,11 @@ impl World {
         self.schedule(profile.merge_us, Fault::Merge);
         self.schedule(profile.move_us, Fault::Move);
         self.schedule(profile.cancel_us, Fault::Cancel);
+        self.schedule(profile.bereave_us, Fault::Bereave);
+        self.schedule(profile.evict_us, Fault::Evict);
         self.env.after(OPERATOR_US, Event::Fault(Fault::Operator));
         self.back_up();
+        self.gather(Deed::Any);
     }
 
     fn schedule(&mut self, span: Option<SpanUs>, fault: Fault) {
@@ -183,6 +197,7 @@ impl World {
             self.events += 1;
             self.happen(event);
             self.look_at_leases();
+            self.look_at_rooms();
             if self.events.is_multiple_of(self.env.profile.watch_every) {
                 let (now_us, env) = (self.env.now_us, &mut self.env);
                 self.watcher.look(&self.servers, &env.watch.oracle, now_us, &mut env.history.seen);
@@ -215,6 +230,7 @@ impl World {
             Event::Client(client, timer) => self.clients[client].ring(env, timer),
             Event::Fault(fault) => self.fault(fault),
             Event::Backup => self.back_up(),
+            Event::Crowd(deed) => self.gather(deed),
         }
     }
 
@@ -231,6 +247,11 @@ impl World {
             // those lost that its successor has built.
             (Address::Meta, Message::Register(registration))
                 if self.servers[registration.server].disk.generation != registration.disk_generation => {}
+            // Nor is a run that ended before it was heard of, where runs end all the time: it would
+            // come after its successor, on a stream that is long over.
+            (Address::Meta, Message::Register(registration))
+                if env.profile.bereave_us.is_some()
+                    && self.servers[registration.server].boot_id() != Some(registration.boot_id) => {}
             (Address::Meta, message) if self.meta.is_up() => self.meta.receive(env, message),
             // Nobody is at home.
             (Address::Client(_) | Address::Server(_) | Address::Meta, _) => {}
@@ -317,6 +338,14 @@ impl World {
                 self.meta.cancel(&mut self.env);
                 self.schedule(profile.cancel_us, fault);
             }
+            Fault::Bereave => {
+                self.bereave();
+                self.schedule(profile.bereave_us, fault);
+            }
+            Fault::Evict => {
+                self.evict();
+                self.schedule(profile.evict_us, fault);
+            }
         }
     }
 
@@ -337,6 +366,8 @@ impl World {
             Fault::Merge => profile.merge_us.is_none(),
             Fault::Move => profile.move_us.is_none(),
             Fault::Cancel => profile.cancel_us.is_none(),
+            Fault::Bereave => self.is_healed,
+            Fault::Evict => profile.evict_us.is_none(),
             Fault::StartServer(_) | Fault::StartMeta | Fault::Join(..) | Fault::Operator => false,
         }
     }
@@ -368,14 +399,14 @@ impl World {
         }
     }
 
-    /// Whether tables in memory bear that a process ends: their copies are lost with it. What
-    /// comes of it when all are lost is for the scripts of the metadata core and real processes.
+    /// Whether tables in memory bear that a process ends, or need not: their copies are lost with it.
     fn bears_crash(&self, victim: usize) -> bool {
         let oracle = &self.env.watch.oracle;
         let routes = &self.env.directory.routes;
         // A copy that is created for a process that is over counts as there until that is known.
         let is_created = !routes.is_empty();
         self.env.profile.spec.kind == TableKind::Durable
+            || self.env.profile.bereave_us.is_some()
             || (is_created && routes.iter().all(|route| oracle.bears(route.tablet, Some(victim))))
     }
 
@@ -457,6 +488,12 @@ impl World {
         }
     }
 
+    /// A row of chance has to make room, where its tablet is led.
+    fn evict(&mut self) {
+        let key = row_key(self.env.rng.below(self.env.profile.keys));
+        self.servers.iter_mut().for_each(|server| server.evict(&mut self.env, &key));
+    }
+
     fn jump_wall(&mut self, ms_max: u64) {
         let victim = self.env.rng.index(self.servers.len());
         let wall = WallClock::draw(&mut self.env.rng, ms_max);
@@ -470,11 +507,15 @@ impl World {
                 self.crash(server);
             }
         }
+        if self.env.profile.bereave_us.is_some() {
+            self.give_up_remains();
+        }
         self.env.after(OPERATOR_US, Event::Fault(Fault::Operator));
     }
 
     /// No more faults; whatever is down comes back.
     fn heal(&mut self) {
+        self.is_healed = true;
         let env = &mut self.env;
         env.say(|| "everything is healed".into());
         env.profile.heal();
@@ -492,6 +533,9 @@ impl World {
 
     /// Whether more disks were lost than the table bears: then nobody need serve again.
     fn is_beyond(&self) -> bool {
+        if self.env.profile.bereave_us.is_some() {
+            return false; // it begins anew
+        }
         let oracle = &self.env.watch.oracle;
         self.env.directory.routes.iter().any(|route| !oracle.bears(route.tablet, None))
     }
@@ -527,12 +571,25 @@ impl World {
         let until = self.env.now_us + LIVENESS_US;
         let is_done = |world: &Self| world.archivist.as_ref().is_none_or(Archivist::is_done);
         match self.run_until(until, is_done)? {
-            true => Ok(()),
+            true => self.bring_back(),
             false => Err(self.not_alive(&format!("no backup is made: {:?}", self.archivist))),
         }
     }
 
-    fn not_alive(&self, why: &str) -> Violation {
+    /// The last backup and one of chance are brought back into clusters of their own.
+    fn bring_back(&mut self) -> Result<(), Violation> {
+        let Some(archivist) = &mut self.archivist else { return Ok(()) };
+        let Some(last) = self.env.history.backups.len().checked_sub(1) else { return Ok(()) };
+        for (number, rng) in archivist.to_bring_back(last) {
+            let restored = restore(rng, self.env.history.chain(number));
+            let broken =
+                |detail| Violation { invariant: "I14 a restore is whole or was never there".into(), detail };
+            self.env.history.backups[number].restored = Some(restored.map_err(broken)?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn not_alive(&self, why: &str) -> Violation {
         let open = self.env.history.operations.iter().find(|operation| operation.ended.is_none());
         let mut detail = format!("{why}; open: {open:?}");
         let state = self.meta.state();
