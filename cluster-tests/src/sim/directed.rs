@@ -65,7 +65,8 @@ impl Directed {
         let until = self.world.env.now_us + PATIENCE_US;
         while !done(self) {
             if self.world.env.now_us >= until {
-                return Err(Violation { invariant: "a scenario goes on".into(), detail: what.into() });
+                let Violation { detail, .. } = self.world.not_alive(what);
+                return Err(Violation { invariant: "a scenario goes on".into(), detail });
             }
             self.play(1_000)?;
         }
