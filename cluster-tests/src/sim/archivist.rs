@@ -452,9 +452,11 @@ impl Archivist {
 fn backup_of(job: &Job) -> Option<&BackupJob> {
     match &job.kind {
         JobKind::Backup(backup) => Some(backup),
-        JobKind::Split(_) | JobKind::Merge(_) | JobKind::Move(_) | JobKind::Restore(_) | JobKind::Transfer(_) => {
-            None
-        }
+        JobKind::Split(_)
+        | JobKind::Merge(_)
+        | JobKind::Move(_)
+        | JobKind::Restore(_)
+        | JobKind::Transfer(_) => None,
     }
 }
 
