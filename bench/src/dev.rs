@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A directory for one measurement, on the disk of `dir`, which is made if it is not there. It goes
@@ -62,6 +62,36 @@ impl Dev {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse()?;
         Ok(kib * 1024)
+    }
+}
+
+impl Dev {
+    /// Waits until the cluster has next to nothing left to do, at most ten minutes: rows that were
+    /// just loaded are still being compacted and counted.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub async fn settle(&self) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(600);
+        let (mut idle, mut before) = (0, self.worked()?);
+        while idle < 4 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = self.worked()?;
+            idle = if now - before < Duration::from_millis(50) { idle + 1 } else { 0 };
+            before = now;
+        }
+        Ok(())
+    }
+
+    /// Time that its threads have worked.
+    fn worked(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
+        // The name of the program comes second, in parentheses, and may hold anything.
+        let (_, fields) = stat.rsplit_once(')').context("no name in the process's stat")?;
+        let ticks = |at: usize| fields.split_whitespace().nth(at).and_then(|field| field.parse::<u64>().ok());
+        let (user, system) = ticks(11).zip(ticks(12)).context("no times in the process's stat")?;
+        // Hundredths of a second, on every Linux there is.
+        Ok(Duration::from_millis((user + system) * 10))
     }
 }
 

@@ -54,17 +54,18 @@ async fn main() -> Result<()> {
     let table = v1::CreateTableRequest { name: TABLE.to_owned(), spec: Some(spec), split_keys };
     client.admin().create_table(table).await?;
     load(&client, TABLE, rows, AckLevel::Leader).await?;
+    dev.settle().await?;
     let quiet = get(&client, TABLE, rows, CALLERS, Duration::from_secs(5)).await?;
 
     let target = std::fs::canonicalize(place.path())?.join("target");
     std::fs::create_dir(&target)?;
     let url = format!("file://{}", target.display());
-    let alone = [
-        ("backup", create(&client, &url, UNLIMITED).await?),
-        ("restore", restored(&client, &url, "alone", UNLIMITED).await?),
-    ];
-    let copied = copy(&target, &place.path().join("copied"))?;
+    let backup = create(&client, &url, UNLIMITED).await?;
     let files = size(&target)?;
+    dev.settle().await?;
+    let copied = copy(&target, &place.path().join("copied"))?;
+    let alone = [("backup", backup), ("restore", restored(&client, &url, "alone", UNLIMITED).await?)];
+    dev.settle().await?;
     let (backup, while_backed_up) = beside_gets(&client, rows, create(&client, &url, args.rate)).await?;
     let restore = restored(&client, &url, "beside", args.rate);
     let (restore, while_restored) = beside_gets(&client, rows, restore).await?;

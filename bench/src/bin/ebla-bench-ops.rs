@@ -70,10 +70,10 @@ async fn main() -> Result<()> {
     let place = scratch(&args.dir)?;
     let dev = Dev::start(&args.ebla, &place.path().join("cluster")).await.context("the cluster")?;
     if !args.split_mb.is_empty() {
-        pauses(&dev.client, &args, place.path()).await?;
+        pauses(&dev, &args).await?;
     }
     if args.delete_mb > 0 {
-        removals(&dev.client, rows_of(args.delete_mb), place.path()).await?;
+        removals(&dev, rows_of(args.delete_mb), place.path()).await?;
     }
     Ok(())
 }
@@ -165,16 +165,16 @@ fn print_pauses(what: &str, longest: &[Duration]) {
     println!("| {what} | {} | {:.1} | {:.1} | {:.1} |", longest.len(), ms(50), ms(99), ms(100));
 }
 
-async fn pauses(client: &Client, args: &Args, place: &Path) -> Result<()> {
+async fn pauses(dev: &Dev, args: &Args) -> Result<()> {
+    let client = &dev.client;
     println!("| longest write that met | times | p50 ms | p99 ms | worst ms |\n|---|---:|---:|---:|---:|");
     for mb in &args.split_mb {
         let (table, rows) = (format!("split-{mb}"), rows_of(*mb));
         create(client, &table, 3).await?;
         load(client, &table, rows, AckLevel::InSync).await?;
-        settle(place).await;
+        dev.settle().await?;
         let writers = Writers::start(client, &table, rows);
-        let splits = split(client, &table, rows, args.splits).await?;
-        let quiet = quiet_windows(&splits).await;
+        let (splits, quiet) = split(client, &table, rows, args.splits).await?;
         let writes = writers.end().await?;
         print_pauses(&format!("a split of a tablet of {mb} MB"), &longest(&writes, &splits));
         print_pauses("no split, for as long", &longest(&writes, &quiet));
@@ -184,32 +184,26 @@ async fn pauses(client: &Client, args: &Args, place: &Path) -> Result<()> {
 }
 
 /// Cuts slice after slice off the end of the table's first tablet, which so remains about as large.
-async fn split(client: &Client, table: &str, rows: Rows, count: u64) -> Result<Vec<Window>> {
+/// Gives the splits, and between them windows of the same lengths in which nothing is split.
+async fn split(client: &Client, table: &str, rows: Rows, count: u64) -> Result<(Vec<Window>, Vec<Window>)> {
     let admin = client.admin();
-    let mut windows = Vec::new();
+    let (mut splits, mut quiet) = (Vec::new(), Vec::new());
     for number in 0..count {
-        tokio::time::sleep(REST).await;
         let tablets = admin.list_tablets(table).await?;
         let first =
             tablets.first().and_then(|first| first.tablet.as_ref()).context("a table has a tablet")?.id;
         let at = Rows::key(rows.count - 1 - number * (rows.count / 1_000).max(1));
+        tokio::time::sleep(REST).await;
         let began = Instant::now();
         admin.split_tablet(first, vec![at]).await?;
-        windows.push((began, Instant::now()));
-    }
-    Ok(windows)
-}
-
-/// As many windows of the same lengths in which nothing is split.
-async fn quiet_windows(splits: &[Window]) -> Vec<Window> {
-    let mut windows = Vec::new();
-    for (began, ended) in splits {
+        let ended = Instant::now();
+        splits.push((began, ended));
         tokio::time::sleep(REST).await;
         let from = Instant::now();
-        tokio::time::sleep(*ended - *began).await;
-        windows.push((from, Instant::now()));
+        tokio::time::sleep(ended - began).await;
+        quiet.push((from, Instant::now()));
     }
-    windows
+    Ok((splits, quiet))
 }
 
 /// Drains each server in turn and takes it back.
@@ -258,7 +252,8 @@ struct Removal {
     space: Option<Duration>,
 }
 
-async fn removals(client: &Client, rows: Rows, place: &Path) -> Result<()> {
+async fn removals(dev: &Dev, rows: Rows, place: &Path) -> Result<()> {
+    let client = &dev.client;
     let near = rows_of(10);
     create(client, "near", 1).await?;
     load(client, "near", near, AckLevel::Leader).await?;
@@ -267,7 +262,7 @@ async fn removals(client: &Client, rows: Rows, place: &Path) -> Result<()> {
         let empty = bytes_in(place);
         create(client, name, 1).await?;
         load(client, name, rows, AckLevel::Leader).await?;
-        settle(place).await;
+        dev.settle().await?;
         let full = bytes_in(place);
         let before = gets(client, near, Duration::from_secs(10)).await?;
         let began = Instant::now();
@@ -341,19 +336,6 @@ async fn gets(client: &Client, rows: Rows, time: Duration) -> Result<Measured> {
         }
     })
     .await
-}
-
-/// Waits until the stores have written what they have to.
-async fn settle(place: &Path) {
-    let mut last = bytes_in(place);
-    for _ in 0..30 {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let now = bytes_in(place);
-        if now == last {
-            return;
-        }
-        last = now;
-    }
 }
 
 /// When the files take at most `goal` bytes.

@@ -8,8 +8,8 @@
 use super::gc::{FloorFilterFactory, Floors};
 use super::{Applied, Cursor, Incoming, Rising, Store, StoreError, StoreHealth, VersionName, value};
 use crate::limits::{
-    BLOCK_CACHE_BYTES_DEFAULT, COLD_READ_BYTES, DATA_FILE_BYTES, DATA_FILES_OPEN_MAX, DATA_SYNC_BYTES,
-    STORE_THREADS_MAX, WRITE_BUFFER_BYTES_DEFAULT, WRITE_BUFFERS_MAX,
+    BLOCK_CACHE_BYTES_DEFAULT, COLD_READ_BYTES, DATA_FILE_BYTES, DATA_FILE_IN_ZSTD_LEVEL,
+    DATA_FILES_OPEN_MAX, DATA_SYNC_BYTES, STORE_THREADS_MAX, WRITE_BUFFER_BYTES_DEFAULT, WRITE_BUFFERS_MAX,
 };
 use bytes::Bytes;
 use ebla_failpoints::failpoint;
@@ -351,11 +351,15 @@ fn db_options(config: &RocksConfig, floors: Arc<Floors>) -> Options {
     options
 }
 
-/// Files that are put in look like those that the store makes of its own at its last level.
+/// Files that are put in look like those that the store makes of its own at its last level, packed
+/// with less effort: whoever waits for a restore or a copy waits for that, and what is compacted
+/// later is packed anew.
 fn file_options(config: &RocksConfig) -> Options {
     let mut options = Options::default();
     options.set_bytes_per_sync(DATA_SYNC_BYTES);
     options.set_compression_type(DBCompressionType::Zstd);
+    // Only the level means anything to Zstd; a window of -14 bits is what the engine has by default.
+    options.set_compression_options(-14, DATA_FILE_IN_ZSTD_LEVEL, 0, 0);
     options.set_prefix_extractor(SliceTransform::create("ebla.row.1", row_prefix, Some(has_row_prefix)));
     options.set_block_based_table_factory(&table_options(config));
     options
