@@ -6,6 +6,7 @@ use ebla_bucket::{Bucket, SECRET_KEY};
 use ebla_cluster_tests::cli::{Cli, exit};
 use ebla_cluster_tests::cluster::Dev;
 use std::fs;
+use std::path::PathBuf;
 
 /// Nobody listens there.
 const NOWHERE: &str = "127.0.0.1:1";
@@ -53,6 +54,8 @@ fn a_bucket_holds_encrypted_backups_that_are_looked_after() -> Result<()> {
         &full_id,
         "--wait",
     ];
+    let clear: Vec<&str> = more.into_iter().filter(|flag| *flag != "--encrypt").collect();
+    let _ = cli.run(&clear).expect(exit::USAGE).saying(&["--encrypt", "full backup"]);
     let more = cli.json(&more);
     let listed = cli.json(&["backup", "list", "--to", &url]);
     ensure!(listed[0]["id"] == full["id"] && listed[1]["id"] == more["id"], "{listed}");
@@ -99,26 +102,51 @@ fn damage_is_found_without_a_cluster_and_garbage_goes() -> Result<()> {
     let own = dir.path().join("backups").join(id);
 
     // What no backup needs: nobody says that it makes the half one.
-    let (half, stray) = (dir.path().join("backups/half/data/p-0000.sst"), own.join("data/stray.sst"));
-    fs::create_dir_all(dir.path().join("backups/half/data"))?;
+    let half_id = "20260101T000000Z-00000000";
+    let half_data = dir.path().join("backups").join(half_id).join("data");
+    let (half, stray) = (half_data.join("p-0000.sst"), own.join("data/stray.sst"));
+    fs::create_dir_all(&half_data)?;
     fs::write(&half, b"x")?;
     fs::write(&stray, b"x")?;
+    // And what is somebody else's.
+    let foreign = [dir.path().join("backups/README"), dir.path().join("backups/photos/data/a.sst")];
+    fs::create_dir_all(dir.path().join("backups/photos/data"))?;
+    foreign.iter().try_for_each(|path| fs::write(path, b"x"))?;
     let young = ["backup", "prune", "--to", &url, "--min-age", "1h", "--yes", "-o", "json"];
     let kept = alone.run(&young).expect(exit::OK);
     ensure!(kept.stderr.contains("--min-age") && half.exists() && !stray.exists(), "{}", kept.stderr);
-    let found = cli.run(&["backup", "prune", "--to", &url, "-o", "json"]).expect(exit::USAGE);
-    ensure!(found.json()["backups"][0] == "half" && half.exists(), "{}", found.text());
+    let found = cli.json(&["backup", "prune", "--to", &url]);
+    let half_name = format!("backups/{half_id}/data/p-0000.sst");
+    ensure!(found["state"] == "found" && found["backups"][0] == half_id && half.exists(), "{found}");
+    ensure!(found["names"] == serde_json::json!([half_name]), "{found}");
     let removed = alone.json(&["backup", "prune", "--to", &url, "--yes"]);
     ensure!(removed["state"] == "removed" && !half.exists(), "{removed}");
     ensure!(cli.json(&["backup", "prune", "--to", &url])["state"] == "clean", "nothing is left");
+    ensure!(foreign.iter().all(|path| path.exists()), "nobody asked for these to go");
     let _ = alone.run(&["backup", "verify", "--from", &url]).expect(exit::OK);
 
-    // A flipped bit, and a file that is gone.
-    let file = fs::read_dir(own.join("data"))?.next().expect("a backup has a file")?.path();
-    let mut bytes = fs::read(&file)?;
-    bytes[10] ^= 1;
-    fs::write(&file, &bytes)?;
-    let _ = alone.run(&["backup", "verify", "--from", &url]).expect(exit::FAILED).saying(&["sha256"]);
+    // A flipped bit, and a file that is gone. What was found in one backup hides nothing in others.
+    let second = cli.json(&["backup", "create", "--to", &url, "--wait"]);
+    let third = cli.json(&["backup", "create", "--to", &url, "--wait"]);
+    let id_of = |made: &serde_json::Value| made["id"].as_str().unwrap_or_default().to_owned();
+    let (second, third) = (id_of(&second), id_of(&third));
+    let file_of = |id: &str| -> Result<PathBuf> {
+        let data = dir.path().join("backups").join(id).join("data");
+        Ok(fs::read_dir(data)?.next().expect("a backup has a file")?.path())
+    };
+    let file = file_of(id)?;
+    for damaged in [&file, &file_of(&second)?] {
+        let mut bytes = fs::read(damaged)?;
+        bytes[10] ^= 1;
+        fs::write(damaged, &bytes)?;
+    }
+    fs::write(dir.path().join("backups").join(&third).join("manifest.json"), b"{}")?;
+    let verify = alone.run(&["backup", "verify", "--from", &url]).expect(exit::FAILED);
+    let _ = verify.saying(&["sha256", "3 of 3 backups are damaged", id, &second, &third]);
+    let verify = alone.run(&["backup", "verify", "--from", &url, "-o", "json"]).expect(exit::FAILED);
+    let damaged = verify.json()["damaged"].as_array().map_or(0, Vec::len);
+    ensure!(damaged == 3 && verify.json()["state"] == "damaged", "{}", verify.text());
+    fs::remove_dir_all(dir.path().join("backups").join(&third))?;
     fs::remove_file(&file)?;
     let verify = alone.run(&["backup", "verify", "--from", &url, "--id", id]);
     let _ = verify.expect(exit::FAILED).saying(&["is missing"]);

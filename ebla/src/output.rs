@@ -59,6 +59,11 @@ impl Output {
         self.finish()
     }
 
+    /// As `one`, where people have been told already.
+    pub fn one_of_programs(&mut self, object: &Json) -> anyhow::Result<()> {
+        if self.is_table() { Ok(()) } else { self.one(object, String::new) }
+    }
+
     /// Writes a list of objects, as a table with the given columns for people.
     pub fn list(&mut self, columns: &[&str], objects: &[Json]) -> anyhow::Result<()> {
         match self.format {
@@ -253,6 +258,11 @@ pub fn argument_bytes(argument: &OsStr, hex: bool) -> bytes::Bytes {
     let raw = argument.as_bytes();
     let decoded = if hex { from_hex(raw) } else { None };
     decoded.map_or_else(|| bytes::Bytes::copy_from_slice(raw), bytes::Bytes::from)
+}
+
+/// A number of things: `1 file`, `3 files`.
+pub fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 /// The word for a kind of change.

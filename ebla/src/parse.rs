@@ -17,6 +17,15 @@ pub fn at_or_now(text: &str) -> Result<AtOrNow, String> {
     }
 }
 
+/// Reads a name, which is not empty: a script whose variable is not set means something else.
+pub fn name(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        Err("it is empty: give a name, or leave the flag out".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
 /// Reads bytes per second: `50MiB/s`, `50MiB`.
 pub fn rate(text: &str) -> Result<u64, String> {
     match bytes(text.strip_suffix("/s").unwrap_or(text))? {

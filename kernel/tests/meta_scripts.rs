@@ -89,7 +89,7 @@ fn a_copy_in_memory_is_lost_with_its_process_and_one_on_disk_is_not() {
     let create = |name: &str, kind| {
         let tablet = NewTablet { range: cut_ranges(&[]).unwrap().remove(0), servers: vec![ServerId(1)] };
         let spec = TableSpec { kind, ..TableSpec::default() };
-        Command::CreateTable { name: name.to_owned(), spec, tablets: vec![tablet] }
+        Command::CreateTable { name: name.to_owned(), spec, tablets: vec![tablet], time_ms: 0 }
     };
     let mut state = State::default();
     let init = Command::InitCluster { cluster_id: ClusterId(1), masters: BTreeMap::new() };
@@ -161,7 +161,7 @@ impl World {
             "create" => self.apply(create(&args)),
             "drop" => {
                 let table = self.state.table_named(args.text("table").unwrap()).unwrap().id;
-                self.apply(Command::DropTable { table });
+                self.apply(Command::DropTable { table, time_ms: 0 });
             }
             "set" => self.apply(set_table(&args, &self.state)),
             "balancer" => writeln!(self.out, "  paused: {}", self.state.balancer_paused()).unwrap(),
@@ -588,7 +588,7 @@ fn create(args: &Args) -> Command {
         min_in_sync: u8::try_from(args.number("d").max(1)).unwrap(),
         ..TableSpec::default()
     };
-    Command::CreateTable { name: args.text("table").unwrap().to_owned(), spec, tablets }
+    Command::CreateTable { name: args.text("table").unwrap().to_owned(), spec, tablets, time_ms: 0 }
 }
 
 /// `table=NAME size=BYTES load=OPS merge=off|own|all`, each of the last three or none.

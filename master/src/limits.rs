@@ -191,6 +191,12 @@ pub const BACKUP_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a tablet server may take to accept a connection.
 pub const BACKUP_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a restore waits for servers that are away before it makes its tables.
+pub const RESTORE_SERVERS_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Largest manifest that servers are shown to see whether they see the same target.
+pub const PROBED_MANIFEST_BYTES_MAX: u64 = 1024 * 1024;
+
 /// How long a tablet server may take to find a probe at a target.
 pub const BACKUP_PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -4,6 +4,7 @@
 //! Everything is looked up anew each time and proposed with its guard, so that a master that has
 //! just begun to lead, or one that did not notice that it ceased to, does no harm.
 
+use crate::clock;
 use crate::limits::{SYSTEM_TABLES_LOOK_EVERY, SYSTEM_TABLES_SETTLE_LOOKS};
 use crate::placement::place;
 use crate::service::Shared;
@@ -67,7 +68,8 @@ fn next(shared: &Shared, settling: &mut Settling) -> Option<Command> {
         None => {
             let servers = place(ROOMS_TABLE, 1, usize::from(spec.replicas), &candidates)?.pop()?;
             let tablets = vec![NewTablet { range: KeyRange::all(), servers }];
-            Some(Command::CreateTable { name: ROOMS_TABLE.to_owned(), spec, tablets })
+            let time_ms = clock::wall_ms();
+            Some(Command::CreateTable { name: ROOMS_TABLE.to_owned(), spec, tablets, time_ms })
         }
     }
 }

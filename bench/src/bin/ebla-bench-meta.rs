@@ -231,7 +231,7 @@ impl Master {
                 })
                 .collect();
             let name = format!("table{table}");
-            self.propose(Command::CreateTable { name, spec: spec.clone(), tablets });
+            self.propose(Command::CreateTable { name, spec: spec.clone(), tablets, time_ms: 0 });
         }
     }
 

@@ -444,7 +444,7 @@ impl MetaNode {
             NewTablet { range, servers }
         };
         let tablets = ranges.into_iter().enumerate().map(place).collect();
-        let command = Command::CreateTable { name: "sim".into(), spec, tablets };
+        let command = Command::CreateTable { name: "sim".into(), spec, tablets, time_ms: 0 };
         self.propose(env, command, Waits::Nobody);
     }
 

@@ -32,13 +32,19 @@ pub struct CreateBackup {
     #[arg(long, value_name = "URL")]
     pub to: String,
     /// Only this table; may be given again
-    #[arg(long = "table", value_name = "TABLE")]
+    #[arg(long = "table", value_parser = parse::name, value_name = "TABLE")]
     pub tables: Vec<String>,
     /// The timestamp that it is of; now holds everything that was acknowledged before
-    #[arg(long, default_value = "now", value_parser = parse::at_or_now, value_name = "TS|now")]
+    #[arg(
+        long,
+        default_value = "now",
+        allow_hyphen_values = true,
+        value_parser = parse::at_or_now,
+        value_name = "TS|now"
+    )]
     pub at: parse::AtOrNow,
     /// Only what has changed since this backup at the same target
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_parser = parse::name, value_name = "ID")]
     pub incremental_from: Option<String>,
     /// Most bytes of files per second that each server sends; at half a core by default
     #[arg(long, value_parser = parse::rate, value_name = "BYTES/s")]
@@ -59,13 +65,13 @@ pub struct RestoreBackup {
     #[arg(long, value_name = "URL")]
     pub from: String,
     /// Which backup; the newest by default
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_parser = parse::name, value_name = "ID")]
     pub id: Option<String>,
     /// Only this table
-    #[arg(long, value_name = "TABLE")]
+    #[arg(long, value_parser = parse::name, value_name = "TABLE")]
     pub table: Option<String>,
     /// The name that the table gets
-    #[arg(long = "as", requires = "table", value_name = "NEWNAME")]
+    #[arg(long = "as", requires = "table", value_parser = parse::name, value_name = "NEWNAME")]
     pub new_name: Option<String>,
     /// Copies of each tablet; as many as the table had by default
     #[arg(long, value_parser = parse::copies, value_name = "R")]
@@ -105,7 +111,7 @@ pub struct VerifyBackups {
     #[arg(long = "from", visible_alias = "to", value_name = "URL")]
     pub url: String,
     /// Only this backup and those that it adds to
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_parser = parse::name, value_name = "ID")]
     pub id: Option<String>,
     /// Also compare so many of the rows, such as 10%, with the tables of the cluster, if the
     /// backup is of this cluster and the tables can still be read at its timestamp
@@ -124,7 +130,7 @@ pub struct PruneBackups {
     /// cannot be asked, what has given no sign of life for 2m
     #[arg(long, value_parser = parse::age, value_name = "DURATION")]
     pub min_age: Option<Duration>,
-    /// Do not ask
+    /// Remove it; without this it is only shown
     #[arg(long)]
     pub yes: bool,
 }
@@ -147,14 +153,14 @@ pub struct SetSchedule {
     /// From the start of one to the start of the next
     #[arg(long, value_parser = parse::duration, value_name = "DURATION")]
     pub every: Duration,
-    /// From the start of a full one to the start of the next full one
-    #[arg(long, default_value = "24h", value_parser = parse::duration, value_name = "DURATION")]
-    pub full_every: Duration,
+    /// From the start of a full one to the start of the next full one; 24h by default
+    #[arg(long, value_parser = parse::duration, value_name = "DURATION")]
+    pub full_every: Option<Duration>,
     /// How many are kept; those that they depend on are kept with them
     #[arg(long, default_value = "7", value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub keep: u32,
     /// Only this table; may be given again
-    #[arg(long = "table", value_name = "TABLE")]
+    #[arg(long = "table", value_parser = parse::name, value_name = "TABLE")]
     pub tables: Vec<String>,
     /// Most bytes of files per second that each server sends; at half a core by default
     #[arg(long, value_parser = parse::rate, value_name = "BYTES/s")]

@@ -79,7 +79,7 @@ fn job_json(job: &v1::Job) -> Json {
         "state": state(job),
         "attempt": job.attempt,
         "by": if job.automatic { "cluster" } else { "operator" },
-        "tablet": job.tablet_id,
+        "tablet": (job.tablet_id > 0).then_some(job.tablet_id),
         "other": (job.other_tablet_id > 0).then_some(job.other_tablet_id),
         "children": job.child_tablet_ids,
         "from": (job.from_server_id > 0).then_some(job.from_server_id),

@@ -229,6 +229,7 @@ fn table_json(summary: &v1::TableSummary) -> Json {
     let table = summary.table.clone().unwrap_or_default();
     let spec = table.spec.unwrap_or_default();
     let state = match summary.state() {
+        _ if table.restoring_job_id > 0 => "restoring",
         v1::TableState::Serving => "serving",
         v1::TableState::Partial => "partial",
         v1::TableState::Dropping => "dropping",
@@ -248,6 +249,7 @@ fn table_json(summary: &v1::TableSummary) -> Json {
         "name": table.name,
         "id": table.id,
         "state": state,
+        "restoring_job": (table.restoring_job_id > 0).then_some(table.restoring_job_id),
         "kind": kind,
         "replicas": spec.replicas,
         "min_in_sync": spec.min_in_sync,

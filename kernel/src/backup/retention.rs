@@ -12,10 +12,12 @@ pub struct Kept {
     pub ts: Hlc,
     /// The backup that it adds to.
     pub parent: Option<String>,
+    /// Whether a schedule made it. What people and other clusters made is theirs.
+    pub scheduled: bool,
 }
 
-/// The backups that may be deleted when the newest `keep` are kept: all but these and what they
-/// rest on. In the order in which to delete them: whatever rests on another goes before it, so that
+/// The backups that may be deleted when the newest `keep` of those that a schedule made are kept: all
+/// of its but these, and what these and the backups of others rest on. In the order in which to delete them: whatever rests on another goes before it, so that
 /// a deletion that breaks off leaves no backup without its parent.
 ///
 /// A backup whose chain is broken, because a parent is missing, is none that can be kept: it does
@@ -27,11 +29,12 @@ pub fn deletable(backups: &[Kept], keep: usize) -> Vec<&str> {
         by_id.values().filter_map(|backup| Some((*backup, chain(&by_id, backup)?))).collect();
     // A backup is newer than its parent.
     whole.sort_by(|(a, _), (b, _)| (b.ts, &b.id).cmp(&(a.ts, &a.id)));
-    let needed: BTreeSet<&str> =
-        whole.iter().take(keep.max(1)).flat_map(|(_, chain)| chain).copied().collect();
+    let (scheduled, others): (Vec<_>, Vec<_>) = whole.iter().partition(|(backup, _)| backup.scheduled);
+    let kept = scheduled.iter().take(keep.max(1)).chain(&others);
+    let needed: BTreeSet<&str> = kept.flat_map(|(_, chain)| chain).copied().collect();
     let broken = by_id.values().filter(|backup| !whole.iter().any(|(other, _)| other.id == backup.id));
     let rested_on: BTreeSet<&str> = broken.flat_map(|backup| ancestors(&by_id, backup)).collect();
-    let ids = whole.iter().map(|(backup, _)| backup.id.as_str());
+    let ids = scheduled.iter().map(|(backup, _)| backup.id.as_str());
     ids.filter(|id| !needed.contains(id) && !rested_on.contains(id)).collect()
 }
 
@@ -59,7 +62,15 @@ mod tests {
 
     fn backup(id: u64, parent: u64) -> Kept {
         let name = |id: u64| format!("b{id:02}");
-        Kept { id: name(id), ts: Hlc(id), parent: (parent > 0).then(|| name(parent)) }
+        Kept { id: name(id), ts: Hlc(id), parent: (parent > 0).then(|| name(parent)), scheduled: true }
+    }
+
+    #[test]
+    fn what_others_made_neither_counts_nor_goes() {
+        let by_hand = |id, parent| Kept { scheduled: false, ..backup(id, parent) };
+        let backups = [by_hand(1, 0), backup(2, 0), backup(3, 2), by_hand(4, 3), backup(5, 0), backup(6, 0)];
+        assert_eq!(deletable(&backups, 1), ["b05"], "one by hand rests on the third and the second");
+        assert_eq!(deletable(&backups[..3], 1), Vec::<&str>::new());
     }
 
     #[test]
@@ -82,11 +93,12 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_kept_can_be_restored(
-            parents in proptest::collection::vec(0..30u64, 1..20),
+            parents in proptest::collection::vec((0..30u64, any::<bool>()), 1..20),
             keep in 1..6usize,
             deleted in 0..20usize,
         ) {
-            let backups: Vec<Kept> = (1..).zip(&parents).map(|(id, parent)| backup(id, *parent)).collect();
+            let made = |(id, (parent, scheduled)): (u64, &(u64, bool))| Kept { scheduled: *scheduled, ..backup(id, *parent) };
+            let backups: Vec<Kept> = (1..).zip(&parents).map(made).collect();
             let gone = deletable(&backups, keep);
             // Wherever it breaks off, nothing that is there lacks a parent that was there. What names a
             // younger one as its parent could not be restored before either.
@@ -99,7 +111,9 @@ mod tests {
             let by_id = backups.iter().map(|backup| (backup.id.as_str(), backup)).collect();
             let mut whole: Vec<&Kept> = backups.iter().filter(|b| chain(&by_id, b).is_some()).collect();
             whole.sort_by_key(|backup| std::cmp::Reverse(backup.ts));
-            prop_assert!(whole.iter().take(keep).all(|backup| !gone.contains(&backup.id.as_str())));
+            let is_there = |backup: &&Kept| !gone.contains(&backup.id.as_str());
+            prop_assert!(whole.iter().filter(|backup| backup.scheduled).take(keep).all(|backup| is_there(&backup)));
+            prop_assert!(backups.iter().filter(|backup| !backup.scheduled).all(|backup| is_there(&backup)));
         }
     }
 }

@@ -67,7 +67,10 @@ pub fn safe_point(now_ms: u64, rhythm: Rhythm, past: Past) -> Option<Hlc> {
 }
 
 fn is_full_due(now_ms: u64, rhythm: Rhythm, past: Past) -> bool {
-    let is_old = |full: Hlc| now_ms >= full.ms().saturating_add(rhythm.full_every_ms);
+    // Its timestamp lies a little after its beginning: the one that is due in this period is due now.
+    let slack_ms = rhythm.every_ms / 2;
+    let is_old =
+        |full: Hlc| now_ms.saturating_add(slack_ms) >= full.ms().saturating_add(rhythm.full_every_ms);
     past.full.is_none_or(is_old) || past.failures >= SCHEDULE_FAILURES_UNTIL_FULL
 }
 
@@ -89,6 +92,30 @@ mod tests {
         let ts = |ms| Some(Hlc::new(ms, 0));
         let (last, full) = (ts(NOON_MS + 600), ts(NOON_MS - 12 * QUARTER_MS));
         Past { started_ms: Some(NOON_MS), last, full, failures }
+    }
+
+    #[test]
+    fn full_ones_keep_their_period() {
+        // Each of them began with a period and has a timestamp half a second later.
+        let mut past = Past::default();
+        let rhythm = Rhythm { every_ms: QUARTER_MS, full_every_ms: 4 * QUARTER_MS };
+        let kinds: String = (0..9)
+            .map(|period| {
+                let now_ms = NOON_MS + period * QUARTER_MS;
+                let made = due(now_ms, rhythm, past);
+                let ts = Some(Hlc::new(now_ms + 500, 0));
+                past = Past { started_ms: Some(now_ms), last: ts, ..past };
+                match made {
+                    Due::Full => {
+                        past.full = ts;
+                        'f'
+                    }
+                    Due::Incremental(_) => 'i',
+                    Due::Later(_) => '-',
+                }
+            })
+            .collect();
+        assert_eq!(kinds, "fiiifiiif");
     }
 
     #[test]

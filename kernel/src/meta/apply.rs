@@ -151,11 +151,11 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
     let reply = match command {
         Command::InitCluster { cluster_id, masters } => Ok(init(state, cluster_id, masters)),
         Command::RegisterServer(register) => register_server(state, register, &mut changes),
-        Command::CreateTable { name, spec, tablets } => {
-            create_table(state, name, spec, tablets, &mut changes)
+        Command::CreateTable { name, spec, tablets, time_ms } => {
+            create_table(state, (name, time_ms), spec, tablets, &mut changes)
         }
         Command::ChangeTable { table, change } => change_table(state, table, &change, &mut changes),
-        Command::DropTable { table } => drop_table(state, table, &mut changes),
+        Command::DropTable { table, time_ms } => drop_table(state, table, time_ms, &mut changes),
         Command::Recover { tablets } => {
             let recover = |(id, epoch): (TabletId, Epoch)| recover(state, id, epoch, &mut changes);
             Ok(Reply::Elections(tablets.into_iter().map(recover).collect()))
@@ -233,13 +233,13 @@ fn init(state: &mut State, cluster_id: ClusterId, masters: BTreeMap<u64, u64>) -
 
 fn create_table(
     state: &mut State,
-    name: String,
+    (name, time_ms): (String, u64),
     spec: TableSpec,
     tablets: Vec<NewTablet>,
     changes: &mut Changes,
 ) -> Result<Reply, Rejection> {
     new_tables_fit(state, std::iter::once((&*name, &spec, &tablets[..])))?;
-    let (table, ids) = insert_new(state, name, spec, tablets, None, changes);
+    let (table, ids) = insert_new(state, name, spec, tablets, Opens::At(time_ms), changes);
     Ok(Reply::Created(table, ids))
 }
 
@@ -267,16 +267,28 @@ pub(super) fn new_tables_fit<'a>(
     Ok(())
 }
 
+/// From when on a new table may be used.
+pub(super) enum Opens {
+    /// From this wall time on, milliseconds since 1970.
+    At(u64),
+    /// Once this job has brought its rows back.
+    After(JobId),
+}
+
 /// Writes the records of a table that fits.
 pub(super) fn insert_new(
     state: &mut State,
     name: String,
     spec: TableSpec,
     tablets: Vec<NewTablet>,
-    restoring: Option<JobId>,
+    opens: Opens,
     changes: &mut Changes,
 ) -> (Table, Vec<TabletId>) {
-    let table = Table { id: state.next.table, name, spec, restoring };
+    let (restoring, created_ms) = match opens {
+        Opens::At(time_ms) => (None, time_ms),
+        Opens::After(job) => (Some(job), 0),
+    };
+    let table = Table { id: state.next.table, name, spec, restoring, created_ms };
     state.next.table = table.id.next();
     changes.tables.insert(table.id);
     state.insert_table(table.clone());
@@ -351,12 +363,18 @@ pub(super) fn create_replica(state: &mut State, kind: TableKind, server: ServerI
     Replica { id, server, generation, lost: false }
 }
 
-fn drop_table(state: &mut State, id: TableId, changes: &mut Changes) -> Result<Reply, Rejection> {
+fn drop_table(
+    state: &mut State,
+    id: TableId,
+    time_ms: u64,
+    changes: &mut Changes,
+) -> Result<Reply, Rejection> {
     let table = state.table(id).cloned().ok_or(Rejection::NoTable(id))?;
     if table.restoring.is_some() {
         return Err(Rejection::TableRestoring(Box::new(table)));
     }
     drop_tables(state, &[id], changes);
+    state.table_dropped_ms = state.table_dropped_ms.max(time_ms);
     Ok(Reply::Dropped(table))
 }
 

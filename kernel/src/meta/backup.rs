@@ -16,7 +16,7 @@
 //!
 //! Which copy exports what, and who still has to take rows in, is decided in [`crate::backup`].
 
-use super::apply::{Changes, Reply, drop_tables, insert_new, new_tables_fit};
+use super::apply::{Changes, Opens, Reply, drop_tables, insert_new, new_tables_fit};
 use super::command::NewTablet;
 use super::job::{Job, JobKind, JobState};
 use super::rejection::Rejection;
@@ -363,7 +363,7 @@ pub(super) fn step_restore(
             }
         }
         RestoreStep::Activate { time_ms } => {
-            activate(state, id, restore, changes)?;
+            activate(state, id, restore, time_ms, changes)?;
             return finish(state, job, time_ms, changes);
         }
     }
@@ -388,7 +388,7 @@ fn create(
 ) -> Result<Vec<TableId>, Rejection> {
     new_tables_fit(state, tables.iter().map(|(name, new)| (&**name, &new.spec, &new.tablets[..])))?;
     let insert = |(name, new): (String, NewTable)| {
-        insert_new(state, name, new.spec, new.tablets, Some(job), changes).0.id
+        insert_new(state, name, new.spec, new.tablets, Opens::After(job), changes).0.id
     };
     Ok(tables.into_iter().map(insert).collect())
 }
@@ -412,6 +412,7 @@ fn activate(
     state: &mut State,
     id: JobId,
     restore: &RestoreJob,
+    time_ms: u64,
     changes: &mut Changes,
 ) -> Result<(), Rejection> {
     let copies = state.ledgers.get(&id).map(|ledger| &ledger.copies);
@@ -422,7 +423,7 @@ fn activate(
     }
     for table in &restore.tables {
         if let Some(table) = state.tables.get_mut(table) {
-            table.restoring = None;
+            (table.restoring, table.created_ms) = (None, time_ms);
             changes.tables.insert(table.id);
         }
     }

@@ -20,7 +20,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 9;
+pub const COMMAND_FORMAT: u8 = 10;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -42,6 +42,8 @@ pub enum Command {
         spec: TableSpec,
         /// Its tablets in key order, placed.
         tablets: Vec<NewTablet>,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
     },
     /// Changes what may be changed of a table.
     ChangeTable {
@@ -54,6 +56,8 @@ pub enum Command {
     DropTable {
         /// Which.
         table: TableId,
+        /// When, milliseconds since 1970.
+        time_ms: u64,
     },
     /// Raises the epochs of tablets that need a leader.
     Recover {

@@ -147,9 +147,16 @@ impl fmt::Display for Rejection {
             Self::LimitReached(what) => {
                 write!(f, "the limit of {what} per cluster is reached: remove some first")
             }
-            Self::TableExists(table) => {
-                write!(f, "table {} exists already: drop it first or choose another name", table.name)
-            }
+            Self::TableExists(table) => match table.restoring {
+                Some(job) => write!(
+                    f,
+                    "table {} is being restored by job {}: wait for it, cancel it, or choose another name",
+                    table.name, job.0
+                ),
+                None => {
+                    write!(f, "table {} exists already: drop it first or choose another name", table.name)
+                }
+            },
             Self::BadTable(bad) => bad.fmt(f),
             Self::BadPlacement => f.write_str("the tablets could not be placed: try again"),
             Self::NoTable(_) => f.write_str("the table is gone"),

@@ -6,7 +6,7 @@ use std::fmt;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"EBLAMETA";
-const FORMAT: u8 = 8;
+const FORMAT: u8 = 9;
 const HEADER_BYTES: usize = 17;
 
 /// A snapshot that cannot be used.

@@ -117,6 +117,8 @@ pub struct Table {
     /// The job that brings its rows back from a backup. Until it is done nobody else reads or
     /// writes them, and its tablets are neither split, merged nor moved.
     pub restoring: Option<JobId>,
+    /// When it came into being here, or was opened after a restore; milliseconds since 1970.
+    pub created_ms: u64,
 }
 
 /// One copy of a tablet.
@@ -325,6 +327,8 @@ pub struct State {
     pub(super) ledgers: BTreeMap<JobId, Ledger>,
     /// By URL.
     pub(super) schedules: BTreeMap<String, Schedule>,
+    /// When a table was dropped last, milliseconds since 1970; 0 for never.
+    pub(super) table_dropped_ms: u64,
     #[borsh(skip)]
     pub(super) index: Indexes,
 }
@@ -353,6 +357,13 @@ impl State {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.changed
+    }
+
+    /// When a table was dropped last, milliseconds since 1970; 0 for never. What it held at an
+    /// earlier time cannot be read any more.
+    #[must_use]
+    pub fn table_dropped_ms(&self) -> u64 {
+        self.table_dropped_ms
     }
 
     /// The cluster's name; none before the first leader gave it.

@@ -151,7 +151,7 @@ impl World {
         let cuts: Vec<Bytes> = cuts.iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
         let ranges = KeyRange::cut_at(&cuts).expect("rising keys").into_iter();
         let tablets = ranges.map(|range| NewTablet { range, servers: servers.clone() }).collect();
-        let _ = self.apply(Command::CreateTable { name: "t".to_owned(), spec, tablets });
+        let _ = self.apply(Command::CreateTable { name: "t".to_owned(), spec, tablets, time_ms: 0 });
     }
 
     /// One thing happens.

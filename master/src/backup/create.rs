@@ -1,7 +1,7 @@
 //! A backup, from its record to its manifest.
 
 use super::orders::{Heard, Orders};
-use super::servers::{cluster_id, connected, export, probe};
+use super::servers::{Sight, cluster_id, connected, export, probe};
 use super::{Stop, open, step};
 use crate::clock;
 use crate::limits::{BACKUP_MANIFEST_TRIES, BACKUP_PLAN_EVERY, BACKUP_SIGN_TIMEOUT};
@@ -53,7 +53,7 @@ async fn make(shared: &Shared, job: &Job, backup: &BackupJob, repository: &Repos
     // Nothing lies at the target without it.
     life.say(repository).await?;
     if !backup.committed {
-        let probed = probe(shared, repository, &backup.wish.url, &backup.wish.key_id, true).await;
+        let probed = probe(shared, repository, &backup.wish.url, &backup.wish.key_id, Sight::Writes).await;
         probed.map_err(Stop::Failed)?;
     }
     failpoint!("backup.choose");
@@ -267,6 +267,7 @@ fn manifest(
             started_ms: job.started_ms,
             ended_ms: clock::wall_ms(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            scheduled: wish.scheduled,
         },
         tables,
     })

@@ -13,7 +13,7 @@ mod restore;
 mod schedule;
 mod servers;
 
-pub(crate) use request::{create_backup, key_of, restore_backup};
+pub(crate) use request::{create_backup, key_of, one_url, restore_backup};
 pub(crate) use schedule::{schedule_to_wire, wire_schedule};
 
 use crate::clock;

@@ -6,7 +6,7 @@ use crate::clock;
 use crate::service::Shared;
 use crate::service::control::unexpected;
 use crate::service::route::no_table;
-use ebla_backup::{BackupError, Manifest, Repository};
+use ebla_backup::{BackupError, Location, Manifest, Repository};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
 use ebla_kernel::meta::{
@@ -15,6 +15,7 @@ use ebla_kernel::meta::{
 };
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1::{CreateBackupRequest, RestoreBackupRequest};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Begins a backup that a person or, if it is `scheduled`, a schedule wants.
 pub(crate) async fn create_backup(
@@ -26,14 +27,15 @@ pub(crate) async fn create_backup(
     let repository = open(&request.url).await.map_err(|error| ApiError::from(&error))?;
     let key_id = key_id(&repository, request.encrypted)?;
     let parent = parent(shared, &repository, &request.parent_id).await?;
+    check_encryption(parent.as_ref(), request.encrypted)?;
     let at = (request.at_ts != 0).then_some(Hlc(request.at_ts));
     check_at(at, parent.as_ref())?;
-    let tables = tables(&shared.raft.view().state(), &request.tables, parent.as_ref())?;
+    let tables = tables(&shared.raft.view().state(), &request.tables, parent.as_ref(), at)?;
     let is_added = tables.iter().any(|(_, since)| *since != Hlc::MIN);
     let base = parent.as_ref().filter(|_| is_added).map(|parent| Hlc(parent.ts));
     let wish = BackupWish {
         backup: new_id(),
-        url: request.url,
+        url: one_url(&request.url)?,
         tables,
         parent: parent.map(|parent| (parent.id, Hlc(parent.ts))),
         at,
@@ -99,6 +101,24 @@ fn no_backup(id: &str) -> ApiError {
     ApiError::from(&BackupError::NoBackup(format!("there is no backup {id}: `ebla backup list` shows them")))
 }
 
+/// What was encrypted once is not added to in the clear by mistake.
+fn check_encryption(parent: Option<&Manifest>, encrypted: bool) -> Result<(), ApiError> {
+    let Some(parent) = parent.filter(|parent| parent.encryption.is_some() && !encrypted) else {
+        return Ok(());
+    };
+    let hint = format!(
+        "backup {} is encrypted, and what is to be added to it would not be: give --encrypt, or take a full backup",
+        parent.id
+    );
+    Err(ApiError::new(Reason::BadRequest, hint))
+}
+
+/// A URL as it is written down: one place has one.
+pub(crate) fn one_url(url: &str) -> Result<String, ApiError> {
+    let location = Location::parse(url).map_err(|error| ApiError::from(&BackupError::from(error)))?;
+    Ok(location.to_string())
+}
+
 fn check_at(at: Option<Hlc>, parent: Option<&Manifest>) -> Result<(), ApiError> {
     let Some(at) = at else { return Ok(()) };
     if at > Hlc::new(clock::wall_ms(), u16::MAX) {
@@ -113,23 +133,40 @@ fn check_at(at: Option<Hlc>, parent: Option<&Manifest>) -> Result<(), ApiError> 
 }
 
 /// The tables, each with the timestamp above which its versions are wanted. What the parent does
-/// not have, and what lives in memory and may have lost everything since, is wanted whole.
+/// not have, and what lives in memory and may have lost everything since, is wanted whole. `at` an
+/// earlier time, those that were there then.
 fn tables(
     state: &State,
     names: &[String],
     parent: Option<&Manifest>,
+    at: Option<Hlc>,
 ) -> Result<Vec<(TableId, Hlc)>, ApiError> {
+    let was_there = |table: &Table| at.is_none_or(|at| table.created_ms <= at.ms());
     let all = || state.tables().filter(|table| !is_system_name(&table.name) && table.restoring.is_none());
     let wanted: Vec<&Table> = match names {
-        [] => all().collect(),
+        [] => {
+            check_drops(state, at)?;
+            all().filter(|table| was_there(table)).collect()
+        }
         names => {
             let known = names.iter().map(|name| {
-                let table = state.table_named(name).filter(|table| !is_system_name(&table.name));
-                table.ok_or_else(|| no_table(name))
+                if is_system_name(name) {
+                    let hint = format!("table {name} is the cluster's own: what it holds is never backed up");
+                    return Err(ApiError::new(Reason::BadRequest, hint));
+                }
+                state.table_named(name).ok_or_else(|| no_table(name))
             });
             known.collect::<Result<_, _>>()?
         }
     };
+    if let Some(table) = wanted.iter().find(|table| !was_there(table)) {
+        let hint = format!(
+            "table {} came into being at {}, after --at: choose a later timestamp",
+            table.name,
+            time_text(table.created_ms)
+        );
+        return Err(ApiError::new(Reason::BadRequest, hint));
+    }
     let since = |table: &Table| {
         let known = parent.filter(|parent| parent.tables.iter().any(|entry| entry.id == table.id.0));
         match table.spec.kind {
@@ -137,10 +174,50 @@ fn tables(
             TableKind::Memory => Hlc::MIN,
         }
     };
+    if let Some(at) = at {
+        let whole = wanted.iter().filter(|table| since(table) == Hlc::MIN);
+        whole.copied().try_for_each(|table| check_retention(table, at))?;
+    }
     let mut tables: Vec<(TableId, Hlc)> = wanted.iter().map(|table| (table.id, since(table))).collect();
     tables.sort_unstable();
     tables.dedup();
     Ok(tables)
+}
+
+/// Of a table that was dropped since, nothing can be read at an earlier time: a backup of all tables
+/// would lack it.
+fn check_drops(state: &State, at: Option<Hlc>) -> Result<(), ApiError> {
+    let dropped_ms = state.table_dropped_ms();
+    if at.is_none_or(|at| dropped_ms < at.ms()) {
+        return Ok(());
+    }
+    let hint = format!(
+        "a table was dropped at {}, after --at, and what it held then is gone: choose a later timestamp, or \
+         name tables that are still there with --table",
+        time_text(dropped_ms)
+    );
+    Err(ApiError::new(Reason::BadRequest, hint))
+}
+
+/// Versions that were replaced before the retention's time may be gone already.
+fn check_retention(table: &Table, at: Hlc) -> Result<(), ApiError> {
+    let oldest_ms = clock::wall_ms().saturating_sub(table.spec.retention_ms);
+    if at.ms() >= oldest_ms {
+        return Ok(());
+    }
+    let retention = humantime::format_duration(Duration::from_millis(table.spec.retention_ms));
+    let hint = format!(
+        "table {} keeps old versions for {retention}, and --at is older: choose a timestamp after {}, or give the table \
+         a longer --retention",
+        table.name,
+        time_text(oldest_ms)
+    );
+    Err(ApiError::new(Reason::TimestampOutOfRange, hint).with("oldest", Hlc::new(oldest_ms, 0).0))
+}
+
+fn time_text(ms: u64) -> String {
+    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH);
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// Begins to bring tables back.
@@ -194,6 +271,10 @@ async fn newest_of(repository: &Repository, id: &str) -> Result<Manifest, ApiErr
 
 /// Tables of the backup by id, with the names that they get.
 fn restored(manifest: &Manifest, table: &str, new_name: &str) -> Result<Vec<(TableId, String)>, ApiError> {
+    if manifest.tables.is_empty() {
+        let hint = format!("backup {} holds no tables: there is nothing to restore", manifest.id);
+        return Err(ApiError::new(Reason::TableNotFound, hint));
+    }
     if table.is_empty() {
         return Ok(manifest.tables.iter().map(|entry| (TableId(entry.id), entry.name.clone())).collect());
     }

@@ -1,10 +1,10 @@
 //! A restore, from its record to the opening of its tables.
 
 use super::orders::{Heard, Orders};
-use super::servers::{cluster_id, connected, import, probe};
+use super::servers::{Sight, cluster_id, connected, import, probe};
 use super::{Stop, open, step};
 use crate::clock;
-use crate::limits::{BACKUP_PLAN_EVERY, BACKUP_SCRATCH};
+use crate::limits::{BACKUP_PLAN_EVERY, BACKUP_SCRATCH, RESTORE_SERVERS_PATIENCE};
 use crate::placement::place;
 use crate::service::Shared;
 use ebla_backup::{Manifest, Repository, Scratch, TableEntry, Unpaced, boundaries};
@@ -15,10 +15,12 @@ use ebla_kernel::backup::{Ended, Standing};
 use ebla_kernel::ids::{ReplicaId, TableId};
 use ebla_kernel::limits::{CLOCK_OFFSET_MS_MAX, PRE_SPLIT_TABLETS_MAX};
 use ebla_kernel::meta::{
-    Command, Job, JobKind, NewTable, NewTablet, RestoreJob, RestoreStep, RestoredCopy, TableSpec, cut_ranges,
+    Command, Duty, Job, JobKind, NewTable, NewTablet, RestoreJob, RestoreStep, RestoredCopy, TableSpec,
+    cut_ranges,
 };
 use ebla_proto::v1::ImportRequest;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 use tracing::info;
 
 /// Takes a restore from where it stands to its end.
@@ -32,7 +34,7 @@ pub(super) async fn run(shared: &Shared, job: &Job, restore: &RestoreJob) -> Res
     } else {
         restore.clone()
     };
-    import_all(shared, job, &created).await?;
+    import_all(shared, job, &created, stored_bytes(&chain)).await?;
     failpoint!("restore.activate");
     change(shared, job, RestoreStep::Activate { time_ms: clock::wall_ms() }).await?;
     failpoint!("restore.done");
@@ -57,12 +59,12 @@ async fn check(
         return Err(Stop::Failed(why.to_owned()));
     }
     let key_id = chain.last().map_or("", Manifest::key_id);
-    probe(shared, repository, &wish.url, key_id, false).await.map_err(Stop::Failed)?;
+    probe(shared, repository, &wish.url, key_id, Sight::Reads(&wish.backup)).await.map_err(Stop::Failed)?;
     let dir = shared.backups.scratch.join(BACKUP_SCRATCH).join(job.id.0.to_string());
     let scratch = Scratch::make(dir.clone())
         .map_err(|error| Stop::Failed(format!("{} cannot be made: {error}", dir.display())))?;
     let bytes: Vec<u64> = chain.iter().map(|manifest| manifest.totals().stored_bytes).collect();
-    let total = bytes.iter().sum::<u64>().saturating_mul(2);
+    let total = stored_bytes(chain).saturating_mul(2);
     let mut checked = 0;
     for (manifest, bytes) in chain.iter().zip(bytes) {
         shared.backups.note(job.id, checked, total);
@@ -71,6 +73,10 @@ async fn check(
     }
     info!(job = %job.id, backup = wish.backup, checked, "the files of the backup are as they were written");
     Ok(())
+}
+
+fn stored_bytes(chain: &[Manifest]) -> u64 {
+    chain.iter().map(|manifest| manifest.totals().stored_bytes).sum()
 }
 
 /// The tables come into being, cut as they were and closed to everybody.
@@ -85,7 +91,7 @@ async fn create(
     for (source, name) in &restore.wish.tables {
         let entry = newest.tables.iter().find(|entry| entry.id == source.0);
         let entry = entry.ok_or_else(|| Stop::Failed(format!("the backup has no table {}", source.0)))?;
-        tables.push(new_table(shared, restore, entry, name).map_err(Stop::Failed)?);
+        tables.push(placed_table(shared, restore, entry, name).await.map_err(Stop::Failed)?);
     }
     let job = change(shared, job, RestoreStep::Create { tables }).await?;
     match job.kind {
@@ -95,6 +101,25 @@ async fn create(
         | JobKind::Move(_)
         | JobKind::Backup(_)
         | JobKind::Transfer(_) => Err(Stop::Elsewhere),
+    }
+}
+
+/// As `new_table`; servers that are known and away for a moment are waited for.
+async fn placed_table(
+    shared: &Shared,
+    restore: &RestoreJob,
+    entry: &TableEntry,
+    name: &str,
+) -> Result<NewTable, String> {
+    let until = Instant::now() + RESTORE_SERVERS_PATIENCE;
+    loop {
+        let made = new_table(shared, restore, entry, name);
+        let replicas = restore.wish.replicas.unwrap_or_else(|| entry.settings.replicas);
+        let stay = shared.raft.view().state().servers().filter(|server| server.duty == Duty::Serves).count();
+        if made.is_ok() || stay < usize::from(replicas) || Instant::now() >= until {
+            return made;
+        }
+        tokio::time::sleep(BACKUP_PLAN_EVERY).await;
     }
 }
 
@@ -138,7 +163,7 @@ fn spec(entry: &TableEntry, replicas: Option<u8>) -> Result<TableSpec, String> {
 }
 
 /// Lets copy after copy take its rows in until all of them have.
-async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob) -> Result<(), Stop> {
+async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob, stored: u64) -> Result<(), Stop> {
     let now = || shared.backups.now();
     let sources: BTreeMap<TableId, TableId> =
         restore.tables.iter().copied().zip(restore.wish.tables.iter().map(|(source, _)| *source)).collect();
@@ -147,7 +172,9 @@ async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob) -> Result<
     loop {
         let (map, ledger) = look(shared, job, restore);
         let copies: u64 = map.values().flatten().map(|site| site.copies.len() as u64).sum();
-        shared.backups.note(job.id, copies.max(1) + ledger.len() as u64, copies.max(1) * 2);
+        // As many bytes again as were checked, by the copies that have theirs.
+        let taken = (u128::from(stored) * ledger.len() as u128 / u128::from(copies.max(1))) as u64;
+        shared.backups.note(job.id, stored.saturating_add(taken), stored.saturating_mul(2));
         match run.standing(now(), &map, &ledger) {
             Standing::Done => return Ok(()),
             Standing::GivenUp(why) => return Err(Stop::Failed(why)),

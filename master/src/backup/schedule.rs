@@ -1,6 +1,7 @@
 //! Backups that the cluster makes by itself, and those that it deletes.
 
 use super::create::clear;
+use super::servers::cluster_id;
 use super::{create_backup, open};
 use crate::clock;
 use crate::service::Shared;
@@ -28,7 +29,7 @@ pub(super) async fn look(shared: &Shared) {
             Due::Incremental(_) => schedule.past.last.as_ref().map(|(id, _)| id.clone()).unwrap_or_default(),
         };
         if schedule.past.last.is_some()
-            && let Err(error) = delete_old(&schedule).await
+            && let Err(error) = delete_old(shared, &schedule).await
         {
             warn!(url = schedule.url, error, "backups that are kept no longer were not deleted");
         }
@@ -71,13 +72,20 @@ async fn not_begun(shared: &Shared, schedule: &Schedule, error: &ApiError) {
     let _ = shared.raft.propose(Command::FailSchedule { url, error, time_ms }).await;
 }
 
-/// Deletes what the schedule keeps no longer.
-async fn delete_old(schedule: &Schedule) -> Result<(), String> {
+/// Deletes what the schedule keeps no longer. Other clusters may have theirs at the same target, and
+/// people make some by hand: those stay.
+async fn delete_old(shared: &Shared, schedule: &Schedule) -> Result<(), String> {
+    let own = cluster_id(shared);
     let repository = open(&schedule.url).await.map_err(|error| error.to_string())?;
     let manifests = repository.list().await.map_err(|error| error.to_string())?;
     let kept: Vec<Kept> = manifests
         .into_iter()
-        .map(|it| Kept { id: it.id, ts: Hlc(it.ts), parent: it.parent.map(|parent| parent.id) })
+        .map(|it| Kept {
+            id: it.id,
+            ts: Hlc(it.ts),
+            parent: it.parent.map(|parent| parent.id),
+            scheduled: it.created.scheduled && it.cluster_id == own,
+        })
         .collect();
     let keep = usize::try_from(schedule.keep).unwrap_or(usize::MAX);
     for id in deletable(&kept, keep) {

@@ -1,8 +1,11 @@
 //! What tablet servers are asked for backups.
 
-use crate::limits::{BACKUP_CONNECT_TIMEOUT, BACKUP_PROBE_TIMEOUT, BACKUP_SILENCE};
+use crate::limits::{
+    BACKUP_CONNECT_TIMEOUT, BACKUP_PROBE_TIMEOUT, BACKUP_SILENCE, PROBED_MANIFEST_BYTES_MAX,
+};
 use crate::raft::transport::endpoint;
 use crate::service::Shared;
+use bytes::Bytes;
 use ebla_backup::{PROBES, Repository};
 use ebla_kernel::backup::Ended;
 use ebla_kernel::ids::ServerId;
@@ -35,14 +38,24 @@ async fn client(shared: &Shared, server: ServerId) -> Result<BackupServiceClient
     Ok(BackupServiceClient::new(channel.map_err(|error| format!("the server at {address}: {error}"))?))
 }
 
-/// Every connected server sees what this master puts at the target, and may put something there
-/// if it `writes`.
+/// What is looked for at a target.
+#[derive(Clone, Copy)]
+pub(super) enum Sight<'a> {
+    /// This master puts something there, and every server reads it and puts something itself.
+    Writes,
+    /// This master puts something there, and every server reads it. Where nothing can be put, as on
+    /// a medium that takes no writes, they read the manifest of this backup.
+    Reads(&'a str),
+}
+
+/// Every connected server sees at the target what this master sees there, and may do there what it is
+/// about to do.
 pub(super) async fn probe(
     shared: &Shared,
     repository: &Repository,
     url: &str,
     key_id: &str,
-    writes: bool,
+    sight: Sight<'_>,
 ) -> Result<(), String> {
     shared.settle().await;
     let servers = connected(shared);
@@ -50,10 +63,19 @@ pub(super) async fn probe(
         return Err("no tablet server is connected: start one with `ebla tabletserver`".to_owned());
     }
     let number: u64 = rand::random();
-    let (name, content) = (format!("{PROBES}{number:016x}"), number.to_be_bytes().to_vec());
-    let put = repository.target().put(&name, content.clone().into()).await;
-    put.map_err(|error| format!("the leading master cannot write to {url}: {error}"))?;
-    let mut names = vec![name.clone()];
+    let (name, content) = (format!("{PROBES}{number:016x}"), Bytes::from(number.to_be_bytes().to_vec()));
+    let put = repository.target().put(&name, content.clone()).await;
+    let cannot = |error| format!("the leading master cannot write to {url}: {error}");
+    let (name, content, mut names) = match (put, sight) {
+        (Ok(()), _) => (name.clone(), content, vec![name]),
+        (Err(error), Sight::Writes) => return Err(cannot(error)),
+        (Err(error), Sight::Reads(backup)) => {
+            let manifest = repository.manifest_bytes(backup, PROBED_MANIFEST_BYTES_MAX).await;
+            let (name, content) = manifest.map_err(|_| cannot(error))?;
+            (name, content, Vec::new())
+        }
+    };
+    let writes = matches!(sight, Sight::Writes);
     let mut probed = Ok(());
     for server in servers {
         let answer = if writes { format!("{name}-{}", server.0) } else { String::new() };
@@ -61,7 +83,7 @@ pub(super) async fn probe(
             cluster_id: cluster_id(shared),
             target: url.to_owned(),
             name: name.clone(),
-            content: content.clone().into(),
+            content: content.clone(),
             answer: answer.clone(),
             key_id: key_id.to_owned(),
         };

@@ -10,6 +10,7 @@ use super::route::no_table;
 use super::split::split_tablet;
 use super::transfer::transfer_leader;
 use super::{Shared, summary};
+use crate::clock;
 use crate::controller::Events;
 use crate::limits::{
     ADMIN_TIMEOUT, BACKUP_REQUEST_TIMEOUT, CREATE_POLL, CREATE_TABLETS_PER_SECOND_MIN, CREATE_TIMEOUT_MAX,
@@ -90,7 +91,7 @@ impl Admin {
         spec: TableSpec,
         tablets: Vec<NewTablet>,
     ) -> Result<(Table, Vec<TabletId>), ApiError> {
-        let command = Command::CreateTable { name, spec, tablets };
+        let command = Command::CreateTable { name, spec, tablets, time_ms: clock::wall_ms() };
         match self.shared.raft.propose(command).await.map_err(|why| self.shared.no_answer(why))? {
             Reply::Created(table, tablets) => Ok((table, tablets)),
             Reply::Rejected(rejection) => Err(rejection.into()),
@@ -175,7 +176,7 @@ impl Admin {
         self.shared.confirm_leading().await?;
         let table = self.shared.raft.view().state().table_named(name).map(|table| table.id);
         let table = table.ok_or_else(|| no_table(name))?;
-        let command = Command::DropTable { table };
+        let command = Command::DropTable { table, time_ms: clock::wall_ms() };
         match self.shared.raft.propose(command).await.map_err(|why| self.shared.no_answer(why))? {
             Reply::Dropped(_) => Ok(DropTableResponse {}),
             Reply::Rejected(Rejection::NoTable(_)) => Err(no_table(name)),

@@ -3,7 +3,9 @@
 use super::Shared;
 use super::control::unexpected;
 use super::route::no_table;
-use crate::backup::{create_backup, is_of_backups, key_of, restore_backup, schedule_to_wire, wire_schedule};
+use crate::backup::{
+    create_backup, is_of_backups, key_of, one_url, restore_backup, schedule_to_wire, wire_schedule,
+};
 use crate::clock;
 use ebla_kernel::meta::{Command, Job, Rejection, Reply, State, is_system_name};
 use ebla_proto::error::{ApiError, Reason};
@@ -57,7 +59,8 @@ pub(super) async fn set_schedule(
         return Err(no_table(missing));
     }
     let key_id = key_of(&wanted.url, wanted.encrypted).await?;
-    let schedule = wire_schedule(wanted, key_id);
+    let url = one_url(&wanted.url)?;
+    let schedule = wire_schedule(v1::BackupSchedule { url, ..wanted }, key_id);
     let url = schedule.url.clone();
     propose(shared, Command::SetSchedule { schedule: Box::new(schedule) }).await?;
     let state = shared.raft.view().state();
@@ -71,7 +74,7 @@ pub(super) async fn remove_schedule(
     request: RemoveBackupScheduleRequest,
 ) -> Result<RemoveBackupScheduleResponse, ApiError> {
     shared.confirm_leading().await?;
-    propose(shared, Command::RemoveSchedule { url: request.url }).await?;
+    propose(shared, Command::RemoveSchedule { url: one_url(&request.url)? }).await?;
     Ok(RemoveBackupScheduleResponse {})
 }
 

@@ -3,6 +3,7 @@
 use crate::coverage::check_coverage;
 use crate::encryption;
 use crate::error::BackupError;
+use crate::key::Key;
 use crate::manifest::{FileEntry, Manifest, Part, TableEntry};
 use crate::names;
 use crate::repository::{Repository, blocking};
@@ -27,22 +28,67 @@ impl Repository {
     ) -> Result<(), BackupError> {
         check_manifest(manifest)?;
         self.check_presence(manifest).await?;
+        self.check_files(manifest, scratch, pace, &mut Err).await
+    }
+
+    /// As [`Self::check`], but goes on to the end: everything that is damaged is returned.
+    ///
+    /// # Errors
+    /// `Key`, `NewerFormat`, and when target or disk do not allow to go on.
+    pub async fn damages(
+        &self,
+        manifest: &Manifest,
+        scratch: &Path,
+        pace: &dyn Pace,
+    ) -> Result<Vec<BackupError>, BackupError> {
+        match check_manifest(manifest) {
+            Err(error @ BackupError::Damaged(_)) => return Ok(vec![error]),
+            other => other?,
+        }
+        let mut found = Vec::new();
+        let note = &mut |damage| {
+            found.push(damage);
+            Ok(())
+        };
+        self.check_files(manifest, scratch, pace, note).await?;
+        Ok(found)
+    }
+
+    /// Checks file after file; `damaged` hears what is wrong, and says whether to go on.
+    async fn check_files(
+        &self,
+        manifest: &Manifest,
+        scratch: &Path,
+        pace: &dyn Pace,
+        damaged: &mut (dyn FnMut(BackupError) -> Result<(), BackupError> + Send),
+    ) -> Result<(), BackupError> {
         let key = self.key(manifest.key_id())?;
         for part in manifest.tables.iter().flat_map(|table| &table.parts) {
             for file in &part.files {
-                let local = scratch.join("checked.sst");
-                self.get_file(&manifest.id, file, key, &local, pace).await?;
-                let place = names::file(&manifest.id, &file.name)?;
-                let (part, file, scratch) = (part.clone(), file.clone(), scratch.to_owned());
-                blocking(move || {
-                    let checked = check_versions(&place, &part, &file, &local, &scratch);
-                    clear(&scratch)?;
-                    checked
-                })
-                .await?;
+                let checked = self.check_file(manifest, key, (part, file), scratch, pace).await;
+                clear(scratch)?;
+                match checked {
+                    Err(damage @ BackupError::Damaged(_)) => damaged(damage)?,
+                    other => other?,
+                }
             }
         }
         Ok(())
+    }
+
+    async fn check_file(
+        &self,
+        manifest: &Manifest,
+        key: Option<&Key>,
+        (part, file): (&Part, &FileEntry),
+        scratch: &Path,
+        pace: &dyn Pace,
+    ) -> Result<(), BackupError> {
+        let local = scratch.join("checked.sst");
+        self.get_file(&manifest.id, file, key, &local, pace).await?;
+        let place = names::file(&manifest.id, &file.name)?;
+        let (part, file, scratch) = (part.clone(), file.clone(), scratch.to_owned());
+        blocking(move || check_versions(&place, &part, &file, &local, &scratch)).await
     }
 
     /// A look at names and sizes finds most of what is wrong without reading anything.

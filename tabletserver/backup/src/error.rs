@@ -38,6 +38,11 @@ impl BackupError {
         ))
     }
 
+    /// There is no backup of this name.
+    pub(crate) fn no_backup(id: &str) -> Self {
+        Self::NoBackup(format!("there is no backup {id} here: `ebla backup list` shows those that are"))
+    }
+
     /// Something here could not be done.
     pub(crate) fn local(tried: &str, source: impl std::fmt::Display) -> Self {
         Self::Local(format!("cannot {tried}: {source}; look at the disk of this machine"))

@@ -19,6 +19,7 @@ mod document;
 mod encryption;
 mod error;
 mod hex;
+mod inventory;
 mod key;
 pub mod limits;
 mod location;
@@ -37,6 +38,7 @@ pub use check::check_manifest;
 pub use coverage::{NotCovered, boundaries, check_coverage};
 pub use encryption::ALGORITHM;
 pub use error::BackupError;
+pub use inventory::Inventory;
 pub use key::{KEY_FILE_VARIABLE, KEY_VARIABLE, Key};
 pub use location::{BadLocation, Bucket, Location};
 pub use manifest::{

@@ -69,6 +69,11 @@ fn directory(path: &str) -> Result<PathBuf, BadLocation> {
     if !path.starts_with('/') {
         return Err(bad("a file URL names an absolute path after three slashes: give file:///DIRECTORY"));
     }
+    if path.contains(['?', '#']) {
+        return Err(bad(
+            "a file URL has no parameters: in the name of a directory write %3F for '?' and %23 for '#'",
+        ));
+    }
     let path = PathBuf::from(OsString::from_vec(decode(path)?));
     let is_plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
     if !path.components().all(is_plain) || path.as_os_str().as_bytes().contains(&0) {
@@ -224,6 +229,8 @@ mod tests {
     fn urls_of_both_kinds() {
         assert_eq!(parse("file:///a//b/"), Location::Directory("/a/b".into()));
         assert_eq!(parse("file:///a%20b"), Location::Directory("/a b".into()));
+        assert_eq!(parse("file:///a%3Fb"), Location::Directory("/a?b".into()));
+        assert!(Location::parse("file:///a?endpoint=b").is_err());
         let bucket = |name: &str, prefix: &str| Bucket {
             name: name.to_owned(),
             prefix: prefix.to_owned(),

@@ -58,6 +58,9 @@ pub struct CreatedBy {
     pub ended_ms: u64,
     /// Release of the writer.
     pub version: String,
+    /// Whether a schedule of that cluster made it, and so may delete it.
+    #[serde(default)]
+    pub scheduled: bool,
 }
 
 /// One table of a backup.

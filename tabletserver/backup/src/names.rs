@@ -28,6 +28,33 @@ pub fn check_id(id: &str) -> Result<(), BackupError> {
     )))
 }
 
+/// Whether something at a target is called as Ebla calls what it puts there. Anything else is
+/// somebody else's, and is never removed.
+pub(crate) fn is_own(name: &str) -> bool {
+    if let Some(probe) = name.strip_prefix(PROBES) {
+        let (number, server) = probe.split_once('-').unwrap_or((probe, "0"));
+        return is_hex(number, 16) && server.bytes().all(|byte| byte.is_ascii_digit());
+    }
+    let Some((id, rest)) = split(name) else { return false };
+    let is_file = |place: &str, ending: &str| {
+        let file = rest.strip_prefix(place).and_then(|file| file.strip_suffix(ending));
+        file.is_some_and(|file| check_id(file).is_ok())
+    };
+    is_generated(id) && ([MANIFEST, SIGN].contains(&rest) || is_file(PARTS, ".json") || is_file(DATA, ".sst"))
+}
+
+/// Whether an id looks like those that masters give: 20261121T182203Z-1a2b3c4d.
+fn is_generated(id: &str) -> bool {
+    let Some((time, number)) = id.split_once('-') else { return false };
+    let is_digit = |at: usize| time.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+    let is_time = time.len() == 16 && (0..15).all(|at| at == 8 || is_digit(at));
+    is_time && time.as_bytes()[8] == b'T' && time.ends_with('Z') && is_hex(number, 8)
+}
+
+fn is_hex(digits: &str, count: usize) -> bool {
+    digits.len() == count && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// The directory of a backup, with a slash at its end.
 pub(crate) fn directory(id: &str) -> Result<String, BackupError> {
     check_id(id)?;
@@ -75,4 +102,31 @@ pub(crate) fn sealed(id: &str, name: &str) -> String {
 /// The id in the name of something below `backups/`, and what follows it.
 pub(crate) fn split(name: &str) -> Option<(&str, &str)> {
     name.strip_prefix(BACKUPS)?.split_once('/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_somebody_elses_is_told_apart() {
+        let own = [
+            "probes/0123456789abcdef",
+            "probes/0123456789abcdef-12",
+            "backups/20261121T182203Z-1a2b3c4d/manifest.json",
+            "backups/20261121T182203Z-1a2b3c4d/parts/t5-12.json",
+            "backups/20261121T182203Z-1a2b3c4d/data/t5-12-0000.sst",
+        ];
+        let foreign = [
+            "probes/readme",
+            "backups/README",
+            "backups/photos/data/a.sst",
+            "backups/20261121T182203Z-1a2b3c4d/notes.txt",
+            "backups/20261121T182203Z-1a2b3c4d/data/a/b.sst",
+            "backups/20261121T182203/manifest.json",
+            "backups/2026-1a2b3c4d/manifest.json",
+        ];
+        assert!(own.into_iter().all(is_own));
+        assert!(!foreign.into_iter().any(is_own));
+    }
 }

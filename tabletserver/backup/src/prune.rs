@@ -7,6 +7,8 @@
 //!   without, of a job that is over  everything goes
 //!   without, nobody knows the job   everything, unless there is a sign of life
 //! ```
+//!
+//! What is not called as Ebla calls its files is somebody else's: it stays.
 
 use crate::error::BackupError;
 use crate::names;
@@ -104,6 +106,8 @@ impl Repository {
         let mut uploads = self.target().list_unfinished(names::BACKUPS).await?;
         uploads.extend(self.target().list_unfinished(names::PROBES).await?);
         listed.extend(probes);
+        listed.retain(|file| names::is_own(&file.name));
+        uploads.retain(|upload| names::is_own(&upload.name));
         let mut at = At { named: BTreeSet::new(), finished: BTreeSet::new(), damaged: BTreeMap::new() };
         for (id, manifest) in self.survey().await? {
             match manifest {

@@ -196,11 +196,7 @@ impl Repository {
     /// # Errors
     /// `NoBackup`, `Damaged`, `NewerFormat`.
     pub async fn manifest(&self, backup: &str) -> Result<Manifest, BackupError> {
-        self.manifest_if_there(backup).await?.ok_or_else(|| {
-            BackupError::NoBackup(format!(
-                "there is no backup {backup} here: `ebla backup list` shows those that are"
-            ))
-        })
+        self.manifest_if_there(backup).await?.ok_or_else(|| BackupError::no_backup(backup))
     }
 
     /// The manifest of a backup that may not be there, or not be finished.
@@ -219,6 +215,17 @@ impl Repository {
             return Err(BackupError::damaged(&place, format!("is that of the backup {}", manifest.id)));
         }
         Ok(Some(manifest))
+    }
+
+    /// The manifest of a backup as it lies there, and its name; for whoever wants to know whether
+    /// others see the same.
+    ///
+    /// # Errors
+    /// As the target says, also when it has more than `bytes_max`.
+    pub async fn manifest_bytes(&self, backup: &str, bytes_max: u64) -> Result<(String, Bytes), BackupError> {
+        let place = names::manifest(backup)?;
+        let bytes = self.target.get(&place, bytes_max).await?;
+        Ok((place, bytes))
     }
 
     /// Every backup, oldest first by timestamp.

@@ -257,45 +257,57 @@ async fn an_unknown_bucket_and_a_dead_server_are_told_apart() {
 async fn garbage_is_what_no_backup_needs() {
     for place in Place::both().await {
         let repository = repository(Arc::clone(&place.target), None);
-        let manifest = make(&repository, &Wish::full("done", 100)).await.unwrap();
-        make(&repository, &Wish::full("half", 100)).await.unwrap();
-        make(&repository, &Wish::full("running", 100)).await.unwrap();
+        let manifest = make(&repository, &Wish::full("20260101T000000Z-00000001", 100)).await.unwrap();
+        make(&repository, &Wish::full("20260101T000000Z-00000002", 100)).await.unwrap();
+        make(&repository, &Wish::full("20260101T000000Z-00000003", 100)).await.unwrap();
         let put = |name: &'static str| place.target.put(name, Bytes::from_static(b"x"));
         place
             .target
-            .delete(&["backups/half/manifest.json".into(), "backups/running/manifest.json".into()])
+            .delete(&[
+                "backups/20260101T000000Z-00000002/manifest.json".into(),
+                "backups/20260101T000000Z-00000003/manifest.json".into(),
+            ])
             .await
             .unwrap();
-        put("backups/done/data/p9-0000.sst").await.unwrap();
-        put("backups/done/parts/p9.json").await.unwrap();
-        put("probes/1").await.unwrap();
+        put("backups/20260101T000000Z-00000001/data/p9-0000.sst").await.unwrap();
+        put("backups/20260101T000000Z-00000001/parts/p9.json").await.unwrap();
+        put("probes/0000000000000001").await.unwrap();
         let mut expected = vec![
-            "backups/done/data/p9-0000.sst",
-            "backups/done/parts/p9.json",
-            "backups/half/data/p1-0000.sst",
-            "backups/half/data/p2-0000.sst",
-            "probes/1",
+            "backups/20260101T000000Z-00000001/data/p9-0000.sst",
+            "backups/20260101T000000Z-00000001/parts/p9.json",
+            "backups/20260101T000000Z-00000002/data/p1-0000.sst",
+            "backups/20260101T000000Z-00000002/data/p2-0000.sst",
+            "probes/0000000000000001",
         ];
         if place.bucket.is_none() {
-            fs::write(place.path("backups/half/.unfinished-7-0-data"), b"xy").unwrap();
+            fs::write(
+                place.path("backups/20260101T000000Z-00000002/data/.unfinished-7-0-p3-0000.sst"),
+                b"xy",
+            )
+            .unwrap();
         }
         // Young, but for what lies in a backup that is done.
         let spared = Spared::Written { since_ms: 1 };
         let young = repository.garbage(&PruneWish { spared, ..nothing_known() }).await.unwrap();
         assert_eq!(names(&young.files), [(expected[0], 1), (expected[1], 1)]);
-        let running = ["running".to_owned()].into();
+        let running = ["20260101T000000Z-00000003".to_owned()].into();
         let garbage = repository.garbage(&PruneWish { running, ..nothing_known() }).await.unwrap();
-        assert_eq!(garbage.kept.iter().map(|kept| kept.id.as_str()).collect::<Vec<_>>(), ["running"]);
+        assert_eq!(
+            garbage.kept.iter().map(|kept| kept.id.as_str()).collect::<Vec<_>>(),
+            ["20260101T000000Z-00000003"]
+        );
         let found: Vec<_> = garbage.files.iter().map(|file| file.name.as_str()).collect();
         assert_eq!(found, expected);
-        assert_eq!(garbage.backups, ["half"]);
+        assert_eq!(garbage.backups, ["20260101T000000Z-00000002"]);
         assert_eq!(garbage.uploads.len(), usize::from(place.bucket.is_none()));
         repository.remove_garbage(&garbage).await.unwrap();
         expected.clear();
-        assert!(!place.path("backups/half").join("data").exists() || place.bucket.is_some());
+        assert!(
+            !place.path("backups/20260101T000000Z-00000002").join("data").exists() || place.bucket.is_some()
+        );
         assert_eq!(repository.list().await.unwrap(), [manifest]);
         check_all(&repository).await.unwrap();
-        assert_eq!(place.target.list("backups/running/").await.unwrap().len(), 2);
+        assert_eq!(place.target.list("backups/20260101T000000Z-00000003/").await.unwrap().len(), 2);
     }
 }
 
@@ -304,14 +316,18 @@ async fn a_sign_of_life_keeps_a_backup_until_it_is_known_to_be_over() {
     for place in Place::both().await {
         let repository = repository(Arc::clone(&place.target), None);
         let sign = Sign::new(made::CLUSTER.to_owned(), 7, "somebody".to_owned(), 1);
-        for id in ["dead", "alive", "harmed"] {
+        for id in ["20260101T000000Z-00000005", "20260101T000000Z-00000004", "20260101T000000Z-00000006"] {
             make(&repository, &Wish::full(id, 100)).await.unwrap();
-            if id != "harmed" {
+            if id != "20260101T000000Z-00000006" {
                 place.target.delete(&[format!("backups/{id}/manifest.json")]).await.unwrap();
             }
         }
-        place.target.put("backups/harmed/manifest.json", Bytes::from_static(b"x")).await.unwrap();
-        repository.put_sign("alive", &sign).await.unwrap();
+        place
+            .target
+            .put("backups/20260101T000000Z-00000006/manifest.json", Bytes::from_static(b"x"))
+            .await
+            .unwrap();
+        repository.put_sign("20260101T000000Z-00000004", &sign).await.unwrap();
         let now = Spared::Alive { since_ms: 1 };
         let garbage = async |over: &[&str], spared| {
             let over = over.iter().map(|&id| id.to_owned()).collect();
@@ -319,17 +335,29 @@ async fn a_sign_of_life_keeps_a_backup_until_it_is_known_to_be_over() {
             (found.backups, found.kept)
         };
         let (found, kept) = garbage(&[], now).await;
-        assert_eq!(found, ["dead"]);
+        assert_eq!(found, ["20260101T000000Z-00000005"]);
         assert_eq!(kept[0].why, KeptWhy::Alive(Some(sign)));
         assert!(matches!(kept[1].why, KeptWhy::Damaged(_)), "{kept:?}");
-        assert_eq!(garbage(&["alive"], now).await.0, ["alive", "dead"]);
+        assert_eq!(
+            garbage(&["20260101T000000Z-00000004"], now).await.0,
+            ["20260101T000000Z-00000004", "20260101T000000Z-00000005"]
+        );
         // Its last sign was long ago.
-        assert_eq!(garbage(&[], Spared::Alive { since_ms: u64::MAX }).await.0, ["alive", "dead"]);
-        assert_eq!(garbage(&["alive"], Spared::Written { since_ms: 1 }).await.0, [""; 0]);
+        assert_eq!(
+            garbage(&[], Spared::Alive { since_ms: u64::MAX }).await.0,
+            ["20260101T000000Z-00000004", "20260101T000000Z-00000005"]
+        );
+        assert_eq!(garbage(&["20260101T000000Z-00000004"], Spared::Written { since_ms: 1 }).await.0, [""; 0]);
         // The manifest takes its place.
-        make(&repository, &Wish::full("alive", 100)).await.unwrap();
+        make(&repository, &Wish::full("20260101T000000Z-00000004", 100)).await.unwrap();
         assert!(
-            place.target.list("backups/alive/").await.unwrap().iter().all(|it| !it.name.contains("sign"))
+            place
+                .target
+                .list("backups/20260101T000000Z-00000004/")
+                .await
+                .unwrap()
+                .iter()
+                .all(|it| !it.name.contains("sign"))
         );
     }
 }

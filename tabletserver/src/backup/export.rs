@@ -23,7 +23,7 @@ use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::runtime::Handle;
 
 /// An export that may begin.
@@ -177,14 +177,26 @@ impl Export {
             return Ok(());
         }
         let floor = self.node.floors.floor(self.window.table);
-        let what = if self.window.since == Hlc::MIN { "begin the backup anew" } else { "take a full backup" };
+        let routes = self.node.routes.now();
+        let name = routes.table_of(self.window.table).map_or("", |info| &info.table.name);
+        let (tried, what) = if self.window.since == Hlc::MIN {
+            ("as it was at", "back it up at a later time")
+        } else {
+            ("above", "take a full backup")
+        };
         let hint = format!(
-            "versions of table {} above {} are no longer all there (its floor is {}): {what}, or give the table a \
-             longer --retention",
-            self.window.table.0, wanted.0, floor.0
+            "table {name} can no longer be read {tried} {} (only from {} on): {what}, or give it a longer --retention",
+            time_text(wanted),
+            time_text(floor)
         );
         Err(ApiError::new(Reason::TimestampOutOfRange, hint).with("oldest", floor.0))
     }
+}
+
+/// The time of a timestamp, for people.
+fn time_text(ts: Hlc) -> String {
+    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ts.ms())).unwrap_or(UNIX_EPOCH);
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 impl Writing<'_> {

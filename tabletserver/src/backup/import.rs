@@ -188,6 +188,8 @@ impl Filling {
             if looked.elapsed() >= limits::BACKUP_SAY_EVERY {
                 looked = Instant::now();
                 self.node.check_copy(&self.handle)?;
+                // Room that others need to write is not taken; what is given up here comes back.
+                self.node.disk.check(true)?;
             }
             if self.answers.is_closed() { Err(Stop::GivenUp) } else { Ok(()) }
         }

@@ -3,7 +3,7 @@
 use super::repository;
 use crate::cli::{BackupsAt, Global};
 use crate::cmd::{note, output};
-use ebla_backup::{BackupError, Manifest, TargetError};
+use ebla_backup::{BackupError, Manifest};
 use ebla_kernel::hlc::Hlc;
 use serde_json::{Value as Json, json};
 use std::time::{Duration, UNIX_EPOCH};
@@ -66,5 +66,7 @@ pub fn rfc3339(ms: u64) -> String {
 
 /// The error of a target at which there is no backup.
 pub fn none_there(url: &str) -> BackupError {
-    BackupError::Target(TargetError::NotFound(format!("a backup at {url}")))
+    BackupError::NoBackup(format!(
+        "there is no backup at {url} that was finished: `ebla backup create --to URL` makes one, `ebla job list` shows those under way"
+    ))
 }

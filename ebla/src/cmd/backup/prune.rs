@@ -7,7 +7,7 @@
 use super::list::rfc3339;
 use super::repository;
 use crate::cli::{Global, PruneBackups, Wait};
-use crate::cmd::{confirm, connect, note, output};
+use crate::cmd::{connect, note, output};
 use ebla_backup::{Garbage, Kept, KeptWhy, PruneWish, Spared, limits};
 use ebla_client::v1;
 use serde_json::{Value as Json, json};
@@ -16,6 +16,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Longest wait for a cluster that may not be there at all.
 const ASK_WITHIN: Duration = Duration::from_secs(2);
+
+/// Names that people are shown of all that there are.
+const NAMES_SHOWN: usize = 20;
 
 /// Shows what no backup needs, and with `--yes` removes it.
 pub async fn run(global: &Global, args: PruneBackups) -> anyhow::Result<()> {
@@ -32,9 +35,11 @@ pub async fn run(global: &Global, args: PruneBackups) -> anyhow::Result<()> {
         return out.one(&garbage_json(&garbage, "clean"), || "nothing to remove".to_owned());
     }
     if !args.yes {
-        out.one(&garbage_json(&garbage, "found"), || described(&garbage, "no backup needs"))?;
+        let shown = || format!("{}{}", described(&garbage, "no backup needs"), names(&garbage));
+        out.one(&garbage_json(&garbage, "found"), shown)?;
+        note("nothing was removed: give --yes to remove it");
+        return Ok(());
     }
-    confirm(args.yes, &format!("removing {} files", garbage.files.len() + garbage.uploads.len()))?;
     repository.remove_garbage(&garbage).await?;
     out.one(&garbage_json(&garbage, "removed"), || described(&garbage, "removed"))
 }
@@ -83,9 +88,25 @@ fn garbage_json(garbage: &Garbage, state: &str) -> Json {
         "files": garbage.files.len(),
         "uploads": garbage.uploads.len(),
         "bytes": garbage.bytes(),
+        "names": all_names(garbage).collect::<Vec<_>>(),
         "kept": garbage.kept.iter().map(|kept| &kept.id).collect::<Vec<_>>(),
         "state": state,
     })
+}
+
+fn all_names(garbage: &Garbage) -> impl Iterator<Item = &str> {
+    let files = garbage.files.iter().map(|file| file.name.as_str());
+    files.chain(garbage.uploads.iter().map(|upload| upload.name.as_str()))
+}
+
+/// The first names, a line each.
+fn names(garbage: &Garbage) -> String {
+    let mut lines: String = all_names(garbage).take(NAMES_SHOWN).map(|name| format!("\n  {name}")).collect();
+    let more = all_names(garbage).count().saturating_sub(NAMES_SHOWN);
+    if more > 0 {
+        lines.push_str(&format!("\n  and {more} more"));
+    }
+    lines
 }
 
 fn described(garbage: &Garbage, what: &str) -> String {

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 const COLUMNS: [&str; 8] = ["url", "every_s", "full_every_s", "keep", "last_id", "next", "failures", "error"];
 
+/// How often a full backup is made unless it is said.
+const FULL_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Sets, shows or removes schedules.
 pub async fn run(global: &Global, command: Schedule) -> anyhow::Result<()> {
     let mut out = output(global);
@@ -36,8 +39,8 @@ fn wanted(args: SetSchedule) -> v1::BackupSchedule {
     v1::BackupSchedule {
         url: args.to,
         every_ms: ms(args.every),
-        // A full one each time is asked for with a period that is shorter.
-        full_every_ms: ms(args.full_every.max(args.every)),
+        // Unless it is said, a full one each time when that is rarer than once a day.
+        full_every_ms: ms(args.full_every.unwrap_or(FULL_EVERY.max(args.every))),
         keep: args.keep,
         tables: args.tables,
         rate_bytes: args.rate.unwrap_or(0),

@@ -4,36 +4,58 @@ use super::list::none_there;
 use super::{repository, sample};
 use crate::cli::{Global, VerifyBackups};
 use crate::cmd::{note, output};
-use ebla_backup::{BackupError, Manifest, Pace, Repository};
+use crate::output::counted;
+use anyhow::Context as _;
+use ebla_backup::{BackupError, Manifest, Pace, Repository, Totals};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde_json::{Value as Json, json};
+use std::collections::BTreeSet;
 use std::io::IsTerminal as _;
+
+/// Damages of one backup that people are told of; programs hear of all.
+const DAMAGES_SHOWN: usize = 10;
 
 /// Checks every file, and compares a sample of the rows with the tables if that is wanted.
 pub async fn run(global: &Global, args: VerifyBackups) -> anyhow::Result<()> {
     let repository = repository(&args.url).await?;
-    let backups = match &args.id {
-        Some(id) => repository.chain(id).await?,
-        None => all(&repository).await?,
+    let mut inventory = repository.inventory().await?;
+    let ids = match &args.id {
+        Some(id) => inventory.chain(id)?,
+        None => inventory.ids(),
     };
-    let newest = backups.last().ok_or_else(|| none_there(&args.url))?;
-    check(&repository, &backups).await?;
-    let sampled = match args.sample {
-        Some(share) => Some(sample::compare(global, args.wait, &repository, newest, share).await?),
-        None => None,
+    if ids.is_empty() {
+        return Err(none_there(&args.url).into());
+    }
+    let mut report = Report { shown: output(global).is_table(), ..Report::default() };
+    for id in &ids {
+        if let Some(error) = inventory.take_error(id) {
+            report.add(id, error);
+        }
+    }
+    let backups: Vec<&Manifest> = ids.iter().filter_map(|id| inventory.manifest(id)).collect();
+    for backup in &backups {
+        if let Err(error) = inventory.check_parent(backup) {
+            report.add(&backup.id, error);
+        }
+    }
+    check(&repository, &backups, &mut report).await?;
+    if !report.is_whole() {
+        output(global).one_of_programs(&report_json(&backups, &report))?;
+        return Err(report.into_error(ids.len()));
+    }
+    let mut object = report_json(&backups, &report);
+    let sampled = match (args.sample, backups.last()) {
+        (Some(share), Some(newest)) => {
+            Some(sample::compare(global, args.wait, &repository, newest, share).await?)
+        }
+        (Some(_) | None, _) => None,
     };
-    let files: u64 = backups.iter().map(|backup| backup.totals().files).sum();
-    let stored_bytes: u64 = backups.iter().map(|backup| backup.totals().stored_bytes).sum();
-    let mut object = json!({
-        "ids": backups.iter().map(|backup| &backup.id).collect::<Vec<_>>(),
-        "backups": backups.len(),
-        "files": files,
-        "versions": backups.iter().map(|backup| backup.totals().versions).sum::<u64>(),
-        "bytes": backups.iter().map(|backup| backup.totals().bytes).sum::<u64>(),
-        "stored_bytes": stored_bytes,
-        "state": "ok",
-    });
-    let mut line = format!("{} backups are whole: {files} files, {stored_bytes} bytes", backups.len());
+    let mut line = format!(
+        "{} whole: {}, {} bytes",
+        counted(backups.len() as u64, "backup is", "backups are"),
+        counted(files(&backups), "file", "files"),
+        stored_bytes(&backups)
+    );
     if let Some(sampled) = sampled {
         object["sampled"] = json!(sampled.rows);
         object["sample_skipped"] = json!(sampled.skipped);
@@ -45,38 +67,102 @@ pub async fn run(global: &Global, args: VerifyBackups) -> anyhow::Result<()> {
     output(global).one(&object, || line)
 }
 
-/// Every backup, each with all that it adds to.
-async fn all(repository: &Repository) -> Result<Vec<Manifest>, BackupError> {
-    let backups = repository.list().await?;
-    for backup in &backups {
-        repository.chain(&backup.id).await?;
-    }
-    Ok(backups)
-}
-
-/// Checks all of them, and says of each that is damaged what is wrong.
-async fn check(repository: &Repository, backups: &[Manifest]) -> anyhow::Result<()> {
-    let scratch = tempfile::tempdir()?;
-    let bar = Bar::new(backups.iter().map(|backup| backup.totals().stored_bytes).sum());
-    let (mut first, mut damaged) = (None, 0);
+/// Checks all of them to the end.
+async fn check(repository: &Repository, backups: &[&Manifest], report: &mut Report) -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir().with_context(|| {
+        format!(
+            "no directory for the file that is being checked can be made in {}: set TMPDIR to a place with room",
+            std::env::temp_dir().display()
+        )
+    })?;
+    let bar = Bar::new(stored_bytes(backups));
     for backup in backups {
         bar.0.set_message(backup.id.clone());
-        let Err(error) = repository.check(backup, scratch.path(), &bar).await else { continue };
-        if !matches!(error, BackupError::Damaged(_)) {
-            return Err(error.into());
+        match repository.damages(backup, scratch.path(), &bar).await {
+            Ok(damages) => damages.into_iter().for_each(|damage| report.add(&backup.id, damage)),
+            Err(error @ (BackupError::Key(_) | BackupError::NewerFormat(_))) => report.add(&backup.id, error),
+            Err(error) => return Err(error.into()),
         }
-        note(&format!("backup {} is damaged: {error}", backup.id));
-        damaged += 1;
-        first.get_or_insert(error);
     }
     bar.0.finish_and_clear();
-    match first {
-        None => Ok(()),
-        Some(error) => {
-            let what = format!("{damaged} of {} backups are damaged", backups.len());
-            Err(anyhow::Error::from(error).context(what))
+    Ok(())
+}
+
+/// What is wrong, and what could not be checked, in the order in which it was found.
+#[derive(Default)]
+struct Report {
+    /// Whether people read it as it comes.
+    shown: bool,
+    damaged: Vec<(String, BackupError)>,
+    unchecked: Vec<(String, BackupError)>,
+}
+
+impl Report {
+    fn add(&mut self, id: &str, error: BackupError) {
+        let is_damage = matches!(error, BackupError::Damaged(_));
+        let (list, what) = if is_damage {
+            (&mut self.damaged, "is damaged")
+        } else {
+            (&mut self.unchecked, "was not checked")
+        };
+        let times = list.iter().filter(|(other, _)| other == id).count();
+        if self.shown && times < DAMAGES_SHOWN {
+            note(&format!("backup {id} {what}: {error}"));
+        } else if self.shown && times == DAMAGES_SHOWN {
+            note(&format!("backup {id} {what} in more places: -o json lists them"));
+        }
+        list.push((id.to_owned(), error));
+    }
+
+    fn is_whole(&self) -> bool {
+        self.damaged.is_empty() && self.unchecked.is_empty()
+    }
+
+    /// The first damage, else the first reason for not having checked one.
+    fn into_error(self, backups: usize) -> anyhow::Error {
+        let (what, list) = match self.damaged.is_empty() {
+            true => ("could not be checked", self.unchecked),
+            false => ("are damaged", self.damaged),
+        };
+        let ids: BTreeSet<_> = list.iter().map(|(id, _)| id.clone()).collect();
+        let what = format!("{} of {backups} backups {what}", ids.len());
+        let first = list.into_iter().next().map(|(_, error)| anyhow::Error::from(error));
+        match first {
+            Some(error) => error.context(what),
+            None => anyhow::Error::msg(what),
         }
     }
+}
+
+fn report_json(backups: &[&Manifest], report: &Report) -> Json {
+    let listed = |list: &[(String, BackupError)]| -> Vec<Json> {
+        list.iter().map(|(id, error)| json!({ "id": id, "error": error.to_string() })).collect()
+    };
+    let state = match (report.damaged.is_empty(), report.unchecked.is_empty()) {
+        (false, _) => "damaged",
+        (true, false) => "unchecked",
+        (true, true) => "ok",
+    };
+    let total = |of: fn(&Totals) -> u64| backups.iter().map(|backup| of(&backup.totals())).sum::<u64>();
+    json!({
+        "ids": backups.iter().map(|backup| &backup.id).collect::<Vec<_>>(),
+        "backups": backups.len(),
+        "files": files(backups),
+        "versions": total(|totals| totals.versions),
+        "bytes": total(|totals| totals.bytes),
+        "stored_bytes": stored_bytes(backups),
+        "damaged": listed(&report.damaged),
+        "unchecked": listed(&report.unchecked),
+        "state": state,
+    })
+}
+
+fn files(backups: &[&Manifest]) -> u64 {
+    backups.iter().map(|backup| backup.totals().files).sum()
+}
+
+fn stored_bytes(backups: &[&Manifest]) -> u64 {
+    backups.iter().map(|backup| backup.totals().stored_bytes).sum()
 }
 
 /// How far it is, on a terminal.

@@ -68,7 +68,7 @@ impl Directory {
                 };
                 for entry in entries {
                     let path = entry.map_err(|error| listed(&folder, error))?.path();
-                    let metadata = match fs::symlink_metadata(&path) {
+                    let metadata = match about(&path) {
                         Ok(metadata) => metadata,
                         // Somebody has removed or finished it since.
                         Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -142,7 +142,9 @@ impl Target for Directory {
         let (from, target) = (path.clone(), to.clone());
         let copying = blocking(move || {
             let open = |path: &Path| File::open(path).map_err(|error| failed("read", path, &error));
-            if fs::hard_link(&from, &target).is_ok() {
+            // Of a link to a file the file itself gets a second name.
+            let whole = fs::canonicalize(&from).map_err(|error| failed("read", &from, &error))?;
+            if fs::hard_link(whole, &target).is_ok() {
                 return Ok(Copying::new(open(&target)?, None));
             }
             let source = open(&from)?;
@@ -180,7 +182,7 @@ impl Target for Directory {
             let mut names = Vec::new();
             for entry in entries {
                 let entry = entry.map_err(|error| listed(&folder, error))?;
-                let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                let is_folder = entry.path().is_dir();
                 names.extend(entry.file_name().into_string().ok().filter(|_| is_folder));
             }
             names.sort_unstable();
@@ -209,6 +211,18 @@ impl Target for Directory {
     async fn remove_unfinished(&self, uploads: &[Unfinished]) -> Result<(), TargetError> {
         let names: Vec<_> = uploads.iter().map(|upload| upload.upload.clone()).collect();
         self.delete(&names).await
+    }
+}
+
+/// What is at a path; of a link to a file what the file is. Links to directories are not followed.
+fn about(path: &Path) -> io::Result<Metadata> {
+    let metadata = fs::symlink_metadata(path)?;
+    if !metadata.is_symlink() {
+        return Ok(metadata);
+    }
+    match fs::metadata(path) {
+        Ok(file) if file.is_file() => Ok(file),
+        Ok(_) | Err(_) => Ok(metadata),
     }
 }
 

@@ -65,8 +65,13 @@ pub async fn make(repository: &Repository, wish: &Wish) -> Result<Manifest, ebla
     let table = TableEntry { id: 7, name: "t".to_owned(), since_ts, settings, parts };
     let encryption =
         repository.own_key().map(|key| Encryption { algorithm: ALGORITHM.to_owned(), key_id: key.id() });
-    let created =
-        CreatedBy { by: "test".to_owned(), started_ms: 1_000, ended_ms: 2_000, version: "0".to_owned() };
+    let created = CreatedBy {
+        by: "test".to_owned(),
+        started_ms: 1_000,
+        ended_ms: 2_000,
+        version: "0".to_owned(),
+        scheduled: false,
+    };
     let manifest = Manifest {
         format: MANIFEST_FORMAT,
         id: wish.id.to_owned(),
