@@ -114,7 +114,7 @@ async fn placed_table(
     let until = Instant::now() + RESTORE_SERVERS_PATIENCE;
     loop {
         let made = new_table(shared, restore, entry, name);
-        let replicas = restore.wish.replicas.unwrap_or_else(|| entry.settings.replicas);
+        let replicas = restore.wish.replicas.unwrap_or(entry.settings.replicas);
         let stay = shared.raft.view().state().servers().filter(|server| server.duty == Duty::Serves).count();
         if made.is_ok() || stay < usize::from(replicas) || Instant::now() >= until {
             return made;
