@@ -401,6 +401,9 @@ pub const BACKUP_PAUSE_MS_MIN: u64 = 500;
 /// Longest such pause, in milliseconds.
 pub const BACKUP_PAUSE_MS_MAX: u64 = 10_000;
 
+/// After so long without any progress a backup or a restore says what it waits for, in milliseconds.
+pub const BACKUP_WAIT_SHOWN_MS: u64 = 5_000;
+
 /// How long a backup or a restore goes on without any progress, in milliseconds: longer than a
 /// server takes to restart, shorter than an operator's patience with a disk that fills up because
 /// garbage stays.

@@ -132,7 +132,7 @@ impl Liveness {
             inner.report(state, server, report);
         }
         let received = |arrival: &ArrivalReport| {
-            let copied = Copied { bytes: arrival.bytes, bytes_total: arrival.bytes_total };
+            let copied = Copied { bytes: arrival.bytes, bytes_total: arrival.bytes_total, waits_for: None };
             (ReplicaId(arrival.replica_id), copied)
         };
         let arrivals = heartbeat.arrivals.iter().take(ARRIVALS_PER_SERVER_MAX).map(received);
@@ -141,7 +141,7 @@ impl Liveness {
 
     /// How much of a copy on `server` has come in, while it does.
     pub fn copied(&self, server: ServerId, replica: ReplicaId) -> Option<Copied> {
-        self.lock().arrivals.get(&server)?.get(&replica).copied()
+        self.lock().arrivals.get(&server)?.get(&replica).cloned()
     }
 
     /// The wish to merge two tablets: the copies of the one with fewer bytes go to the others.

@@ -48,18 +48,20 @@ pub fn parent(wire: &v1::TabletParent) -> Parent {
     }
 }
 
-/// How much of the rows of a move is there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// How far a move, a backup or a restore is, by the word of who works at it.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Copied {
     /// Bytes that are there.
     pub bytes: u64,
     /// Bytes in all, about.
     pub bytes_total: u64,
+    /// What it waits for, if it has not moved for a while.
+    pub waits_for: Option<String>,
 }
 
 impl Copied {
     /// In thousandths of the job: what is left is the log and the coming into the in-sync set.
-    fn per_mille(self) -> u64 {
+    fn per_mille(&self) -> u64 {
         self.bytes.saturating_mul(u64::from(PROGRESS_IN_SYNC)) / self.bytes_total.max(1)
     }
 }
@@ -67,7 +69,7 @@ impl Copied {
 /// A job for the wire, as it stands at wall time `now_ms`; `copied` while a move copies rows.
 #[must_use]
 pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
-    let progress = copied.map_or(0, Copied::per_mille).min(u64::from(PROGRESS_IN_SYNC));
+    let progress = copied.as_ref().map_or(0, Copied::per_mille).min(u64::from(PROGRESS_IN_SYNC));
     let progress = progress.max(u64::from(job.progress));
     let kind = match &job.kind {
         JobKind::Split(_) => v1::JobKind::Split,
@@ -90,6 +92,8 @@ pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
         JobState::Failed => v1::JobState::Failed,
         JobState::Cancelled => v1::JobState::Cancelled,
     };
+    let (bytes, bytes_total) = copied.as_ref().map_or((0, 0), |copied| (copied.bytes, copied.bytes_total));
+    let waits_for = copied.and_then(|copied| copied.waits_for).unwrap_or_default();
     v1::Job {
         id: job.id.0,
         attempt: job.attempt.0,
@@ -105,10 +109,12 @@ pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
         error: job.error.clone().unwrap_or_default(),
         started_ms: job.started_ms,
         ended_ms: job.ended_ms,
-        expected_ms: expected_ms(job, progress, now_ms),
-        bytes: copied.map_or(0, |copied| copied.bytes),
-        bytes_total: copied.map_or(0, |copied| copied.bytes_total),
+        // Of what waits nobody knows.
+        expected_ms: if waits_for.is_empty() { expected_ms(job, progress, now_ms) } else { 0 },
+        bytes,
+        bytes_total,
         backup: backup_work(&job.kind),
+        waits_for,
     }
 }
 

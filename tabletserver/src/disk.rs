@@ -6,10 +6,8 @@
 
 use crate::limits;
 use ebla_proto::error::{ApiError, Reason};
-use std::ffi::CString;
 use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -167,15 +165,7 @@ impl SyncWatch {
 
 /// Size and available bytes of the file system that holds `path`.
 fn statvfs(path: &Path) -> Option<(u64, u64)> {
-    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
-    let mut out = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: `path` ends in NUL and `out` is a statvfs to be filled.
-    let done = unsafe { libc::statvfs(path.as_ptr(), out.as_mut_ptr()) };
-    if done != 0 {
-        return None;
-    }
-    // SAFETY: the call succeeded, so it filled `out`; zeroes were valid before.
-    let out = unsafe { out.assume_init() };
+    let out = rustix::fs::statvfs(path).ok()?;
     Some((out.f_blocks.saturating_mul(out.f_frsize), out.f_bavail.saturating_mul(out.f_frsize)))
 }
 

@@ -5,6 +5,7 @@
 //! smaller, so that it is bound for long enough (m22). The wall clock is never used: people set it.
 
 use ebla_kernel::ids::Tick;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Time since a start.
 #[derive(Clone, Copy, Debug)]
@@ -17,7 +18,7 @@ impl Elapsed {
     /// Begins now.
     #[must_use]
     pub fn start() -> Self {
-        Self { monotonic_ms: read_ms(libc::CLOCK_MONOTONIC), boot_ms: read_ms(libc::CLOCK_BOOTTIME) }
+        Self { monotonic_ms: read_ms(ClockId::Monotonic), boot_ms: read_ms(ClockId::Boottime) }
     }
 
     /// The clock of whoever holds something for a time: it stops for nothing.
@@ -35,16 +36,13 @@ impl Elapsed {
     }
 
     fn both(&self) -> (u64, u64) {
-        let monotonic = read_ms(libc::CLOCK_MONOTONIC).saturating_sub(self.monotonic_ms);
-        (monotonic, read_ms(libc::CLOCK_BOOTTIME).saturating_sub(self.boot_ms))
+        let monotonic = read_ms(ClockId::Monotonic).saturating_sub(self.monotonic_ms);
+        (monotonic, read_ms(ClockId::Boottime).saturating_sub(self.boot_ms))
     }
 }
 
-fn read_ms(clock: libc::clockid_t) -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a timespec to be filled; both clocks exist on every Linux since 2.6.39.
-    let done = unsafe { libc::clock_gettime(clock, &raw mut now) };
-    assert_eq!(done, 0, "the system has a monotonic clock");
+fn read_ms(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     let (seconds, nanos) = (u64::try_from(now.tv_sec), u64::try_from(now.tv_nsec));
     seconds.unwrap_or_default() * 1_000 + nanos.unwrap_or_default() / 1_000_000
 }

@@ -46,7 +46,7 @@ pub struct CreateBackup {
     /// Only what has changed since this backup at the same target
     #[arg(long, value_parser = parse::name, value_name = "ID")]
     pub incremental_from: Option<String>,
-    /// Most bytes of files per second that each server sends; at half a core by default
+    /// Most bytes of files per second that each server sends; what an otherwise idle core does by default
     #[arg(long, value_parser = parse::rate, value_name = "BYTES/s")]
     pub rate: Option<u64>,
     /// Encrypt the files with the key of the servers (EBLA_BACKUP_KEY_FILE)
@@ -76,7 +76,7 @@ pub struct RestoreBackup {
     /// Copies of each tablet; as many as the table had by default
     #[arg(long, value_parser = parse::copies, value_name = "R")]
     pub replicas: Option<u8>,
-    /// Most bytes of files per second that each server fetches; at half a core by default
+    /// Most bytes of files per second that each server fetches; what an otherwise idle core does by default
     #[arg(long, value_parser = parse::rate, value_name = "BYTES/s")]
     pub rate: Option<u64>,
     /// Return as soon as it has begun
@@ -162,7 +162,7 @@ pub struct SetSchedule {
     /// Only this table; may be given again
     #[arg(long = "table", value_parser = parse::name, value_name = "TABLE")]
     pub tables: Vec<String>,
-    /// Most bytes of files per second that each server sends; at half a core by default
+    /// Most bytes of files per second that each server sends; what an otherwise idle core does by default
     #[arg(long, value_parser = parse::rate, value_name = "BYTES/s")]
     pub rate: Option<u64>,
     /// Encrypt the files with the key of the servers (EBLA_BACKUP_KEY_FILE)

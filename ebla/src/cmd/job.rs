@@ -88,6 +88,7 @@ fn job_json(job: &v1::Job) -> Json {
         "bytes": (job.bytes_total > 0).then_some(job.bytes),
         "bytes_total": (job.bytes_total > 0).then_some(job.bytes_total),
         "backup": job.backup.as_ref().map(|backup| &backup.backup_id),
+        "waits_for": (!job.waits_for.is_empty()).then_some(&job.waits_for),
         "error": (!job.error.is_empty()).then_some(&job.error),
         "started_ms": time(job.started_ms),
         "ended_ms": time(job.ended_ms),

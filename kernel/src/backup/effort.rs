@@ -4,7 +4,7 @@
 use crate::ids::{ServerId, Tick};
 use crate::limits::{
     BACKUP_ORDERS_MAX, BACKUP_ORDERS_PER_SERVER_MAX, BACKUP_PATIENCE_MS, BACKUP_PAUSE_MS_MAX,
-    BACKUP_PAUSE_MS_MIN,
+    BACKUP_PAUSE_MS_MIN, BACKUP_WAIT_SHOWN_MS,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,6 +42,9 @@ impl<K: Ord + Copy> Effort<K> {
     /// Something moved.
     pub fn progressed(&mut self, now: Tick) {
         self.progressed = self.progressed.max(now);
+        if !self.is_impossible {
+            self.reason = None;
+        }
     }
 
     /// It is done, and what was refused before is forgotten.
@@ -79,9 +82,14 @@ impl<K: Ord + Copy> Effort<K> {
         }
     }
 
+    /// What it waits for, once nothing has moved for a while.
+    pub fn waits_for(&self, now: Tick) -> Option<&str> {
+        self.reason.as_deref().filter(|_| now.ms_since(self.progressed) >= BACKUP_WAIT_SHOWN_MS)
+    }
+
     /// Why it is given up, if it is.
     pub fn given_up(&self, now: Tick) -> Option<String> {
-        let reason = || self.reason.clone().unwrap_or_else(|| "no tablet server is connected".into());
+        let reason = || self.reason.clone().unwrap_or_else(|| "the servers at work say nothing".into());
         if self.is_impossible {
             return Some(reason());
         }

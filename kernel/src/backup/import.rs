@@ -90,8 +90,9 @@ impl RestoreRun {
                 break;
             }
             if !slots.is_usable(order.server) {
-                let (tablet, server) = (order.tablet, order.server);
-                self.effort.blocked(format!("{server}, which has a copy of {tablet}, is not connected"));
+                let (tablet, server) = (order.tablet.0, order.server.0);
+                let why = format!("server {server}, which has a copy of tablet {tablet}, is not connected");
+                self.effort.blocked(why);
             }
             let is_open = !self.imported.contains(id) && !self.running.contains_key(id);
             if is_open && slots.is_free(order.server) && self.effort.is_due(*id, now) {
@@ -102,6 +103,12 @@ impl RestoreRun {
         let begun = |order: &ImportOrder| (order.replica, Running { order: *order, taken_bytes: 0 });
         self.running.extend(orders.iter().map(begun));
         orders
+    }
+
+    /// What it waits for, if it has waited for a while.
+    #[must_use]
+    pub fn waits_for(&self, now: Tick) -> Option<&str> {
+        self.effort.waits_for(now)
     }
 
     /// Where it stands.
@@ -186,7 +193,7 @@ mod tests {
         run.plan(Tick(0), &map, &ledger, &servers(&[1, 2]));
         let given_up = run.standing(Tick(BACKUP_PATIENCE_MS), &map, &ledger);
         assert!(
-            matches!(given_up, Standing::GivenUp(reason) if reason.contains("s3, which has a copy of t10"))
+            matches!(given_up, Standing::GivenUp(reason) if reason.contains("server 3, which has a copy of tablet 10"))
         );
     }
 

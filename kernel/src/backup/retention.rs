@@ -112,7 +112,7 @@ mod tests {
             let mut whole: Vec<&Kept> = backups.iter().filter(|b| chain(&by_id, b).is_some()).collect();
             whole.sort_by_key(|backup| std::cmp::Reverse(backup.ts));
             let is_there = |backup: &&Kept| !gone.contains(&backup.id.as_str());
-            prop_assert!(whole.iter().filter(|backup| backup.scheduled).take(keep).all(|backup| is_there(backup)));
+            prop_assert!(whole.iter().filter(|backup| backup.scheduled).take(keep).all(is_there));
             prop_assert!(backups.iter().filter(|backup| !backup.scheduled).all(|backup| is_there(&backup)));
         }
     }

@@ -138,6 +138,12 @@ impl BackupRun {
         self.progress
     }
 
+    /// What it waits for, if it has waited for a while.
+    #[must_use]
+    pub fn waits_for(&self, now: Tick) -> Option<&str> {
+        self.effort.waits_for(now)
+    }
+
     /// Where it stands.
     #[must_use]
     pub fn standing(&self, now: Tick) -> Standing {
@@ -237,7 +243,7 @@ impl TableRun {
 }
 
 fn dropped(table: TableId) -> String {
-    format!("{table} was dropped while it was backed up: take a new backup")
+    format!("table {} was dropped while it was backed up: take a new backup", table.0)
 }
 
 /// What of ranges in key order does not lie in another.
@@ -267,7 +273,7 @@ fn choose(effort: &mut Effort<TabletId>, slots: &Slots<'_>, site: &Site, now: Ti
     }
     let class = |copy: &CopyAt| (effort.was_refused_by(tablet, copy.server), copy.leads);
     let Some(best) = able().map(class).min() else {
-        effort.blocked(format!("no server with a copy of {tablet} in sync is connected"));
+        effort.blocked(format!("no server with a copy of tablet {} in sync is connected", tablet.0));
         return None;
     };
     // Who is busy is waited for, rather than to ask somebody worse.
@@ -280,7 +286,9 @@ mod tests {
     use super::super::cover::check_cover;
     use super::super::site::testing::{self, key};
     use super::*;
-    use crate::limits::{BACKUP_ORDERS_PER_SERVER_MAX, BACKUP_PATIENCE_MS, BACKUP_PAUSE_MS_MAX};
+    use crate::limits::{
+        BACKUP_ORDERS_PER_SERVER_MAX, BACKUP_PATIENCE_MS, BACKUP_PAUSE_MS_MAX, BACKUP_WAIT_SHOWN_MS,
+    };
     use proptest::prelude::*;
 
     const TABLE: TableId = TableId(7);
@@ -388,8 +396,21 @@ mod tests {
         let (mut run, mut map) = (run(), map(&[]));
         map.values_mut().flatten().flat_map(|site| &mut site.copies).for_each(|copy| copy.in_sync = false);
         assert!(run.plan(Tick(0), &map, &servers(&[1, 2, 3])).is_empty());
+        assert_eq!(run.waits_for(Tick(1)), None);
+        let waits_for = run.waits_for(Tick(BACKUP_WAIT_SHOWN_MS));
+        assert_eq!(waits_for, Some("no server with a copy of tablet 100 in sync is connected"));
         let given_up = run.standing(Tick(BACKUP_PATIENCE_MS));
         assert!(matches!(given_up, Standing::GivenUp(reason) if reason.contains("in sync")));
+    }
+
+    #[test]
+    fn what_moves_waits_for_nothing() {
+        let (mut run, map, all) = (run(), map(&[5]), servers(&[1, 2, 3]));
+        let orders = run.plan(Tick(0), &map, &all);
+        run.ended(Tick(1), orders[0].part, Ended::Refused("later".into()));
+        assert_eq!(run.waits_for(Tick(BACKUP_WAIT_SHOWN_MS)), Some("later"));
+        run.wrote(Tick(BACKUP_WAIT_SHOWN_MS), orders[1].part, 1);
+        assert_eq!(run.waits_for(Tick(BACKUP_PATIENCE_MS)), None);
     }
 
     #[test]

@@ -163,7 +163,7 @@ async fn export_all(
                 .begin(order.part, |note| async move { export(&shared, order.server, request, note).await });
         }
         let progress = run.progress();
-        shared.backups.note(job.id, progress.done, progress.total);
+        shared.backups.note(job.id, (progress.done, progress.total), run.waits_for(now()));
         match orders.hear(BACKUP_PLAN_EVERY).await {
             Heard::Ended(part, ended) => {
                 run.ended(now(), part, ended.map_or_else(|ended| ended, |_| Ended::Done));

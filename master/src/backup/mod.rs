@@ -65,15 +65,16 @@ impl Backups {
 
     /// How far a job is, if this master drives it.
     pub fn progress(&self, job: JobId) -> Option<Copied> {
-        self.lock().get(&job).copied()
+        self.lock().get(&job).cloned()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<JobId, Copied>> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, job: JobId, bytes: u64, bytes_total: u64) {
-        self.lock().insert(job, Copied { bytes, bytes_total });
+    fn note(&self, job: JobId, (bytes, bytes_total): (u64, u64), waits_for: Option<&str>) {
+        let waits_for = waits_for.map(str::to_owned);
+        self.lock().insert(job, Copied { bytes, bytes_total, waits_for });
     }
 
     fn now(&self) -> Tick {

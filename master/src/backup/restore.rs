@@ -67,7 +67,7 @@ async fn check(
     let total = stored_bytes(chain).saturating_mul(2);
     let mut checked = 0;
     for (manifest, bytes) in chain.iter().zip(bytes) {
-        shared.backups.note(job.id, checked, total);
+        shared.backups.note(job.id, (checked, total), None);
         repository.check(manifest, &scratch.0, &Unpaced).await?;
         checked += bytes;
     }
@@ -174,7 +174,8 @@ async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob, stored: u6
         let copies: u64 = map.values().flatten().map(|site| site.copies.len() as u64).sum();
         // As many bytes again as were checked, by the copies that have theirs.
         let taken = (u128::from(stored) * ledger.len() as u128 / u128::from(copies.max(1))) as u64;
-        shared.backups.note(job.id, stored.saturating_add(taken), stored.saturating_mul(2));
+        let bytes = (stored.saturating_add(taken), stored.saturating_mul(2));
+        shared.backups.note(job.id, bytes, run.waits_for(now()));
         match run.standing(now(), &map, &ledger) {
             Standing::Done => return Ok(()),
             Standing::GivenUp(why) => return Err(Stop::Failed(why)),

@@ -1,17 +1,22 @@
 //! Whether a backup is what was written, down to every version.
 
+use crate::background;
 use crate::coverage::check_coverage;
 use crate::encryption;
 use crate::error::BackupError;
 use crate::key::Key;
+use crate::limits;
 use crate::manifest::{FileEntry, Manifest, Part, TableEntry};
 use crate::names;
 use crate::repository::{Repository, blocking};
+use crate::scratch::Scratch;
 use crate::sst::{FileReader, Written, split_key};
 use crate::target::Pace;
 use ebla_kernel::range::KeyRange;
+use futures::StreamExt as _;
+use futures::stream::FuturesOrdered;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 impl Repository {
     /// Checks everything of a backup but its parents: coverage of each table, names, and each
@@ -63,15 +68,26 @@ impl Repository {
         damaged: &mut (dyn FnMut(BackupError) -> Result<(), BackupError> + Send),
     ) -> Result<(), BackupError> {
         let key = self.key(manifest.key_id())?;
+        let mut hear = |checked| match checked {
+            Err(damage @ BackupError::Damaged(_)) => damaged(damage),
+            other => other,
+        };
+        let mut checks = FuturesOrdered::new();
+        let mut number = 0_u64;
         for part in manifest.tables.iter().flat_map(|table| &table.parts) {
             for file in &part.files {
-                let checked = self.check_file(manifest, key, (part, file), scratch, pace).await;
-                clear(scratch)?;
-                match checked {
-                    Err(damage @ BackupError::Damaged(_)) => damaged(damage)?,
-                    other => other?,
+                if checks.len() >= limits::CHECKS_MAX
+                    && let Some(checked) = checks.next().await
+                {
+                    hear(checked)?;
                 }
+                let dir = scratch.join(number.to_string());
+                checks.push_back(self.check_file(manifest, key, (part, file), dir, pace));
+                number += 1;
             }
+        }
+        while let Some(checked) = checks.next().await {
+            hear(checked)?;
         }
         Ok(())
     }
@@ -81,14 +97,17 @@ impl Repository {
         manifest: &Manifest,
         key: Option<&Key>,
         (part, file): (&Part, &FileEntry),
-        scratch: &Path,
+        dir: PathBuf,
         pace: &dyn Pace,
     ) -> Result<(), BackupError> {
-        let local = scratch.join("checked.sst");
+        let made = Scratch::make(dir);
+        let scratch = made.map_err(|error| BackupError::local("make room for a file to check", error))?;
+        let local = scratch.0.join("checked.sst");
         self.get_file(&manifest.id, file, key, &local, pace).await?;
         let place = names::file(&manifest.id, &file.name)?;
-        let (part, file, scratch) = (part.clone(), file.clone(), scratch.to_owned());
-        blocking(move || check_versions(&place, &part, &file, &local, &scratch)).await
+        let (part, file) = (part.clone(), file.clone());
+        let look = move || check_versions(&place, &part, &file, &local, &scratch.0);
+        blocking(move || background::work(look)).await
     }
 
     /// A look at names and sizes finds most of what is wrong without reading anything.
@@ -184,10 +203,14 @@ fn check_versions(
     let wrong = |what: &str| BackupError::damaged(place, what);
     let range = part.range().map_err(|_| wrong("is of an inverted part"))?;
     let mut reader = FileReader::open(local, scratch)?;
-    let mut seen = Seen::default();
+    let (mut seen, mut passed) = (Seen::default(), 0_u64);
     while let Some((key, value)) = reader.version()? {
         seen.add(key, value, &range).map_err(wrong)?;
         reader.step();
+        passed += 1;
+        if passed % limits::VERSIONS_PER_YIELD == 0 {
+            background::give_way();
+        }
     }
     let Some(found) = seen.found else { return Err(wrong("holds nothing")) };
     if found.min_ts.0 <= part.since_ts || found.max_ts.0 > part.ts {
@@ -231,11 +254,4 @@ impl Seen {
         self.last.extend_from_slice(file_key);
         Ok(())
     }
-}
-
-/// Empties a directory.
-fn clear(dir: &Path) -> Result<(), BackupError> {
-    let local = |error| BackupError::local("remove files that were checked", error);
-    std::fs::remove_dir_all(dir).map_err(local)?;
-    std::fs::create_dir(dir).map_err(local)
 }

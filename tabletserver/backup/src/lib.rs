@@ -12,6 +12,7 @@
 //! and read the files, masters the manifests, and people look at them without a cluster.
 //! The bytes of everything here: `docs/formats.md`.
 
+pub mod background;
 mod chain;
 mod check;
 mod coverage;

@@ -2,6 +2,16 @@
 
 use std::time::Duration;
 
+/// Niceness of threads that work in the background: about a tenth of a core while all cores are
+/// wanted by others, all of one while it has nothing better to do.
+pub const BACKGROUND_NICENESS: i32 = 10;
+
+/// Versions that are looked through before others go first: well below a millisecond of work.
+pub const VERSIONS_PER_YIELD: u64 = 128;
+
+/// Files of a backup that are checked at once: one is fetched while another is looked through.
+pub const CHECKS_MAX: usize = 2;
+
 /// Longest manifest that is read: a million files of 256 MiB have a fifth of it.
 pub const MANIFEST_BYTES_MAX: u64 = 2 << 30;
 

@@ -13,7 +13,7 @@ use crate::limits;
 use crate::node::Node;
 use crate::store::gc::ReadPin;
 use crate::tablets::TabletHandle;
-use ebla_backup::{FileEntry, MANIFEST_FORMAT, Part, Scratch, Tombstone, Written};
+use ebla_backup::{FileEntry, MANIFEST_FORMAT, Part, Scratch, Tombstone, Written, background};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{TableId, TabletId};
 use ebla_kernel::range::KeyRange;
@@ -95,7 +95,8 @@ impl Export {
             () = answers.closed() => return Err(Stop::GivenUp),
         };
         let export = Arc::clone(export);
-        let write = move || export.write(to, dir);
+        let runtime = Handle::current();
+        let write = move || background::work(|| export.write(to, dir, runtime));
         tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(Stop::panicked(&error)))
     }
 
@@ -110,11 +111,11 @@ impl Export {
     }
 
     /// Writes the part; runs on a thread of its own.
-    fn write(&self, to: Destination, dir: PathBuf) -> Result<v1::ExportResponse, Stop> {
+    fn write(&self, to: Destination, dir: PathBuf, runtime: Handle) -> Result<v1::ExportResponse, Stop> {
         let store = Arc::clone(&self.node.reader.store);
         let mut walk = Walk::begin(&*store, self.window.clone())?;
         self.check_here()?;
-        let mut uploads = Uploads::new(Handle::current(), to);
+        let mut uploads = Uploads::new(runtime, to);
         let dir = super::scratch(dir)?;
         let duty = Duty::new(self.request.rate_bytes, &self.pace);
         let mut writing = Writing { export: self, dir, duty, looked: Instant::now(), files: 0 };

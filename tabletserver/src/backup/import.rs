@@ -18,7 +18,7 @@ use crate::replicas::Replicas;
 use crate::store::Incoming;
 use crate::store::live::LiveRows;
 use crate::tablets::TabletHandle;
-use ebla_backup::Repository;
+use ebla_backup::{Repository, background};
 use ebla_failpoints::failpoint;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{ReplicaId, TableId, TabletId};
@@ -170,8 +170,10 @@ impl Filling {
                 }
             })
         };
-        let mut merge = Merge::new(sources, Box::new(fetch_next));
-        taking.take_all(&mut merge, &mut self.look())?;
+        background::work(|| {
+            let mut merge = Merge::new(sources, Box::new(fetch_next));
+            taking.take_all(&mut merge, &mut self.look())
+        })?;
         let (incoming, imported, row_bytes) = taking.end();
         self.install(incoming, &tombstones, (imported.rows, row_bytes))?;
         metrics::counter!("ebla_backup_imported_bytes_total").increment(imported.bytes);

@@ -1,12 +1,13 @@
-//! How fast backups go: at the rate that was asked for, else at half a core.
+//! How fast backups go: at the rate that was asked for, else at a core that nobody else wants.
 //!
-//! The engine's work, reading, packing, writing, is on one thread for each export or import. With
-//! no rate given it rests as long as it works, so that clients keep the rest of the machine.
+//! The engine's work, reading, packing, writing, is on one thread for each export or import, in the
+//! background (`background`). With no rate given those of a server take turns, so that however many
+//! there are they have one core together.
 
 use crate::copying::Rate;
 use crate::limits;
 use async_trait::async_trait;
-use ebla_backup::Pace;
+use ebla_backup::{Pace, background};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -32,12 +33,14 @@ impl Duty {
         self.since = Instant::now();
     }
 
-    /// Rests when it is time to: for as long as it worked, and for what the others work meanwhile.
+    /// Lets those go first who answer clients, and rests when it is time to: for what the others work
+    /// meanwhile.
     pub(super) fn rest(&mut self) {
+        background::give_way();
         let worked = self.since.elapsed();
         if self.is_held && worked >= limits::BACKUP_STRETCH {
-            let times = self.workers.load(Ordering::Relaxed).max(1) * 2 - 1;
-            std::thread::sleep((worked * times).min(limits::BACKUP_REST_MAX));
+            let others = self.workers.load(Ordering::Relaxed).saturating_sub(1);
+            std::thread::sleep((worked * others).min(limits::BACKUP_REST_MAX));
             self.begin();
         }
     }
@@ -67,7 +70,7 @@ impl Looks {
     }
 }
 
-/// What all exports and imports of a server share: the rate that was asked for, or half a core.
+/// What all exports and imports of a server share: the rate that was asked for, or a core.
 #[derive(Default)]
 pub(super) struct Budget {
     rate: Mutex<Option<(u64, Arc<Rate>)>>,
@@ -170,21 +173,6 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn without_a_rate_half_of_the_time_is_rest() {
-        let budget = Budget::default();
-        let mut duty = Duty::new(0, &budget.transfers(0));
-        let began = Instant::now();
-        let mut worked = Duration::ZERO;
-        while began.elapsed() < Duration::from_millis(100) {
-            let stretch = Instant::now();
-            while stretch.elapsed() < Duration::from_millis(1) {}
-            worked += stretch.elapsed();
-            duty.rest();
-        }
-        assert!(worked < began.elapsed().mul_f64(0.6), "{worked:?} of {:?}", began.elapsed());
-    }
-
-    #[test]
     fn two_that_work_at_once_take_no_more_than_one() {
         let budget = Budget::default();
         let mut duties = [Duty::new(0, &budget.transfers(0)), Duty::new(0, &budget.transfers(0))];
@@ -196,7 +184,7 @@ mod tests {
             worked += stretch.elapsed();
             duties[0].rest();
         }
-        assert!(worked < began.elapsed().mul_f64(0.35), "{worked:?} of {:?}", began.elapsed());
+        assert!(worked < began.elapsed().mul_f64(0.6), "{worked:?} of {:?}", began.elapsed());
         let [first, second] = duties;
         drop((first, second));
         assert_eq!(budget.workers.load(Ordering::Relaxed), 0);

@@ -4,10 +4,9 @@ use super::Stop;
 use super::imports::Imported;
 use super::merge::Merge;
 use super::pace::Looks;
-use crate::limits;
 use crate::store::live::LiveRows;
 use crate::store::{Incoming, StoreError};
-use bytes::Bytes;
+use ebla_backup::TABLE_ID_BYTES;
 use ebla_kernel::ids::TableId;
 use ebla_proto::error::{ApiError, Reason};
 
@@ -16,8 +15,6 @@ pub(super) struct Taking<'a> {
     incoming: Box<dyn Incoming + 'a>,
     table: TableId,
     live: LiveRows,
-    batch: Vec<(Bytes, Bytes)>,
-    batch_bytes: usize,
     bytes: u64,
     versions: u64,
 }
@@ -25,7 +22,7 @@ pub(super) struct Taking<'a> {
 impl<'a> Taking<'a> {
     /// Nothing yet, for rows of `table`.
     pub(super) fn new(incoming: Box<dyn Incoming + 'a>, table: TableId, live: LiveRows) -> Self {
-        Self { incoming, table, live, batch: Vec::new(), batch_bytes: 0, bytes: 0, versions: 0 }
+        Self { incoming, table, live, bytes: 0, versions: 0 }
     }
 
     /// Takes every version of a merge. `look` is called again and again, with the bytes so far.
@@ -38,13 +35,17 @@ impl<'a> Taking<'a> {
         look: &mut dyn FnMut(u64) -> Result<(), Stop>,
     ) -> Result<(), Stop> {
         let (mut key, mut value, mut looks) = (Vec::new(), Vec::new(), Looks::default());
+        let mut stored_key = Vec::new();
         while merge.next(&mut key, &mut value)? {
-            self.take(&key, &value).map_err(of_file)?;
+            stored_key.clear();
+            stored_key.extend_from_slice(&self.table.0.to_be_bytes());
+            stored_key.extend_from_slice(&key);
+            self.take(&stored_key, &value).map_err(of_file)?;
             if looks.is_due(value.len()) {
                 look(self.bytes)?;
             }
         }
-        Ok(self.pack()?)
+        Ok(())
     }
 
     /// What is to be installed, what was taken, and about the bytes of the rows that are there.
@@ -53,22 +54,11 @@ impl<'a> Taking<'a> {
         (self.incoming, Imported { bytes: self.bytes, rows, versions: self.versions }, row_bytes)
     }
 
-    /// Takes a version as it stands in files.
-    fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        let stored_key = [&self.table.0.to_be_bytes(), key].concat();
-        self.live.take(&stored_key, value)?;
-        let bytes = key.len() + value.len();
-        self.bytes += bytes as u64;
+    fn take(&mut self, stored_key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        self.live.take(stored_key, value)?;
+        self.bytes += (stored_key.len() - TABLE_ID_BYTES + value.len()) as u64;
         self.versions += 1;
-        self.batch_bytes += bytes;
-        self.batch.push((stored_key.into(), Bytes::copy_from_slice(value)));
-        if self.batch_bytes >= limits::BOOTSTRAP_PART_BYTES { self.pack() } else { Ok(()) }
-    }
-
-    /// Makes a file of what has gathered.
-    fn pack(&mut self) -> Result<(), StoreError> {
-        self.batch_bytes = 0;
-        self.incoming.add(&std::mem::take(&mut self.batch))
+        self.incoming.add(stored_key, value)
     }
 }
 

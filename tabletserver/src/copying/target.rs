@@ -267,7 +267,8 @@ impl Target {
         let store = Arc::clone(&self.node.reader.store);
         let mut incoming = store.take_in(record.table, &record.range, &dir.0)?;
         while let Some(versions) = parts.blocking_recv() {
-            match incoming.add(&versions) {
+            let mut versions = versions.iter();
+            match versions.try_for_each(|(stored_key, stored_value)| incoming.add(stored_key, stored_value)) {
                 Ok(()) => {}
                 Err(error @ StoreError::Corrupt { .. }) => {
                     warn!(tablet = %record.tablet, %error, "the source sent what it must not");

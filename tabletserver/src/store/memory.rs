@@ -359,15 +359,13 @@ struct MemoryIncoming<'a> {
     table: TableId,
     range: KeyRange,
     rising: Rising,
-    versions: Vec<(Bytes, Bytes)>,
+    versions: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Incoming for MemoryIncoming<'_> {
-    fn add(&mut self, versions: &[(Bytes, Bytes)]) -> Result<(), StoreError> {
-        for (stored_key, stored_value) in versions {
-            self.rising.check(stored_key, stored_value)?;
-        }
-        self.versions.extend_from_slice(versions);
+    fn add(&mut self, stored_key: &[u8], stored_value: &[u8]) -> Result<(), StoreError> {
+        self.rising.check(stored_key, stored_value)?;
+        self.versions.push((stored_key.to_vec(), stored_value.to_vec()));
         Ok(())
     }
 
@@ -375,7 +373,7 @@ impl Incoming for MemoryIncoming<'_> {
         self.store.clear_range(self.table, &self.range)?;
         let table = self.store.tables.add(self.table);
         for (stored_key, stored_value) in self.versions {
-            self.store.put(&table, stored_key.to_vec(), stored_value.to_vec());
+            self.store.put(&table, stored_key, stored_value);
         }
         for tombstone in tombstones {
             let stored_key = key::encode_range_tombstone(self.table, tombstone.range.start(), tombstone.ts);

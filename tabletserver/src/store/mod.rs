@@ -154,12 +154,12 @@ pub trait Cursor {
 ///
 /// Nothing is seen of them before [`Self::install`]. What does not belong to the range, or does
 /// not rise, is refused: it would be a neighbour's.
-pub trait Incoming {
-    /// Adds versions, as (stored key, stored value): consecutive, above all before them.
+pub trait Incoming: Send {
+    /// Adds a version, which must be above all before it.
     ///
     /// # Errors
     /// `Corrupt` for what is no version of the range, `Engine`.
-    fn add(&mut self, versions: &[(Bytes, Bytes)]) -> Result<(), StoreError>;
+    fn add(&mut self, stored_key: &[u8], stored_value: &[u8]) -> Result<(), StoreError>;
 
     /// Clears the range, then puts in what was added and `tombstones`; durable on return. In
     /// this order: clear, **flush**, ingest, range tombstones, **flush**. Files that are put in

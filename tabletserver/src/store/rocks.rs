@@ -193,6 +193,7 @@ impl Store for RocksStore {
             rising: Rising::new(table, range),
             dir: dir.to_owned(),
             files: Vec::new(),
+            open: None,
         }))
     }
 
@@ -225,27 +226,41 @@ struct RocksIncoming<'a> {
     rising: Rising,
     dir: PathBuf,
     files: Vec<PathBuf>,
+    /// The last of the files while it is written, and bytes of keys and values in it.
+    open: Option<(SstFileWriter<'a>, u64)>,
+}
+
+impl<'a> RocksIncoming<'a> {
+    /// The file that the next version goes into.
+    fn file(&mut self) -> Result<&mut (SstFileWriter<'a>, u64), rocksdb::Error> {
+        if self.open.is_none() {
+            let path = self.dir.join(format!("{:06}.sst", self.files.len()));
+            let writer = SstFileWriter::create(&self.store.file_options);
+            writer.open(&path)?;
+            self.files.push(path);
+            self.open = Some((writer, 0));
+        }
+        Ok(self.open.as_mut().expect("it was made just now"))
+    }
+
+    /// Ends the file that is being written.
+    fn cut(&mut self) -> Result<(), StoreError> {
+        let Some((mut writer, _)) = self.open.take() else { return Ok(()) };
+        writer.finish().map_err(file_failed)
+    }
 }
 
 impl Incoming for RocksIncoming<'_> {
-    fn add(&mut self, versions: &[(Bytes, Bytes)]) -> Result<(), StoreError> {
-        if versions.is_empty() {
-            return Ok(());
-        }
-        let failed = |e| engine("write a file of versions", e);
-        let path = self.dir.join(format!("{:06}.sst", self.files.len()));
-        let mut writer = SstFileWriter::create(&self.store.file_options);
-        writer.open(&path).map_err(failed)?;
-        for (stored_key, stored_value) in versions {
-            self.rising.check(stored_key, stored_value)?;
-            writer.put(stored_key, stored_value).map_err(failed)?;
-        }
-        writer.finish().map_err(failed)?;
-        self.files.push(path);
-        Ok(())
+    fn add(&mut self, stored_key: &[u8], stored_value: &[u8]) -> Result<(), StoreError> {
+        self.rising.check(stored_key, stored_value)?;
+        let (writer, bytes) = self.file().map_err(file_failed)?;
+        writer.put(stored_key, stored_value).map_err(file_failed)?;
+        *bytes += (stored_key.len() + stored_value.len()) as u64;
+        if *bytes >= DATA_FILE_BYTES { self.cut() } else { Ok(()) }
     }
 
-    fn install(self: Box<Self>, tombstones: &[RangeTombstone]) -> Result<(), StoreError> {
+    fn install(mut self: Box<Self>, tombstones: &[RangeTombstone]) -> Result<(), StoreError> {
+        self.cut()?;
         failpoint!("bootstrap.clear");
         self.store.clear_range(self.table, &self.range)?;
         failpoint!("bootstrap.ingest");
@@ -383,6 +398,10 @@ fn row_prefix(stored: &[u8]) -> &[u8] {
 
 fn has_row_prefix(stored: &[u8]) -> bool {
     stored.len() >= key::TS_BYTES
+}
+
+fn file_failed(source: rocksdb::Error) -> StoreError {
+    engine("write a file of versions", source)
 }
 
 fn engine(tried: &'static str, source: rocksdb::Error) -> StoreError {

@@ -37,7 +37,10 @@ pub async fn wait_until(
                 v1::JobState::Running => {
                     answered = Instant::now();
                     bar.set_position(u64::from(job.progress_per_mille));
-                    bar.set_message(format!("{} of {} bytes", job.bytes, job.bytes_total));
+                    bar.set_message(match job.waits_for.as_str() {
+                        "" => format!("{} of {} bytes", job.bytes, job.bytes_total),
+                        what => format!("waits: {what}"),
+                    });
                 }
                 v1::JobState::Done => {
                     bar.finish_and_clear();

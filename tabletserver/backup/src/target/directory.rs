@@ -9,8 +9,10 @@ use crate::limits::COPY_BYTES;
 use async_trait::async_trait;
 use bytes::Bytes;
 use ring::digest;
+use rustix::fs::{Advice, fadvise};
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::num::NonZeroU64;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
@@ -323,6 +325,10 @@ impl Copying {
 
     /// Moves some bytes; 0 at the end.
     fn step(&mut self) -> Result<usize, Side> {
+        // The engine drops what it writes from the page cache: the disk is asked for what follows while
+        // this is hashed. Where the advice means nothing it is not needed.
+        let next = self.bytes + COPY_BYTES as u64;
+        let _ = fadvise(&self.from, next, NonZeroU64::new(COPY_BYTES as u64), Advice::WillNeed);
         self.buffer.clear();
         let mut some = (&mut self.from).take(COPY_BYTES as u64);
         let moved = some.read_to_end(&mut self.buffer).map_err(Side::From)?;

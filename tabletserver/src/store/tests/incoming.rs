@@ -41,7 +41,7 @@ fn take(store: &dyn Store, range: &KeyRange, parts: &[&[(Bytes, Bytes)]], tombst
     let dir = tempfile::tempdir().unwrap();
     let mut incoming = store.take_in(TABLE, range, dir.path()).unwrap();
     for part in parts {
-        incoming.add(part).unwrap();
+        part.iter().for_each(|(stored_key, stored_value)| incoming.add(stored_key, stored_value).unwrap());
     }
     incoming.install(tombstones).unwrap();
 }
@@ -122,8 +122,8 @@ fn what_is_none_of_the_range_is_refused() {
         for bad in &bad {
             let dir = tempfile::tempdir().unwrap();
             let mut incoming = store.take_in(TABLE, &range, dir.path()).unwrap();
-            incoming.add(std::slice::from_ref(&good)).unwrap();
-            let refused = incoming.add(std::slice::from_ref(bad));
+            incoming.add(&good.0, &good.1).unwrap();
+            let refused = incoming.add(&bad.0, &bad.1);
             assert!(matches!(refused, Err(StoreError::Corrupt { .. })), "{bad:?} gave {refused:?}");
         }
         assert!(all(store).is_empty());
