@@ -6,7 +6,8 @@
 //!
 //! A busy tablet remembers millions of them, and its children begin with all of them while writes
 //! wait. So what is remembered lies in layers that are shared: a clone shares them all, and
-//! whoever writes next begins a layer of its own.
+//! whoever writes next begins a layer of its own. Small neighbours of like size become one, and none
+//! grows large, so that nobody ever waits for many records that are copied, or forgotten, at once.
 
 use crate::entry::{Entry, Payload};
 use crate::hlc::Hlc;
@@ -18,9 +19,8 @@ use borsh::{BorshDeserialize, BorshSerialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Layers below the own one, at most; above it the two oldest become one. Each takes a clone, so
-/// that there are few within the window, and of those that are older than a token nobody asks.
-const LAYERS_MAX: usize = 32;
+/// Records of a layer, at most: one is copied or forgotten within a few milliseconds.
+const LAYER_RECORDS_MAX: usize = if cfg!(test) { 8 } else { 16 * 1024 };
 
 /// What the log says of a token.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -77,9 +77,17 @@ impl TokenRecord {
 pub struct TokenTable {
     /// What is noted now.
     own: Arc<Layer>,
-    /// What was noted before somebody else began to share it, oldest first.
-    shared: Vec<Arc<Layer>>,
+    /// What was noted before, oldest first.
+    shared: Vec<Shared>,
     floor_ms: u64,
+}
+
+/// A layer that does not grow any more.
+#[derive(Clone, Debug)]
+struct Shared {
+    layer: Arc<Layer>,
+    /// No token of it or of an older one was issued later, milliseconds since 1970.
+    issued_ms: u64,
 }
 
 /// Tokens of a stretch of one log.
@@ -104,6 +112,12 @@ impl Layer {
             return None;
         }
         self.records.get(&token)
+    }
+
+    /// Whether it and a younger layer are small enough, and so alike in size, that they become one.
+    fn goes_with(&self, younger: &Self) -> bool {
+        let (own, others) = (self.records.len(), younger.records.len());
+        own <= 2 * others && own + others <= LAYER_RECORDS_MAX
     }
 
     /// Takes in what a younger layer says.
@@ -190,9 +204,9 @@ impl TokenTable {
         }
     }
 
-    /// The layer that nobody shares.
+    /// The layer that nobody shares, with room for a record.
     fn own(&mut self) -> &mut Layer {
-        if Arc::get_mut(&mut self.own).is_none() {
+        if Arc::get_mut(&mut self.own).is_none_or(|own| own.records.len() >= LAYER_RECORDS_MAX) {
             self.freeze();
         }
         Arc::make_mut(&mut self.own)
@@ -200,23 +214,33 @@ impl TokenTable {
 
     /// Leaves the own layer to those who share it and begins another.
     fn freeze(&mut self) {
-        let frozen = std::mem::take(&mut self.own);
-        self.shared.extend(Some(frozen).filter(|frozen| !frozen.records.is_empty()));
-        while self.shared.len() > LAYERS_MAX {
-            let younger = self.shared.remove(1);
-            Arc::make_mut(&mut self.shared[0]).take_in(&younger);
+        let mut frozen = std::mem::take(&mut self.own);
+        if frozen.records.is_empty() {
+            return;
         }
+        while let Some(older) = self.shared.pop_if(|older| older.layer.goes_with(&frozen)) {
+            let younger = std::mem::replace(&mut frozen, older.layer);
+            Arc::make_mut(&mut frozen).take_in(&younger);
+        }
+        self.push(frozen);
+    }
+
+    fn push(&mut self, layer: Arc<Layer>) {
+        let issued_ms = self.shared.last().map_or(0, |older| older.issued_ms).max(layer.issued_ms);
+        self.shared.push(Shared { layer, issued_ms });
     }
 
     /// All layers, youngest first.
     fn layers(&self) -> impl Iterator<Item = &Arc<Layer>> {
-        std::iter::once(&self.own).chain(self.shared.iter().rev())
+        std::iter::once(&self.own).chain(self.shared.iter().rev().map(|shared| &shared.layer))
     }
 
     /// What is known of a token: its write, if one layer has one.
     fn get(&self, token: Token) -> Option<&TokenRecord> {
+        let shared = self.shared.iter().rev().take_while(|shared| token.issued_ms <= shared.issued_ms);
+        let layers = std::iter::once(&self.own).chain(shared.map(|shared| &shared.layer));
         let mut fence = None;
-        for record in self.layers().filter_map(|layer| layer.get(token)) {
+        for record in layers.filter_map(|layer| layer.get(token)) {
             if !record.is_fence() {
                 return Some(record);
             }
@@ -228,7 +252,11 @@ impl TokenTable {
     /// Everything in one layer.
     fn flat(&self) -> Layer {
         let mut flat = Layer::default();
-        self.shared.iter().chain([&self.own]).for_each(|layer| flat.take_in(layer));
+        self.shared
+            .iter()
+            .map(|shared| &shared.layer)
+            .chain([&self.own])
+            .for_each(|layer| flat.take_in(layer));
         flat.records = flat.records.split_off(&Token { issued_ms: self.floor_ms, client: 0, seq: 0 });
         flat
     }
@@ -252,7 +280,11 @@ impl TokenTable {
             return;
         }
         self.floor_ms = floor_ms;
-        self.shared.retain(|layer| layer.issued_ms >= floor_ms);
+        for Shared { layer, .. } in std::mem::take(&mut self.shared) {
+            if layer.issued_ms >= floor_ms {
+                self.push(layer);
+            }
+        }
         // What others share stays a while longer; nobody finds it.
         if let Some(own) = Arc::get_mut(&mut self.own) {
             own.records = own.records.split_off(&Token { issued_ms: floor_ms, client: 0, seq: 0 });
@@ -261,7 +293,7 @@ impl TokenTable {
 
     /// Forgets what entries from `from` on said: they were never written.
     pub fn cut(&mut self, from: Seq) {
-        let layers = self.shared.iter_mut().chain([&mut self.own]);
+        let layers = self.shared.iter_mut().map(|shared| &mut shared.layer).chain([&mut self.own]);
         layers.filter(|layer| layer.last >= from).for_each(|layer| Arc::make_mut(layer).cut(from));
     }
 
@@ -272,7 +304,7 @@ impl TokenTable {
         let floor_ms = self.floor_ms.max(other.floor_ms);
         self.freeze();
         other.freeze();
-        other.shared.append(&mut self.shared);
+        self.shared.into_iter().for_each(|shared| other.push(shared.layer));
         other.forget_before(floor_ms);
         other
     }
@@ -423,7 +455,7 @@ mod tests {
                     }
                     Step::Clone => kept.push((table.clone(), model.clone())),
                 }
-                prop_assert!(table.shared.len() <= LAYERS_MAX);
+                prop_assert!(table.layers().all(|layer| layer.records.len() <= LAYER_RECORDS_MAX));
             }
             kept.push((table, model));
             for (table, model) in kept {
@@ -442,12 +474,33 @@ mod tests {
     fn a_clone_of_many_tokens_costs_nothing_to_either() {
         let mut table = TokenTable::default();
         (0..1_000).for_each(|seq| table.note(token(seq, seq), write(seq)));
+        let before = table.shared.len();
         let mut child = table.clone();
         assert!(Arc::ptr_eq(&child.own, &table.own));
         child.note(token(2_000, 1), write(2_000));
         table.note(token(2_000, 2), write(2_000));
-        assert!(Arc::ptr_eq(&child.shared[0], &table.shared[0]), "neither copied what both have");
+        let shared = child.shared.iter().zip(&table.shared);
+        let same = shared.filter(|(child, table)| Arc::ptr_eq(&child.layer, &table.layer)).count();
+        assert!(same >= before && before >= 1_000 / LAYER_RECORDS_MAX - 1, "neither copied what both have");
         assert_eq!((child.len(), table.len()), (1_001, 1_001));
+    }
+
+    /// As a tablet is split again and again, with many tokens from before.
+    #[test]
+    fn sharing_again_and_again_copies_little() {
+        let mut table = TokenTable::default();
+        (0..10_000).for_each(|seq| table.note(token(seq, seq), write(seq)));
+        let mut copied = 0;
+        for seq in 10_000..11_000 {
+            let before = table.clone();
+            table.note(token(seq, seq), write(seq));
+            let is_new = |shared: &&Shared| !before.layers().any(|known| Arc::ptr_eq(known, &shared.layer));
+            copied +=
+                table.shared.iter().filter(is_new).map(|shared| shared.layer.records.len()).sum::<usize>();
+        }
+        assert!(copied <= 1_000 * LAYER_RECORDS_MAX, "{copied} records were copied for 1,000 tokens");
+        assert!(table.shared.len() <= 2 * 11_000 / LAYER_RECORDS_MAX, "{} layers", table.shared.len());
+        assert_eq!(table.flat().records.len(), 11_000);
     }
 
     #[test]
