@@ -24,8 +24,12 @@ pub const STORE_THREADS_MAX: i32 = 2;
 /// Size of a data file before compression. Ranges are cleared and moved by file.
 pub const DATA_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// How hard Zstd works on files that are made to be put in, of copies and restores. The store's own are
-/// packed at 3, which takes half as long again and makes files a few per cent smaller.
+/// Keys that are gone but not yet compacted away, of which a look for what is left in a range passes
+/// so many.
+pub const DATA_LOOK_KEYS_MAX: u64 = 10_000;
+
+/// How hard Zstd works on files that are made to be put in, of copies and restores: packing is a third of
+/// the work of a restore at this level. The store's own are packed at 3.
 pub const DATA_FILE_IN_ZSTD_LEVEL: i32 = 1;
 
 /// Bytes of a data file that are written before the disk is told to begin with them.

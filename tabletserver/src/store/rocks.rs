@@ -9,7 +9,8 @@ use super::gc::{FloorFilterFactory, Floors};
 use super::{Applied, Cursor, Incoming, Rising, Store, StoreError, StoreHealth, VersionName, value};
 use crate::limits::{
     BLOCK_CACHE_BYTES_DEFAULT, COLD_READ_BYTES, DATA_FILE_BYTES, DATA_FILE_IN_ZSTD_LEVEL,
-    DATA_FILES_OPEN_MAX, DATA_SYNC_BYTES, STORE_THREADS_MAX, WRITE_BUFFER_BYTES_DEFAULT, WRITE_BUFFERS_MAX,
+    DATA_FILES_OPEN_MAX, DATA_LOOK_KEYS_MAX, DATA_SYNC_BYTES, STORE_THREADS_MAX, WRITE_BUFFER_BYTES_DEFAULT,
+    WRITE_BUFFERS_MAX,
 };
 use bytes::Bytes;
 use ebla_failpoints::failpoint;
@@ -75,6 +76,15 @@ impl RocksStore {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
         self.db.write_opt(batch, &options).map_err(|e| engine(tried, e))
+    }
+
+    /// Whether there is a stored key from `from` up to below `to`; also when that takes long to say.
+    fn holds_any(&self, from: &[u8], to: &[u8]) -> bool {
+        let mut options = scan_options(from.to_vec(), to.to_vec());
+        options.set_max_skippable_internal_keys(DATA_LOOK_KEYS_MAX);
+        let mut keys = self.db.raw_iterator_opt(options);
+        keys.seek(from);
+        keys.valid() || keys.status().is_err()
     }
 
     fn property(&self, name: &properties::PropName) -> u64 {
@@ -173,7 +183,14 @@ impl Store for RocksStore {
         failpoint!("clear.rows");
         let mut batch = WriteBatch::default();
         for (from, to) in [rows, super::range_tombstone_bounds(table, range)] {
-            batch.delete_range(from, to);
+            // A range delete over nothing would keep what is put in next out of the last level, and
+            // have it packed several times on its way there.
+            if self.holds_any(&from, &to) {
+                batch.delete_range(from, to);
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
         }
         self.write(batch, "clear a range")?;
         failpoint!("clear.flush");
