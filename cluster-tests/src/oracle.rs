@@ -22,9 +22,10 @@ pub use story::Story;
 
 use crate::sim::disk::{Rows, fold};
 use bytes::Bytes;
+use ebla_kernel::ancestry::Ancestry;
 use ebla_kernel::entry::{Entry, LogEnd, Payload};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Epoch, Lineage, Pos, ReplicaId, Seq, TabletId};
+use ebla_kernel::ids::{Epoch, Pos, ReplicaId, Seq, TabletId};
 use ebla_kernel::op::{AckLevel, Action, Change, Committed, Op, Token, Version};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::sequence::Reject;
@@ -360,8 +361,8 @@ pub struct Shown {
     pub is_degraded: bool,
     /// The tablets whose logs its own goes on from, and the seals there, in key order.
     pub parents: Vec<(TabletId, LogEnd)>,
-    /// Its history, and when that began if others were joined in it.
-    pub history: (Lineage, Hlc),
+    /// What its history goes back to.
+    pub history: Ancestry,
     /// How often it has lost every copy and begun anew.
     pub losses: u64,
 }
@@ -378,7 +379,7 @@ pub struct Oracle {
     /// Every tablet that was made of a tablet, and of those.
     descendants: BTreeMap<TabletId, BTreeSet<TabletId>>,
     /// The history of every tablet, and when it began if others were joined in it.
-    histories: BTreeMap<TabletId, (Lineage, Hlc)>,
+    histories: BTreeMap<TabletId, Ancestry>,
     /// How often tablets have lost every copy and begun anew.
     losses: BTreeMap<TabletId, u64>,
     /// Tablets that were led by fewer answers than the quota.
@@ -429,16 +430,16 @@ impl Oracle {
         tablet == older || self.descendants.get(&older).is_some_and(|heirs| heirs.contains(&tablet))
     }
 
-    /// The history of a tablet, and when it began if others were joined in it.
+    /// What the history of a tablet goes back to.
     #[must_use]
-    pub fn history(&self, tablet: TabletId) -> (Lineage, Hlc) {
+    pub fn history(&self, tablet: TabletId) -> Ancestry {
         self.histories.get(&tablet).copied().unwrap_or_default()
     }
 
     /// Whether positions of two tablets mean the same.
     #[must_use]
     pub fn share_history(&self, one: TabletId, other: TabletId) -> bool {
-        one == other || self.history(one).0 == self.history(other).0
+        one == other || self.history(one).lineage == self.history(other).lineage
     }
 
     /// A tablet and those that it was split off, youngest first; the last was created or merged.

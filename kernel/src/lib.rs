@@ -8,6 +8,7 @@
 //! are closed enums of plain data; a completed effect comes back as an input, and a core
 //! never assumes that an effect has happened.
 
+pub mod ancestry;
 pub mod backup;
 pub mod entry;
 pub mod hlc;

@@ -150,6 +150,14 @@ pub const IN_SYNC_LAG_BYTES: u64 = 64 * 1024 * 1024;
 /// A follower that left the in-sync set comes back at the earliest after this long.
 pub const IN_SYNC_REJOIN_MS: u64 = 1_000;
 
+/// How long a tablet in memory that has lost every copy waits for all their servers to be connected
+/// before it begins anew where some of them are.
+pub const NEW_BEGINNING_WAIT_MS: u64 = 1_000;
+
+/// How often a leader whose in-sync set is below D, so that it publishes nothing, notes what stands
+/// nevertheless. A copy that comes in must have that, so it must not follow each write.
+pub const STANDING_EVERY_MS: u64 = 1_000;
+
 /// Pause before a change of the in-sync set is proposed again while its fate is unknown.
 pub const PROPOSAL_RETRY_MS: u64 = 500;
 

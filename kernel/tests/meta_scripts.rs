@@ -16,9 +16,9 @@ use ebla_kernel::ids::{
 };
 use ebla_kernel::meta::{
     Appointment, AutoMerge, Changes, ClusterId, Command, Comparison, Control, Duty, Effect, FenceAnswer,
-    GaveUp, InSyncChange, Input, Job, JobEnd, JobKind, MergeStep, NewTablet, Origin, Policy, RegisterServer,
-    ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableChange, TableKind, TableSpec,
-    Tablet, TransferJob, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
+    GaveUp, InSyncChange, Input, Job, JobEnd, JobKind, MergeStep, NewBeginning, NewTablet, Origin, Policy,
+    RegisterServer, ReplicaChange, Reply, Settings, SplitCommit, State, Succession, TableChange, TableKind,
+    TableSpec, Tablet, TransferJob, Wish, apply, cut_ranges, decode_snapshot, encode_snapshot, state_hash,
 };
 use meta_scripts::backups;
 use std::collections::BTreeMap;
@@ -168,7 +168,10 @@ impl World {
             "pause" => self.apply(Command::PauseBalancer { paused: true }),
             "resume" => self.apply(Command::PauseBalancer { paused: false }),
             "empty" => {
-                let tablets = vec![(TabletId(args.number("t")), Epoch(args.number("epoch")))];
+                let servers = args.text("servers").unwrap().split(',');
+                let servers = servers.map(|id| ServerId(id.parse().unwrap())).collect();
+                let (tablet, epoch) = (TabletId(args.number("t")), Epoch(args.number("epoch")));
+                let tablets = vec![NewBeginning { tablet, epoch, servers }];
                 self.apply(Command::Empty { tablets, time_ms: self.now.0 });
             }
             "recover" => {
@@ -495,7 +498,10 @@ fn command_text(command: &Command) -> String {
     match command {
         Command::InitCluster { cluster_id, .. } => format!("init {}", cluster_id.0),
         Command::Recover { tablets } => format!("recover {tablets:?}"),
-        Command::Empty { tablets, .. } => format!("empty {tablets:?}"),
+        Command::Empty { tablets, .. } => {
+            let one = |anew: &NewBeginning| format!("{}@{} on {:?}", anew.tablet, anew.epoch, anew.servers);
+            format!("empty {}", tablets.iter().map(one).collect::<Vec<_>>().join(", "))
+        }
         Command::Appoint { appointments } => {
             let one = |a: &Appointment| {
                 let degraded = if a.degraded { " degraded" } else { "" };

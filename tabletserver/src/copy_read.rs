@@ -9,9 +9,10 @@ use crate::node::{Node, get_response, store_error};
 use crate::pipeline::Control;
 use crate::routes::TableInfo;
 use crate::tablets::TabletHandle;
+use ebla_kernel::ancestry::Seen;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Epoch, Seq};
+use ebla_kernel::ids::{Epoch, Lineage, Seq};
 use ebla_kernel::op;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
@@ -166,14 +167,12 @@ fn wanted(request: &v1::GetRequest, tablet: &TabletHandle) -> Result<Wanted, Api
     }
     let hint = "a session read names what it must see: give the session token of a write";
     let session = request.session.ok_or_else(|| ApiError::new(Reason::BadRequest, hint))?;
-    if session.lineage == tablet.lineage.0 {
-        return Ok(Wanted { closed: Hlc(session.ts), written: Some(session) });
+    let closed = Hlc(session.ts);
+    match tablet.ancestry.judge(Lineage(session.lineage), closed) {
+        Seen::Here => Ok(Wanted { closed, written: Some(session) }),
+        Seen::InAncestor => Ok(Wanted { closed, written: None }),
+        Seen::Elsewhere => Err(write_lost(tablet, &session)),
     }
-    // Of a tablet that was merged into this one, whose positions say nothing here.
-    if Hlc(session.ts) <= tablet.joined_ts {
-        return Ok(Wanted { closed: Hlc(session.ts), written: None });
-    }
-    Err(write_lost(tablet, &session))
 }
 
 /// Whether the entry that the session saw is still part of the tablet's history, as far as the

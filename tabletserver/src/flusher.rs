@@ -230,7 +230,7 @@ impl Flusher {
                 TableKind::Durable | TableKind::Memory => progress.out_of_window(needed, TOKEN_WINDOW),
             };
             // The last entry stays: it proves where the log ends.
-            let upto = upto.map(|upto| upto.min(tablet.safe_seq()));
+            let upto = upto.map(|upto| upto.min(tablet.standing()));
             if let Some(keep) = upto.filter(|keep| *keep > progress.kept) {
                 progress.kept = keep;
                 compact.push((*id, keep));

@@ -297,6 +297,7 @@ impl Sketch {
 mod tests {
     use super::*;
     use crate::tablets::HandleSpec;
+    use ebla_kernel::ancestry::Ancestry;
     use ebla_kernel::entry::LogEnd;
     use ebla_kernel::ids::{Lineage, ReplicaId};
     use ebla_kernel::range::KeyRange;
@@ -315,8 +316,7 @@ mod tests {
             end: LogEnd::default(),
             base: LogEnd::default(),
             epochs: Vec::new(),
-            lineage: Lineage(1),
-            joined_ts: ebla_kernel::hlc::Hlc::MIN,
+            ancestry: Ancestry { lineage: Lineage(1), ..Ancestry::default() },
         })
     }
 

@@ -489,7 +489,7 @@ impl Node {
         match answer {
             Answer::Committed(committed) => {
                 let session = v1::SessionToken {
-                    lineage: tablet.lineage.0,
+                    lineage: tablet.ancestry.lineage.0,
                     epoch: committed.pos.epoch.0,
                     seq: committed.pos.seq.0,
                     ts: committed.ts.0,

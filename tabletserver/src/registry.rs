@@ -12,9 +12,10 @@ use crate::limits::{
     EPOCHS_PER_REPLICA_MAX, REGISTRY_BLOCK_CACHE_BYTES, REGISTRY_FILES_OPEN_MAX, REGISTRY_WRITE_BUFFER_BYTES,
 };
 use borsh::{BorshDeserialize, BorshSerialize};
+use ebla_kernel::ancestry::Ancestry;
 use ebla_kernel::entry::{Entry, LogEnd, SealRecord};
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{ConfigVersion, Epoch, Lineage, Pos, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::ids::{ConfigVersion, Epoch, Pos, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::limits::TOKEN_CLOCK_SLACK_MS;
 use ebla_kernel::meta::TableKind;
 use ebla_kernel::range::KeyRange;
@@ -141,10 +142,8 @@ pub struct ReplicaRecord {
     pub base: LogEnd,
     /// The tablets that it was made of here, whose logs it goes on from, in key order.
     pub parents: Vec<TabletId>,
-    /// Its ancestry.
-    pub lineage: Lineage,
-    /// When histories were last joined in its ancestry, zero for never.
-    pub joined_ts: Hlc,
+    /// What its history goes back to.
+    pub ancestry: Ancestry,
     /// Version of the in-sync set that it knows.
     pub config_version: ConfigVersion,
     /// Live rows, about.
@@ -470,8 +469,7 @@ impl ReplicaRecord {
             truncating: None,
             base: LogEnd::default(),
             parents: Vec::new(),
-            lineage: Lineage(1),
-            joined_ts: Hlc::MIN,
+            ancestry: Ancestry { lineage: ebla_kernel::ids::Lineage(1), ..Ancestry::default() },
             config_version: ConfigVersion(1),
             rows_estimate: 0,
             bytes_estimate: 0,
@@ -485,7 +483,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use ebla_kernel::entry::SealedChild;
-    use ebla_kernel::ids::Attempt;
+    use ebla_kernel::ids::{Attempt, Lineage};
 
     fn replica(tablet: u64) -> ReplicaRecord {
         ReplicaRecord {
@@ -501,8 +499,7 @@ mod tests {
             truncating: None,
             base: LogEnd::default(),
             parents: Vec::new(),
-            lineage: Lineage(1),
-            joined_ts: Hlc::MIN,
+            ancestry: Ancestry { lineage: Lineage(1), ..Ancestry::default() },
             config_version: ConfigVersion(4),
             rows_estimate: 10,
             bytes_estimate: 1_000,

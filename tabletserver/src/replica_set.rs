@@ -17,6 +17,7 @@ use crate::replication::Identity;
 use crate::succession::tombstones_of;
 use crate::tablets::{Directory, HandleSpec, TabletHandle};
 use ebla_failpoints::failpoint;
+use ebla_kernel::ancestry::Ancestry;
 use ebla_kernel::entry::{LogEnd, SealedChild};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{
@@ -143,8 +144,8 @@ impl ReplicaSet {
             let Some(first) = child.parents.first() else { continue };
             let parents: Option<Vec<_>> = child.parents.iter().map(staged).collect();
             if let Some(parents) = parents {
-                let (epoch, lineage, joined_ts) = (first.epoch, child.lineage, child.joined_ts);
-                committed.insert(first.tablet, Committed { parents, epoch, lineage, joined_ts });
+                let (epoch, ancestry) = (first.epoch, child.ancestry);
+                committed.insert(first.tablet, Committed { parents, epoch, ancestry });
             }
         }
         committed.into_values().collect()
@@ -210,8 +211,7 @@ impl ReplicaSet {
             applied: record.base,
             end: record.base,
             epochs: record.epochs.iter().map(|span| (span.epoch, span.first)).collect(),
-            lineage: record.lineage,
-            joined_ts: record.joined_ts,
+            ancestry: record.ancestry,
             base: record.base,
         }))
     }
@@ -371,8 +371,7 @@ impl ReplicaSet {
             applied: record.flushed,
             end,
             epochs: epochs.iter().map(|span| (span.epoch, span.first)).collect(),
-            lineage: record.lineage,
-            joined_ts: record.joined_ts,
+            ancestry: record.ancestry,
             base: record.base,
         }));
         handle.size.set(record.rows_estimate, record.bytes_estimate);
@@ -447,9 +446,8 @@ struct Committed {
     parents: Vec<(Arc<TabletHandle>, StagedRecord)>,
     /// The epoch in which the others begin.
     epoch: Epoch,
-    /// Their ancestry.
-    lineage: Lineage,
-    joined_ts: Hlc,
+    /// What their history goes back to.
+    ancestry: Ancestry,
 }
 
 impl Committed {
@@ -481,8 +479,7 @@ impl Committed {
             truncating: None,
             base,
             parents: self.parents.iter().map(|(parent, _)| parent.id).collect(),
-            lineage: self.lineage,
-            joined_ts: self.joined_ts,
+            ancestry: self.ancestry,
             config_version: ConfigVersion(0),
             rows_estimate: 0,
             bytes_estimate: 0,
@@ -568,9 +565,8 @@ struct Assigned {
     membership: Membership,
     min_in_sync: u8,
     shrink_floor: u8,
-    lineage: Lineage,
-    /// When histories were last joined in it.
-    joined_ts: Hlc,
+    /// What its history goes back to.
+    ancestry: Ancestry,
     /// What the tablet was made of, in key order.
     parents: Vec<Parent>,
     /// No attempt up to this one to retire the tablet will be committed.
@@ -614,8 +610,7 @@ impl Assigned {
             truncating: None,
             base: LogEnd::default(),
             parents: Vec::new(),
-            lineage: self.lineage,
-            joined_ts: self.joined_ts,
+            ancestry: self.ancestry,
             config_version: self.membership.version,
             rows_estimate: 0,
             bytes_estimate: 0,
@@ -647,6 +642,7 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
     let min_in_sync = copies(spec.min_in_sync);
     let is_degraded = spec.policy == v1::Policy::Degraded as i32;
     let own = tablet.replicas.iter().find(|replica| replica.replica_id == wire.replica_id);
+    let emptied_ms = tablet.emptied.map_or(0, |emptied| emptied.time_ms);
     Some(Assigned {
         tablet: TabletId(tablet.id),
         table: TableId(table.id),
@@ -660,11 +656,14 @@ fn read_assignment(wire: &v1::Assignment) -> Option<Assigned> {
         membership: membership(tablet),
         min_in_sync,
         shrink_floor: if is_degraded { 1 } else { min_in_sync.min(copies(spec.replicas)) },
-        lineage: Lineage(tablet.lineage),
-        joined_ts: Hlc(wire.joined_ts),
+        ancestry: Ancestry {
+            lineage: Lineage(tablet.lineage),
+            joined_ts: Hlc(wire.joined_ts),
+            began_ts: Hlc::new(emptied_ms, 0),
+        },
         parents: wire.parents.iter().map(parent).collect(),
         aborted: Attempt(wire.aborted_attempt),
-        emptied_ms: tablet.emptied.map_or(0, |emptied| emptied.time_ms),
+        emptied_ms,
     })
 }
 

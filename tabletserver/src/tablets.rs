@@ -13,9 +13,10 @@ use crate::replication::Tail;
 use crate::watch::Progress;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use ebla_kernel::ancestry::Ancestry;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Epoch, Lineage, ReplicaId, Seq, TableId, TabletId};
+use ebla_kernel::ids::{Epoch, ReplicaId, Seq, TableId, TabletId};
 use ebla_kernel::lease::LeaseTerms;
 use ebla_kernel::meta::TableKind;
 use ebla_kernel::op::Version;
@@ -48,11 +49,8 @@ pub struct TabletHandle {
     pub size: Size,
     /// The requests it had.
     pub load: TabletLoad,
-    /// Its ancestry.
-    pub lineage: Lineage,
-    /// When histories were last joined in its ancestry: positions of others from before are
-    /// compared by time.
-    pub joined_ts: Hlc,
+    /// What its history goes back to.
+    pub ancestry: Ancestry,
     /// The latest entries, for other copies.
     pub tail: Tail,
     /// Who watches it.
@@ -69,6 +67,7 @@ pub struct TabletHandle {
     serving: AtomicU64,
     gave_up: Mutex<(Epoch, Option<ReplicaId>)>,
     safe_seq: AtomicU64,
+    standing: AtomicU64,
     kept_ts: AtomicU64,
     everywhere: AtomicU64,
     wanted: AtomicU64,
@@ -106,10 +105,8 @@ pub struct HandleSpec {
     pub end: LogEnd,
     /// Which epoch began where.
     pub epochs: Vec<(Epoch, Seq)>,
-    /// Its ancestry.
-    pub lineage: Lineage,
-    /// When histories were last joined in it.
-    pub joined_ts: Hlc,
+    /// What its history goes back to.
+    pub ancestry: Ancestry,
     /// The end of the parents' logs that its own goes on from.
     pub base: LogEnd,
 }
@@ -128,8 +125,7 @@ impl TabletHandle {
             tombstones: ArcSwap::from_pointee(spec.tombstones),
             size: Size::default(),
             load: TabletLoad::default(),
-            lineage: spec.lineage,
-            joined_ts: spec.joined_ts,
+            ancestry: spec.ancestry,
             tail: Tail::default(),
             progress: Progress::default(),
             handover: Handover::default(),
@@ -140,6 +136,7 @@ impl TabletHandle {
             serving: AtomicU64::new(0),
             gave_up: Mutex::default(),
             safe_seq: AtomicU64::new(0),
+            standing: AtomicU64::new(0),
             kept_ts: AtomicU64::new(0),
             everywhere: AtomicU64::new(NOT_LEADING),
             wanted: AtomicU64::new(NOT_LEADING),
@@ -208,6 +205,17 @@ impl TabletHandle {
     #[must_use]
     pub fn safe_seq(&self) -> Seq {
         Seq(self.safe_seq.load(Ordering::Acquire))
+    }
+
+    /// Publishes what is never cut nor taken back while an in-sync copy keeps its data.
+    pub fn set_standing(&self, seq: Seq) {
+        self.standing.store(seq.0, Ordering::Release);
+    }
+
+    /// Everything up to here is safe, or fewer than D in-sync copies keep their data and all of them had it.
+    #[must_use]
+    pub fn standing(&self) -> Seq {
+        Seq(self.standing.load(Ordering::Acquire))
     }
 
     /// Publishes above which timestamp no version may be taken for replaced for good.

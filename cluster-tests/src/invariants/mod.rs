@@ -432,7 +432,7 @@ fn shown(state: &State, tablet: &Tablet) -> Shown {
         members: Members { all, copies, spare: d.saturating_sub(1) },
         is_degraded: tablet.degraded,
         parents: tablet.parents.iter().map(|parent| (parent.tablet, parent.seal)).collect(),
-        history: (tablet.lineage, tablet.joined_ts),
+        history: tablet.ancestry(),
         losses: tablet.emptied.map_or(0, |emptied| emptied.times),
     }
 }

@@ -132,7 +132,11 @@ impl Server {
             parents: Vec::new(),
             promised: if mutated!(NewCopyPromisesNothing) { Epoch(0) } else { promised },
             flushed: Seq(0),
-            token_floor_ms: 0,
+            // Tokens of before every copy was lost are forgotten.
+            token_floor_ms: match assignment.emptied_ms {
+                0 => 0,
+                emptied_ms => emptied_ms + 1,
+            },
             truncating: None,
         };
         let Some(run) = &mut self.run else { return };

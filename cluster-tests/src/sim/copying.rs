@@ -112,8 +112,11 @@ impl Server {
         });
         // Whoever leads next must be able to bring up every in-sync copy from its log.
         let everywhere = copy.core.everywhere().map_or(Seq(0), |pos| pos.seq);
-        let safe =
-            if mutated!(BaseAboveOthers) { copy.core.safe() } else { copy.core.safe().min(everywhere) };
+        let safe = if mutated!(BaseAboveOthers) {
+            copy.core.standing()
+        } else {
+            copy.core.standing().min(everywhere)
+        };
         let is_there = safe > Seq(0) && copy.core.applied_seq() >= safe;
         // A copy must know of every seal, and this one would begin behind it (m25).
         if !is_listed || !is_there || copy.core.sealed().is_some() {

@@ -30,6 +30,10 @@ const LOSS_US: u64 = 7 * SECOND_US;
 /// How long what nobody is in is let go, and what a server was told of and nobody there wanted.
 const CLEAR_US: u64 = 2 * ROOM_CLEAR_DELAY_MS * 1_000 + 2 * SECOND_US;
 
+/// How long nobody gives up what is left of tablets after somebody did: an election, and the promises that
+/// a restarted server may be bound by.
+const GIVE_UP_EVERY_US: u64 = 5 * SECOND_US;
+
 /// Most subscribers of a room at one server.
 const MEMBERS_MAX: usize = 3;
 
@@ -76,6 +80,8 @@ pub struct Crowd {
     is_strict: bool,
     /// Messages that must be heard, by whom.
     owed: Vec<(u64, BTreeSet<u64>)>,
+    /// When the remains of tablets were last given up.
+    gave_up_us: u64,
 }
 
 impl Crowd {
@@ -83,7 +89,7 @@ impl Crowd {
     #[must_use]
     pub fn new(env: &Env) -> Option<Self> {
         let RoomFaults { rng, rooms, .. } = env.profile.rooms.clone()?;
-        Some(Self { rng, rooms, stays: 0, published: 0, is_strict: false, owed: Vec::new() })
+        Some(Self { rng, rooms, stays: 0, published: 0, is_strict: false, owed: Vec::new(), gave_up_us: 0 })
     }
 }
 
@@ -176,21 +182,25 @@ impl World {
         holders.into_iter().for_each(|server| self.crash(server));
     }
 
-    /// What is left of a tablet in memory that lost so many copies that nobody may lead it: somebody
-    /// ends the others, and it begins anew.
+    /// A tablet in memory has lost so many copies that nobody may lead it: somebody restarts the whole
+    /// cluster, and what is there begins anew. Were only its own servers restarted, the other tablets
+    /// there would be the next.
     pub(super) fn give_up_remains(&mut self) {
+        let now_us = self.env.now_us;
+        if !self.crowd.as_ref().is_some_and(|crowd| now_us >= crowd.gave_up_us + GIVE_UP_EVERY_US) {
+            return;
+        }
         let spare = usize::from(self.env.profile.spec.min_in_sync) - 1;
-        let is_stuck = |route: &&Route| {
+        let is_stuck = |route: &Route| {
             let lost = route.in_sync.iter().filter(|copy| !route.copies.contains_key(copy)).count();
-            let leads = |leader: usize| self.servers[leader].leads(self.env.now_us, route.tablet);
+            let leads = |leader: usize| self.servers[leader].leads(now_us, route.tablet);
             lost > spare.min(route.in_sync.len().saturating_sub(spare + 1))
                 && !route.leader.is_some_and(leads)
         };
-        let stuck = self.env.directory.routes.iter().filter(is_stuck);
-        let copies = stuck.flat_map(|route| route.copies.values().map(|server| (*server, route.tablet)));
-        let held = copies.filter(|(server, tablet)| self.servers[*server].end(*tablet).is_some());
-        let held: BTreeSet<usize> = held.map(|(server, _)| server).collect();
-        held.into_iter().for_each(|server| self.crash(server));
+        if self.env.directory.routes.iter().any(is_stuck) {
+            self.crowd.iter_mut().for_each(|crowd| crowd.gave_up_us = now_us);
+            (0..self.servers.len()).for_each(|server| self.crash(server));
+        }
     }
 
     /// I16, when everything is healed: what was lost is said again in seconds, long before the round

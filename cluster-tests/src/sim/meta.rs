@@ -644,7 +644,7 @@ fn diverged(command: &Command) -> impl Iterator<Item = (TabletId, ReplicaId)> + 
 
 /// Whether a tablet is to begin anew.
 fn is_emptied(command: &Command, id: TabletId) -> bool {
-    matches!(command, Command::Empty { tablets, .. } if tablets.iter().any(|(tablet, _)| *tablet == id))
+    matches!(command, Command::Empty { tablets, .. } if tablets.iter().any(|anew| anew.tablet == id))
 }
 
 fn is_lost(state: &State, (tablet, replica): (TabletId, ReplicaId)) -> bool {
@@ -686,6 +686,7 @@ fn assignment(state: &State, id: TabletId, server: ServerId) -> Option<Assignmen
         appointed_ts: tablet.appointed_ts,
         is_in_sync: tablet.in_sync.contains(&replica.id),
         parents: tablet.parents.clone(),
+        emptied_ms: tablet.emptied.map_or(0, |emptied| emptied.time_ms),
         aborted: tablet.aborted,
     })
 }

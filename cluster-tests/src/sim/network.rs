@@ -249,6 +249,8 @@ pub struct Assignment {
     pub is_in_sync: bool,
     /// What the tablet was made of, in key order.
     pub parents: Vec<meta::Parent>,
+    /// When every copy in memory was lost for the last time, 0 for never.
+    pub emptied_ms: u64,
     /// No attempt up to this one to retire the tablet will be committed.
     pub aborted: Attempt,
 }

@@ -274,7 +274,7 @@ impl Server {
             let Some(run) = &mut self.run else { return };
             let copy = run.copies.get(id).filter(|copy| copy.core.replica() == *replica);
             let (Some(copy), Some(log)) = (copy, self.disk.log.tablet(*id)) else { continue };
-            let safe = lacked.min(copy.core.safe());
+            let safe = lacked.min(copy.core.standing());
             let upto = if mutated!(PurgeUnchecked) { *flushed } else { safe.min(*flushed) };
             if log.entries.len() <= env.profile.log_entries_max || run.purging.contains_key(id) {
                 continue;

@@ -8,6 +8,7 @@ use super::server::{Copy, Internal, Server, Timed};
 use crate::invariants::Observation;
 use crate::oracle::Session;
 use bytes::Bytes;
+use ebla_kernel::ancestry::Seen;
 use ebla_kernel::entry::{Entry, RevertedRow};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, RequestId, Seq, TabletId};
@@ -442,13 +443,15 @@ enum SeenHere {
 fn seen_here(env: &Env, copy: &Copy, session: &Session, (applied, at): (Seq, Hlc)) -> SeenHere {
     let oracle = &env.watch.oracle;
     let (tablet, Session { pos, ts, .. }) = (copy.core.id(), *session);
-    if !oracle.share_history(tablet, session.tablet) {
-        let (_, joined_ts) = oracle.history(tablet);
-        return match (ts <= joined_ts, ts <= at) {
-            (true, true) => SeenHere::Yes,
-            (true, false) => SeenHere::NotYet,
-            (false, _) => SeenHere::Lost,
-        };
+    let seen = match tablet == session.tablet {
+        true => Seen::Here,
+        false => oracle.history(tablet).judge(oracle.history(session.tablet).lineage, ts),
+    };
+    match seen {
+        Seen::Here => {}
+        Seen::InAncestor if ts <= at => return SeenHere::Yes,
+        Seen::InAncestor => return SeenHere::NotYet,
+        Seen::Elsewhere => return SeenHere::Lost,
     }
     if applied < pos.seq {
         return SeenHere::NotYet;

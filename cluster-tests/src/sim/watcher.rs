@@ -6,9 +6,10 @@
 
 use super::server::Server;
 use crate::oracle::{Oracle, Seen};
+use ebla_kernel::ancestry::Ancestry;
 use ebla_kernel::entry::LogEnd;
 use ebla_kernel::hlc::Hlc;
-use ebla_kernel::ids::{Lineage, Seq, TableId, TabletId};
+use ebla_kernel::ids::{Seq, TableId, TabletId};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::watch::{FirstEntry, History, Piece, Place, Shown, Start, Token, Window};
 
@@ -56,15 +57,14 @@ struct Copy<'a> {
     /// The last entry that is safe and applied.
     closed: LogEnd,
     base: LogEnd,
-    lineage: Lineage,
-    joined_ts: Hlc,
+    ancestry: Ancestry,
 }
 
 impl Server {
     /// Shows a watch what it has not seen of a tablet.
     fn show_changes(
         &self,
-        (tablet, (lineage, joined_ts)): (TabletId, (Lineage, Hlc)),
+        (tablet, ancestry): (TabletId, Ancestry),
         token: &mut Token,
         entries_max: usize,
         seen: &mut Vec<Seen>,
@@ -75,7 +75,7 @@ impl Server {
         let Some(closed) = log.end_at(core.safe().min(core.applied_seq())) else { return };
         let replica = self.disk.registry.replicas.get(&tablet);
         let base = replica.map_or_else(LogEnd::default, |replica| replica.base);
-        let copy = Copy { server: self, tablet, core, closed, base, lineage, joined_ts };
+        let copy = Copy { server: self, tablet, core, closed, base, ancestry };
         for piece in token.within(core.range()) {
             copy.go_on(piece, token, entries_max, seen);
         }
@@ -88,8 +88,7 @@ impl Copy<'_> {
         let log = self.server.disk.log.tablet(self.tablet);
         let first = log.and_then(|log| log.entries.front());
         let history = History {
-            lineage: self.lineage,
-            joined_ts: self.joined_ts,
+            ancestry: self.ancestry,
             base: self.base,
             epochs: self.core.epochs(),
             safe: self.core.safe(),
@@ -163,7 +162,7 @@ impl Copy<'_> {
     }
 
     fn move_to(&self, end: LogEnd, range: &KeyRange, token: &mut Token, seen: &mut Vec<Seen>) {
-        let place = Place::Entry { lineage: self.lineage, pos: end.pos, ts: end.ts };
+        let place = Place::Entry { lineage: self.ancestry.lineage, pos: end.pos, ts: end.ts };
         self.resolve(place, end.ts, range, token, seen);
     }
 

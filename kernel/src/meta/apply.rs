@@ -5,7 +5,7 @@
 //! so that a proposer whose answer was lost reads its own outcome.
 
 use super::backup;
-use super::command::{Appointment, Command, InSyncChange, NewTablet, ReplicaChange};
+use super::command::{Appointment, Command, InSyncChange, NewBeginning, NewTablet, ReplicaChange};
 use super::emptied;
 use super::in_sync::alter;
 use super::job::{self, Job, Origin};
@@ -180,8 +180,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
             succession::commit(state, proposer, &commits, time_ms, &mut changes)
         }
         Command::Empty { tablets, time_ms } => {
-            let empty =
-                |(id, epoch): (TabletId, Epoch)| emptied::empty(state, id, epoch, time_ms, &mut changes);
+            let empty = |anew: NewBeginning| emptied::empty(state, &anew, time_ms, &mut changes);
             Ok(Reply::Elections(tablets.into_iter().map(empty).collect()))
         }
         Command::PauseBalancer { paused } => {

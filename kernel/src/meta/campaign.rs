@@ -1,7 +1,7 @@
 //! How the control core brings a tablet to its next leader: raise the epoch, fence the copies,
 //! appoint the best. Work is collected over all tablets of a step and leaves as one command.
 
-use super::command::{Appointment, Command, InSyncChange, ReplicaChange};
+use super::command::{Appointment, Command, InSyncChange, NewBeginning, ReplicaChange};
 use super::control::{Control, Effect};
 use super::election::{Fence, FenceAnswer, Preference, best, may_answer, tablet_quota};
 use super::job::{Job, JobKind};
@@ -10,6 +10,7 @@ use super::state::{Replica, State, Tablet};
 use crate::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{
     DEGRADED_ELECTION_MS, DEGRADED_MEMORY_ELECTION_MS, ELECTION_BATCH_TABLETS_MAX, ELECTION_GRACE_MS,
+    NEW_BEGINNING_WAIT_MS,
 };
 use crate::mutated;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +27,7 @@ pub(super) struct Batch {
     /// Copies that are to lead: at whose word, of what, in which epoch, which.
     pub transfers: Vec<(ServerId, TabletId, Epoch, ReplicaId)>,
     /// Tablets that lost every copy and begin anew.
-    pub empty: Vec<(TabletId, Epoch)>,
+    pub empty: Vec<NewBeginning>,
     recover: Vec<(TabletId, Epoch)>,
     appoint: Vec<Appointment>,
     fences: BTreeMap<ServerId, Vec<Fence>>,
@@ -138,8 +139,18 @@ impl Control {
         if election.proposed {
             return;
         }
-        if self.begin_anew(state, tablet, batch) {
-            self.note_proposed(now, tablet.id);
+        if state.is_bereft(tablet) {
+            let until = election.bereft_since.get_or_insert(now).plus_ms(NEW_BEGINNING_WAIT_MS);
+            match self.begin_anew(state, tablet, now >= until) {
+                Some(anew) => {
+                    batch.empty.push(anew);
+                    self.note_proposed(now, tablet.id);
+                }
+                None => {
+                    self.deadlines.insert((until, tablet.id));
+                    self.set_retry(now, tablet.id);
+                }
+            }
             return;
         }
         if !tablet.recovering {

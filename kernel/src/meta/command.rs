@@ -20,7 +20,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 10;
+pub const COMMAND_FORMAT: u8 = 11;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -144,8 +144,8 @@ pub enum Command {
     },
     /// Lets tablets of memory tables that have lost every copy begin anew, each on its own.
     Empty {
-        /// Tablets and their epochs as the proposer knows them.
-        tablets: Vec<(TabletId, Epoch)>,
+        /// Which, and where.
+        tablets: Vec<NewBeginning>,
         /// When, milliseconds since 1970.
         time_ms: u64,
     },
@@ -288,6 +288,17 @@ pub struct Appointment {
     pub ts: Hlc,
     /// Whether fewer copies answered than a strict election needs.
     pub degraded: bool,
+}
+
+/// A tablet that lost every copy, and where its empty ones are to be.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub struct NewBeginning {
+    /// The tablet.
+    pub tablet: TabletId,
+    /// Its epoch as the proposer knows it.
+    pub epoch: Epoch,
+    /// Servers that are connected: at others a copy would be lost before it begins.
+    pub servers: Vec<ServerId>,
 }
 
 /// One copy that comes into an in-sync set or goes out of it: a compare-and-set on the epoch

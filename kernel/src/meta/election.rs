@@ -75,6 +75,8 @@ pub(super) struct Election {
     pub answered_since: Option<Tick>,
     /// When answers first were enough.
     pub enough_since: Option<Tick>,
+    /// Since when every copy is known to be lost.
+    pub bereft_since: Option<Tick>,
     /// Whether a command about the tablet was proposed and its fate is open.
     pub proposed: bool,
     /// When to try the present step again.

@@ -13,14 +13,14 @@
 //! ```
 
 use super::apply::{Changes, create_replica};
-use super::campaign::Batch;
+use super::command::NewBeginning;
 use super::control::Control;
 use super::job::{self, JobEnd, JobKind, JobState};
 use super::rejection::Rejection;
 use super::spec::TableKind;
 use super::state::{Emptied, Replica, State, Tablet};
 use crate::hlc::Hlc;
-use crate::ids::{Epoch, JobId, ServerId, TabletId};
+use crate::ids::{JobId, ServerId, TabletId};
 use crate::mutated;
 use std::collections::BTreeSet;
 
@@ -38,41 +38,57 @@ impl State {
 }
 
 impl Control {
-    /// Lets a tablet that has lost every copy begin anew; whether it has.
-    pub(super) fn begin_anew(&self, state: &State, tablet: &Tablet, batch: &mut Batch) -> bool {
-        let is_bereft = state.is_bereft(tablet);
-        if is_bereft {
-            batch.empty.push((tablet.id, tablet.epoch));
-        }
-        is_bereft
+    /// Where a tablet that has lost every copy is to begin anew: where its copies were, those that
+    /// counted first, as far as their servers are connected: another one would lose its new copy when
+    /// it comes back. None while one that counted is away, and for the impatient while those that are
+    /// there are too few to lead and serve.
+    pub(super) fn begin_anew(
+        &self,
+        state: &State,
+        tablet: &Tablet,
+        is_impatient: bool,
+    ) -> Option<NewBeginning> {
+        let spec = &state.table(tablet.table)?.spec;
+        let (wanted, least) = (usize::from(spec.replicas), spec.in_sync_min());
+        let counted = |copy: &&Replica| tablet.in_sync.contains(&copy.id);
+        let (first, rest): (Vec<_>, Vec<_>) = tablet.replicas.iter().partition(counted);
+        let is_there = |server: &ServerId| self.sessions.contains_key(server);
+        let is_whole = first.iter().all(|copy| is_there(&copy.server));
+        let mut known = BTreeSet::new();
+        let servers = first.into_iter().chain(rest).map(|copy| copy.server);
+        let servers = servers.filter(|server| is_there(server) && known.insert(*server)).take(wanted);
+        let anew = NewBeginning { tablet: tablet.id, epoch: tablet.epoch, servers: servers.collect() };
+        ((is_whole || is_impatient) && anew.servers.len() >= least).then_some(anew)
     }
 }
 
-/// Lets a tablet begin anew, empty, where its copies were.
+/// Lets a tablet begin anew, empty.
 pub(super) fn empty(
     state: &mut State,
-    id: TabletId,
-    epoch: Epoch,
+    anew: &NewBeginning,
     time_ms: u64,
     changes: &mut Changes,
 ) -> Result<Tablet, Rejection> {
+    let (id, servers) = (anew.tablet, &anew.servers);
     let tablet = state.tablet(id).ok_or(Rejection::NoTablet(id))?;
-    if tablet.epoch != epoch {
+    if tablet.epoch != anew.epoch {
         return Err(Rejection::StaleEpoch(Box::new(tablet.clone())));
     }
     if !state.is_bereft(tablet) {
         return Err(Rejection::HasData(Box::new(tablet.clone())));
     }
+    if let Some(unknown) = servers.iter().find(|server| state.server(**server).is_none()) {
+        return Err(Rejection::NoServer(*unknown));
+    }
     end_jobs(state, id, time_ms, changes);
     let mut tablet = state.tablet(id).ok_or(Rejection::NoTablet(id))?.clone();
-    let servers = places(state, &tablet);
     let (before, lineage) = (tablet.lineage, state.next.lineage);
     let begins_new_lineage = !mutated!(EmptyUnderOldLineage);
     if begins_new_lineage {
         state.next.lineage = lineage.next();
         tablet.lineage = lineage;
     }
-    note_copies_gone(&tablet, &servers, changes);
+    note_copies_gone(&tablet, servers, changes);
     tablet.replicas =
         servers.iter().map(|server| create_replica(state, TableKind::Memory, *server)).collect();
     tablet.in_sync = tablet.replicas.iter().map(|replica| replica.id).collect();
@@ -112,16 +128,6 @@ fn fail(state: &mut State, job: JobId, time_ms: u64, changes: &mut Changes) {
 
 fn why() -> String {
     "every copy in memory was lost, and the tablet began anew".to_owned()
-}
-
-/// The servers of its copies, those that counted first, as many as the table wants.
-fn places(state: &State, tablet: &Tablet) -> Vec<ServerId> {
-    let wanted = state.table(tablet.table).map_or(1, |table| usize::from(table.spec.replicas));
-    let counted = |copy: &&Replica| tablet.in_sync.contains(&copy.id);
-    let (first, rest): (Vec<_>, Vec<_>) = tablet.replicas.iter().partition(counted);
-    let mut known = BTreeSet::new();
-    let servers = first.into_iter().chain(rest).map(|copy| copy.server);
-    servers.filter(|server| known.insert(*server)).take(wanted).collect()
 }
 
 /// Servers that get no new copy are told that they hold none.

@@ -43,7 +43,7 @@ pub use backup::{
     Totals,
 };
 pub use command::{
-    Appointment, Command, CommandError, InSyncChange, NewTablet, RegisterServer, ReplicaChange,
+    Appointment, Command, CommandError, InSyncChange, NewBeginning, NewTablet, RegisterServer, ReplicaChange,
 };
 pub use control::{Control, Effect, Input, Settings};
 pub use election::{Fence, FenceAnswer, GaveUp};

@@ -89,7 +89,9 @@ impl Control {
             return;
         }
         let ordered = driven.map(|driven| driven.ordered.clone()).unwrap_or_default();
-        let Some(server) = self.leading(state, &parents) else {
+        let leading =
+            self.leading(state, &parents).filter(|_| parents.iter().all(|it| can_publish(state, it)));
+        let Some(server) = leading else {
             // Whoever leads next is ordered; whoever waits is given up in time.
             self.remember(now, job, Driven::new(job.attempt, since, BTreeMap::new()));
             return;
@@ -246,4 +248,11 @@ fn not_ready(tablets: &[&Tablet]) -> String {
         "{named} could not be sealed and the copies be ready within {SPLIT_PATIENCE_MS} ms: see `ebla tablet describe {}` and try again",
         ids.first().map_or("", String::as_str)
     )
+}
+
+/// Whether the tablet has D in-sync copies that keep their data. With fewer nothing is published, so
+/// no copy would ever stage what a seal says, and writes would wait for nothing.
+fn can_publish(state: &State, tablet: &Tablet) -> bool {
+    let least = state.table(tablet.table).map_or(1, |table| usize::from(table.spec.min_in_sync));
+    tablet.in_sync_replicas().filter(|copy| state.holds_data(copy)).count() >= least
 }

@@ -10,6 +10,7 @@ use super::backup::Ledger;
 use super::job::{Job, Origin};
 use super::schedule::Schedule;
 use super::spec::{TableKind, TableSpec};
+use crate::ancestry::Ancestry;
 use crate::entry::LogEnd;
 use crate::hlc::Hlc;
 use crate::ids::{
@@ -248,6 +249,13 @@ pub struct RetiredTablet {
 }
 
 impl Tablet {
+    /// What its history goes back to.
+    #[must_use]
+    pub fn ancestry(&self) -> Ancestry {
+        let began_ts = self.emptied.map_or(Hlc::MIN, |emptied| Hlc::new(emptied.time_ms, 0));
+        Ancestry { lineage: self.lineage, joined_ts: self.joined_ts, began_ts }
+    }
+
     /// The copy of this name.
     #[must_use]
     pub fn replica(&self, id: ReplicaId) -> Option<&Replica> {

@@ -10,7 +10,7 @@ use super::{
 use crate::entry::Payload;
 use crate::ids::{Epoch, Pos, ReplicaId, RequestId, Seq, Tick};
 use crate::lease::LeaseTerms;
-use crate::limits::{CHILD_PROBE_RETRY_MS, LEASE_HEARTBEAT_MS, PROBE_RETRY_MS_MIN};
+use crate::limits::{CHILD_PROBE_RETRY_MS, LEASE_HEARTBEAT_MS, PROBE_RETRY_MS_MIN, STANDING_EVERY_MS};
 use crate::mutated;
 use crate::op::{AckLevel, Committed};
 use crate::sequence::Recent;
@@ -55,6 +55,10 @@ pub(super) struct Leader {
     pub published: Pos,
     /// Highest index that was acknowledged above `leader` (A).
     pub acked: Seq,
+    /// While fewer than D in-sync copies keep their data: what all of them had when that was last
+    /// looked at.
+    pub standing: Seq,
+    standing_at: Tick,
     /// Every entry up to here that was to be applied when durable is in the store.
     pub rows: Seq,
     pub pending: PendingWrites,
@@ -243,6 +247,24 @@ impl Leader {
         expired
     }
 
+    /// One of the set whose data is lost has no peer. It answers no poll (m16), so nobody is ever
+    /// elected for what it lacks.
+    pub(super) fn is_lost(&self, replica: ReplicaId) -> bool {
+        replica != self.progress.own() && !self.peers.contains_key(&replica)
+    }
+
+    /// The position that every in-sync copy has durably, of those that keep their data.
+    pub(super) fn held_by_all(&self) -> Pos {
+        let held = |replica: &ReplicaId| (!self.is_lost(*replica)).then(|| self.progress.of(*replica));
+        self.progress.in_sync().iter().filter_map(held).min().unwrap_or(Pos::ZERO)
+    }
+
+    /// Whether no set that may be in force has D members that keep their data.
+    pub(super) fn is_below_min(&self) -> bool {
+        let live = |set: BTreeSet<ReplicaId>| set.into_iter().filter(|id| !self.is_lost(*id)).count();
+        self.progress.sets().all(|set| live(set) < self.progress.min_in_sync())
+    }
+
     /// The in-sync copy that has everything, if there is one.
     fn successor(&self, end: Pos) -> Option<ReplicaId> {
         let peers = self.peers.keys().filter(|replica| self.progress.in_sync().contains(replica));
@@ -332,6 +354,8 @@ impl Tablet {
             progress: Progress::new(epoch, own, in_sync, version, min_in_sync),
             published: Pos::ZERO,
             acked: Seq(0),
+            standing: Seq(0),
+            standing_at: Tick(0),
             rows: self.applied,
             pending,
             window: None,
@@ -400,6 +424,23 @@ impl Tablet {
             self.safe_points.note(q.seq);
             self.serve_when_started(context, effects);
             self.review_membership(context, effects);
+        }
+    }
+
+    /// With fewer than D copies that keep their data nothing is published. What all of them have stands
+    /// as well: nobody else can be elected, and whoever comes in must have it. Without that no copy
+    /// could be built, and log and old versions would grow for as long as copies are lacking.
+    pub(super) fn note_standing(&mut self, now: Tick) {
+        let Some(leader) = &mut self.leader else { return };
+        let is_due = leader.standing < leader.start || now.ms_since(leader.standing_at) >= STANDING_EVERY_MS;
+        if !is_due || !leader.is_below_min() {
+            return;
+        }
+        let decided = leader.pending.first().map_or(Seq(u64::MAX), |first| Seq(first.0.saturating_sub(1)));
+        let held = leader.held_by_all().seq.min(leader.rows).min(decided);
+        let held = leader.window.map_or(held, |window| window.limit(held));
+        if held >= leader.start && held > leader.standing {
+            (leader.standing, leader.standing_at) = (held, now);
         }
     }
 

@@ -110,7 +110,7 @@ impl Leader {
         let leaves = |(id, peer): (&ReplicaId, &Peer)| {
             let is_late = peer.is_silent || peer.lags(context.now, self.bytes);
             let is_wanted = is_member(*id) && (is_late || self.leaving == Some(*id));
-            (is_wanted && self.may_leave(own, *id)).then_some(Change { replica: *id, add: false })
+            (is_wanted && self.may_leave(*id)).then_some(Change { replica: *id, add: false })
         };
         let joins = |(id, peer): (&ReplicaId, &Peer)| {
             let may_come = !in_sync.contains(id) && self.leaving != Some(*id);
@@ -121,21 +121,19 @@ impl Leader {
         };
         // A member whose copy is gone for good has no peer: its server holds nothing of it.
         let gone = in_sync.iter().find(|id| is_member(**id) && !self.peers.contains_key(id));
-        let gone = gone.filter(|id| self.may_leave(own, **id)).map(|id| Change { replica: *id, add: false });
+        let gone = gone.filter(|id| self.may_leave(**id)).map(|id| Change { replica: *id, add: false });
         gone.or_else(|| self.peers.iter().find_map(leaves)).or_else(|| self.peers.iter().find_map(joins))
     }
 
     /// Whether the rest of the set has all that it must have, and is large enough (m9).
-    fn may_leave(&self, own: ReplicaId, leaving: ReplicaId) -> bool {
+    fn may_leave(&self, leaving: ReplicaId) -> bool {
         let must_have = self.must_have();
         let rest = || self.progress.in_sync().iter().filter(|id| **id != leaving);
         let has_all = |id: &ReplicaId| self.progress.of(*id).seq >= must_have;
         let floor = if mutated!(StrictShrinksBelowD) { 1 } else { self.shrink_floor };
         let is_large = rest().count() >= floor;
-        // One whose data is lost has no peer. It answers no poll (m16), so nobody is ever elected
-        // for what it lacks; without this no one could leave once two are lost.
-        let is_lost = |id: &ReplicaId| *id != own && !self.peers.contains_key(id);
-        let is_safe = |id: &ReplicaId| has_all(id) || is_lost(id);
+        // Without the second no one could leave once two are lost.
+        let is_safe = |id: &ReplicaId| has_all(id) || self.is_lost(*id);
         is_large && (rest().all(is_safe) || mutated!(ShrinkUnchecked))
     }
 }

@@ -304,6 +304,13 @@ impl Tablet {
         self.safe
     }
 
+    /// Everything up to here is never cut nor taken back while an in-sync copy keeps its data: it is
+    /// safe, or fewer than D in-sync copies keep theirs and all of them had it.
+    #[must_use]
+    pub fn standing(&self) -> Seq {
+        self.leader.as_ref().map_or(self.safe, |leader| leader.standing.max(self.safe))
+    }
+
     /// The epoch that this replica leads and serves.
     #[must_use]
     pub fn serving(&self) -> Option<Epoch> {
@@ -328,10 +335,11 @@ impl Tablet {
         self.following.as_ref().map(|following| (following.epoch, following.leader, following.run))
     }
 
-    /// What every in-sync copy of the epoch that this replica leads has durably.
+    /// What every in-sync copy of the epoch that this replica leads has durably, of those that keep
+    /// their data.
     #[must_use]
     pub fn everywhere(&self) -> Option<Pos> {
-        self.leader.as_ref().map(|leader| leader.progress.c())
+        self.leader.as_ref().map(Leader::held_by_all)
     }
 
     /// Entries above this are on their way to copies that are there and take them: in sync, or
@@ -457,6 +465,7 @@ impl Tablet {
         self.proceed_fence(context, effects);
         self.proceed_appointment(context, effects);
         self.publish(context, effects);
+        self.note_standing(context.now);
         self.apply_safe(effects);
         self.answer_waiting(context, effects);
         self.proceed_seal(context, effects);

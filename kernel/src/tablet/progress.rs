@@ -108,6 +108,12 @@ impl Progress {
         self.best_of(self.min_in_sync).filter(|pos| pos.epoch == self.epoch || mutated!(QCountsOlderEpochs))
     }
 
+    /// The leader's own copy.
+    #[must_use]
+    pub fn own(&self) -> ReplicaId {
+        self.own
+    }
+
     /// C: the position that every in-sync copy has durably.
     #[must_use]
     pub fn c(&self) -> Pos {

@@ -362,9 +362,9 @@ impl Leader {
     }
 
     /// What every member of the in-sync set must have: everything that was acknowledged above
-    /// `leader`, that was published, and the beginning of the epoch.
+    /// `leader`, that was published, that stands, and the beginning of the epoch.
     pub(super) fn must_have(&self) -> Seq {
-        self.acked.max(self.published.seq).max(self.start)
+        self.acked.max(self.published.seq).max(self.standing).max(self.start)
     }
 
     /// After how long a copy that left may come back.

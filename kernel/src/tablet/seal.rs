@@ -203,7 +203,9 @@ impl Tablet {
         let fits =
             (cuts(&self.range, &seal) || merges(&self.range, &seal)) && names_copy(&seal, self.replica);
         let Some(leader) = self.leader.as_mut().filter(|leader| leader.epoch == epoch) else { return };
-        if !leader.serving || leader.transfer.is_some() || !is_new || !is_free || !fits {
+        // Below D no copy would ever stage it, and writes would wait for nothing.
+        let can_publish = !leader.is_below_min();
+        if !leader.serving || leader.transfer.is_some() || !is_new || !is_free || !fits || !can_publish {
             return;
         }
         leader.sealing = Some(Sealing { seal, until });

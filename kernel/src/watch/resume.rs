@@ -1,6 +1,7 @@
 //! Where a watch goes on that comes with a position.
 
 use super::token::Place;
+use crate::ancestry::{Ancestry, Seen};
 use crate::entry::LogEnd;
 use crate::hlc::Hlc;
 use crate::ids::{Epoch, Lineage, Pos, Seq};
@@ -9,10 +10,8 @@ use crate::mutated;
 /// What the copy that is asked knows of its tablet's history.
 #[derive(Clone, Debug)]
 pub struct History<'a> {
-    /// Its ancestry.
-    pub lineage: Lineage,
-    /// When histories were last joined in it.
-    pub joined_ts: Hlc,
+    /// What it goes back to.
+    pub ancestry: Ancestry,
     /// The end of the parents' logs that its log goes on from.
     pub base: LogEnd,
     /// Which epoch began where, oldest first; may begin later than the log did.
@@ -75,16 +74,19 @@ impl History<'_> {
     pub fn start(&self, place: &Place) -> Start {
         match place {
             Place::Entry { lineage, pos, ts } => self.start_after(*lineage, *pos, *ts),
+            Place::Time(ts) if !self.ancestry.reaches(*ts) && !mutated!(ResumeUnchecked) => {
+                Start::Lost(LostWhy::BeganAnew)
+            }
             Place::Time(ts) => self.start_since(*ts),
             Place::Rows(at) => Start::Rows(*at),
         }
     }
 
     fn start_after(&self, lineage: Lineage, pos: Pos, ts: Hlc) -> Start {
-        if lineage != self.lineage {
-            // Of a tablet that was merged into this one, or of a history that is gone.
-            let is_ancestor = ts <= self.joined_ts;
-            return if is_ancestor { self.start_since(ts) } else { Start::Lost(LostWhy::BeganAnew) };
+        match self.ancestry.judge(lineage, ts) {
+            Seen::Here => {}
+            Seen::InAncestor => return self.start_since(ts),
+            Seen::Elsewhere => return Start::Lost(LostWhy::BeganAnew),
         }
         let pos = if self.is_behind_seal(pos) { self.base.pos } else { pos };
         match self.epoch_at(pos.seq) {
@@ -143,10 +145,11 @@ mod tests {
 
     const EPOCHS: &[(Epoch, Seq)] = &[(Epoch(1), Seq(1)), (Epoch(3), Seq(5))];
 
+    const OURS: Ancestry = Ancestry { lineage: Lineage(7), joined_ts: Hlc(0), began_ts: Hlc(0) };
+
     fn history() -> History<'static> {
         History {
-            lineage: Lineage(7),
-            joined_ts: Hlc(0),
+            ancestry: OURS,
             base: LogEnd::default(),
             epochs: EPOCHS,
             safe: Seq(9),
@@ -173,9 +176,17 @@ mod tests {
 
     #[test]
     fn another_history_counts_by_time_up_to_the_join() {
-        let merged = History { joined_ts: Hlc(45), ..history() };
+        let merged = History { ancestry: Ancestry { joined_ts: Hlc(45), ..OURS }, ..history() };
         assert_eq!(merged.start(&entry(6, 9, 99, 45)), Start::LogSince(Hlc(45)));
         assert_eq!(merged.start(&entry(6, 9, 99, 46)), Start::Lost(LostWhy::BeganAnew));
+    }
+
+    #[test]
+    fn a_watch_that_has_seen_no_entry_is_told_of_a_new_beginning_too() {
+        let anew = History { ancestry: Ancestry { began_ts: Hlc(45), ..OURS }, ..history() };
+        assert_eq!(anew.start(&Place::Time(Hlc(44))), Start::Lost(LostWhy::BeganAnew));
+        assert_eq!(anew.start(&Place::Time(Hlc(45))), Start::LogSince(Hlc(45)));
+        assert_eq!(anew.start(&Place::Rows(Hlc(44))), Start::Rows(Hlc(44)));
     }
 
     #[test]

@@ -135,24 +135,24 @@ impl Source {
     ) -> Option<Entry> {
         let resume = resume?;
         let pos = Pos::new(Epoch(resume.epoch), Seq(resume.seq));
-        let is_here = pos.seq <= handle.safe_seq() && pos.seq <= handle.applied_seq();
+        let is_here = pos.seq <= handle.standing() && pos.seq <= handle.applied_seq();
         let base = self.entry(handle.id, pos.seq).await.filter(|base| is_here && base.pos == pos)?;
         self.node.floors.can_read(handle.table, base.ts).then_some(base)
     }
 
-    /// The last entry that is safe and that every in-sync copy has: the log of the new copy begins
+    /// The last entry that stands and that every in-sync copy has: the log of the new copy begins
     /// there, and should it lead, it must bring the others up from it. When one of them is not
-    /// heard of for long, the last one that is safe.
+    /// heard of for long, the last one that stands.
     async fn base(&self, handle: &Arc<TabletHandle>) -> Result<Entry, ApiError> {
         let since = Instant::now();
         while since.elapsed() < limits::COPY_READ_PATIENCE {
-            let safe = handle.safe_seq();
-            let base = safe.min(handle.everywhere().unwrap_or(Seq(0)));
+            let standing = handle.standing();
+            let base = standing.min(handle.everywhere().unwrap_or(Seq(0)));
             if let Some(entry) = self.base_at(handle, base).await {
                 return Ok(entry);
             }
             if since.elapsed() > limits::COPY_READ_PATIENCE / 2
-                && let Some(entry) = self.base_at(handle, safe).await
+                && let Some(entry) = self.base_at(handle, standing).await
             {
                 return Ok(entry);
             }
@@ -161,7 +161,7 @@ impl Source {
         Err(ApiError::new(Reason::Unavailable, "nothing of the tablet is safe yet: try again"))
     }
 
-    /// An entry that is safe, if it is in log and store.
+    /// An entry that stands, if it is in log and store.
     async fn base_at(&self, handle: &Arc<TabletHandle>, seq: Seq) -> Option<Entry> {
         if seq == Seq(0) || handle.applied_seq() < seq {
             return None;

@@ -139,42 +139,43 @@ impl Slot {
         let (handle, tablet) = (&self.handle, &self.tablet);
         handle.set_sealed(tablet.sealed().is_some());
         handle.set_safe(tablet.safe());
+        handle.set_standing(tablet.standing());
         handle.set_behind(tablet.behind());
         handle.set_everywhere(tablet.everywhere().map(|pos| pos.seq));
         handle.set_wanted(tablet.wanted_above());
         if handle.epochs.load().as_slice() != tablet.epochs() {
             handle.epochs.store(Arc::new(tablet.epochs().to_vec()));
         }
-        let (safe, end) = (tablet.safe(), tablet.end());
-        handle.set_kept(self.kept.at(safe, end));
-        handle.set_safe_end(self.kept.safe);
+        handle.set_kept(self.standing.at(tablet.standing(), tablet.end()));
+        self.safe.at(tablet.safe(), tablet.end());
+        handle.set_safe_end(self.safe.reached);
     }
 }
 
-/// Above which timestamp versions may yet be cut or taken back, so that what they replace must
-/// be kept. It follows the safe position by marks, one at a time.
+/// Which entry a position of the log that rises, known by its number alone, has reached. It is
+/// followed by marks, one at a time.
 #[derive(Default)]
-pub(super) struct Kept {
-    /// An entry that is safe, the newest known.
-    safe: LogEnd,
+pub(super) struct Marks {
+    /// An entry at or below the position, the newest known.
+    reached: LogEnd,
     mark: Option<LogEnd>,
 }
 
-impl Kept {
-    /// Where the log is safe up to `safe` and ends at `end`.
-    fn at(&mut self, safe: Seq, end: LogEnd) -> Hlc {
-        if safe >= end.pos.seq {
-            *self = Self { safe: end, mark: None };
+impl Marks {
+    /// Where the log ends at `end`: above the timestamp that is returned an entry may lie above `upto`.
+    fn at(&mut self, upto: Seq, end: LogEnd) -> Hlc {
+        if upto >= end.pos.seq {
+            *self = Self { reached: end, mark: None };
             return Hlc::MAX;
         }
         match self.mark {
-            Some(mark) if mark.pos.seq <= safe => *self = Self { safe: mark, mark: Some(end) },
+            Some(mark) if mark.pos.seq <= upto => *self = Self { reached: mark, mark: Some(end) },
             // A cut has taken the marked entry.
             Some(mark) if mark.pos.seq > end.pos.seq => self.mark = Some(end),
             Some(_) => {}
             None => self.mark = Some(end),
         }
-        self.safe.ts
+        self.reached.ts
     }
 }
 
@@ -188,15 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_follows_what_is_safe() {
-        let mut kept = Kept::default();
-        assert_eq!(kept.at(Seq(0), end(4)), Hlc(0));
-        assert_eq!(kept.at(Seq(3), end(6)), Hlc(0));
-        assert_eq!(kept.at(Seq(4), end(8)), Hlc(40));
-        assert_eq!(kept.at(Seq(7), end(9)), Hlc(40));
-        assert_eq!(kept.at(Seq(9), end(9)), Hlc::MAX);
-        assert_eq!(kept.at(Seq(9), end(12)), Hlc(90));
-        assert_eq!(kept.at(Seq(9), end(10)), Hlc(90));
-        assert_eq!(kept.at(Seq(10), end(12)), Hlc(100));
+    fn marks_follow_a_position() {
+        let mut marks = Marks::default();
+        assert_eq!(marks.at(Seq(0), end(4)), Hlc(0));
+        assert_eq!(marks.at(Seq(3), end(6)), Hlc(0));
+        assert_eq!(marks.at(Seq(4), end(8)), Hlc(40));
+        assert_eq!(marks.at(Seq(7), end(9)), Hlc(40));
+        assert_eq!(marks.at(Seq(9), end(9)), Hlc::MAX);
+        assert_eq!(marks.at(Seq(9), end(12)), Hlc(90));
+        assert_eq!(marks.at(Seq(9), end(10)), Hlc(90));
+        assert_eq!(marks.at(Seq(10), end(12)), Hlc(100));
     }
 }

@@ -9,7 +9,7 @@ use super::Group;
 use super::apply::Order;
 use super::cut::Work;
 use super::early::EarlyProbes;
-use super::effects::Kept;
+use super::effects::Marks;
 use super::lane::Lane;
 use super::messages::{Appointed, Ask, Control, Fenced, Outward, PeerMessages, Reply, Request};
 use crate::clock::Clock;
@@ -42,7 +42,8 @@ pub(super) struct Slot {
     in_sync: BTreeSet<ReplicaId>,
     /// There are other copies.
     pub(super) has_peers: bool,
-    pub(super) kept: Kept,
+    pub(super) standing: Marks,
+    pub(super) safe: Marks,
     /// Stepped in this round.
     is_touched: bool,
 }
@@ -363,7 +364,8 @@ impl Sequencer {
             servers: BTreeMap::new(),
             in_sync: BTreeSet::new(),
             has_peers: false,
-            kept: Kept::default(),
+            standing: Marks::default(),
+            safe: Marks::default(),
             is_touched: false,
         };
         let replica = slot.tablet.replica();

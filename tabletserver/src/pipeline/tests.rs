@@ -15,6 +15,7 @@ use crate::store::memory::MemoryStore;
 use crate::tablets::{HandleSpec, TabletHandle};
 use bytes::Bytes;
 use crossbeam::channel::{self, Receiver, Sender};
+use ebla_kernel::ancestry::Ancestry;
 use ebla_kernel::entry::{Entry, LogEnd, Payload, RevertTarget, RevertedRow, WriteRecord};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Epoch, Lineage, ReplicaId, Seq, TableId, TabletId};
@@ -171,8 +172,7 @@ fn handle(end: LogEnd) -> Arc<TabletHandle> {
         applied: LogEnd::default(),
         end,
         epochs: Vec::new(),
-        lineage: Lineage(1),
-        joined_ts: Hlc::MIN,
+        ancestry: Ancestry { lineage: Lineage(1), ..Ancestry::default() },
         base: LogEnd::default(),
     }))
 }

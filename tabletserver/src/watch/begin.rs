@@ -262,8 +262,7 @@ impl Planning<'_> {
             let first = self.first_entry().await?;
             let epochs = self.tablet.epochs.load();
             let history = History {
-                lineage: self.tablet.lineage,
-                joined_ts: self.tablet.joined_ts,
+                ancestry: self.tablet.ancestry,
                 base: self.tablet.base,
                 epochs: &epochs,
                 safe: self.tablet.safe_seq(),

@@ -152,7 +152,7 @@ fn read_versions(
         // The end may be the beginning of an epoch behind the seal, which no child knows.
         Place::Time(upto.ts)
     } else {
-        Place::Entry { lineage: tablet.lineage, pos: upto.pos, ts: upto.ts }
+        Place::Entry { lineage: tablet.ancestry.lineage, pos: upto.pos, ts: upto.ts }
     };
     let mut places = Vec::new();
     match &page.next {

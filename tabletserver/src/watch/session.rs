@@ -229,7 +229,7 @@ impl Session {
     }
 
     fn move_to(&mut self, end: LogEnd, parts: &[Part]) {
-        let place = Place::Entry { lineage: self.pages.tablet.lineage, pos: end.pos, ts: end.ts };
+        let place = Place::Entry { lineage: self.pages.tablet.ancestry.lineage, pos: end.pos, ts: end.ts };
         if parts.iter().all(|part| end.ts >= part.seen_upto) {
             self.token = Token::new(self.token.table, self.range.clone(), place);
             return;
