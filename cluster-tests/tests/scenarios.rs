@@ -2,6 +2,7 @@
 //! was begun. Chance tries the same in `tests/sim.rs`; here nothing else is in the way.
 
 use ebla_cluster_tests::sim::directed::{Directed, Masters, Step};
+use ebla_kernel::meta::{Policy, TableKind};
 
 /// Moments after a wish at which something breaks: from its record to long after its end.
 const MOMENTS_US: [u64; 9] = [0, 700, 1_500, 3_000, 5_000, 8_000, 15_000, 60_000, 700_000];
@@ -273,5 +274,33 @@ fn no_copy_of_a_strict_table_diverges() {
             cluster.end()
         };
         holds("strict", seed, run());
+    }
+}
+
+#[test]
+fn the_last_copy_of_a_degraded_table_serves_alone() {
+    for kind in [TableKind::Durable, TableKind::Memory] {
+        for seed in 1..=10 {
+            let run = || {
+                let mut cluster = Directed::begin(seed, |profile| {
+                    profile.servers = 3;
+                    profile.spec.policy = Policy::Degraded;
+                    if kind == TableKind::Memory {
+                        profile.keep_in_memory();
+                    }
+                })?;
+                let last = cluster.follower_of_row(0).unwrap_or_default();
+                let others: Vec<usize> = (0..3).filter(|server| *server != last).collect();
+                others.iter().for_each(|server| cluster.crash(*server));
+                cluster.play(12_000_000)?;
+                cluster.wait("the last copy serves", |cluster| cluster.serves_row(last, 0))?;
+                cluster.play(1_000_000)?;
+                // They find a copy to follow, although nothing was published since.
+                others.iter().for_each(|server| cluster.start(*server));
+                cluster.play(3_000_000)?;
+                cluster.end()
+            };
+            holds("the last copy", seed, run());
+        }
     }
 }

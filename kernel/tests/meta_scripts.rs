@@ -635,10 +635,13 @@ fn alter(args: &Args) -> Command {
         tablet: TabletId(args.number("t")),
         epoch: Epoch(args.number("epoch")),
         config_version: ConfigVersion(args.number("c")),
-        replica: args
+        replicas: args
             .text("add")
             .or(args.text("remove"))
-            .map_or(ReplicaId(0), |id| ReplicaId(id.parse().unwrap())),
+            .into_iter()
+            .flat_map(|ids| ids.split(','))
+            .map(|id| ReplicaId(id.parse().unwrap()))
+            .collect(),
         add: args.text("add").is_some(),
         incarnation: Incarnation(args.number("i")),
         generation: Generation::Disk(DiskGeneration(args.number("disk"))),

@@ -396,7 +396,7 @@ pub fn in_sync_change(wire: &v1::InSyncProposal, kind: TableKind) -> InSyncChang
         tablet: TabletId(wire.tablet_id),
         epoch: Epoch(wire.epoch),
         config_version: ConfigVersion(wire.config_version),
-        replica: ReplicaId(wire.replica_id),
+        replicas: wire.replica_ids.iter().copied().map(ReplicaId).collect(),
         add: wire.add,
         incarnation: Incarnation(wire.incarnation),
         generation,

@@ -427,8 +427,8 @@ fn proposals_to_wire(proposals: &[(TabletId, Proposal)]) -> v1::InSyncProposals 
             tablet_id: tablet.0,
             epoch: proposal.epoch.0,
             config_version: proposal.version.0,
-            replica_id: proposal.replica.0,
-            add: proposal.add,
+            replica_ids: proposal.change.replicas.iter().map(|replica| replica.0).collect(),
+            add: proposal.change.add,
             incarnation: proposal.run.map_or(0, |run| run.server.incarnation.0),
             disk_generation: proposal.run.map_or(0, disk),
         }

@@ -95,6 +95,12 @@ impl Directed {
         routes.find(|route| route.range.contains(&row_key(n)))?.leader
     }
 
+    /// Whether a server leads the tablet of a row and holds the lease.
+    #[must_use]
+    pub fn serves_row(&self, server: usize, n: u64) -> bool {
+        self.world.servers[server].leads(self.world.env.now_us, self.tablet_of_row(n))
+    }
+
     /// A server that holds a copy of a row's tablet and does not lead it.
     #[must_use]
     pub fn follower_of_row(&self, n: u64) -> Option<usize> {

@@ -450,9 +450,9 @@ impl Registry {
                 self.change(*tablet, |replica| replica.promised = replica.promised.max(*epoch));
             }
             RegistryChange::TokenFloor(tablet, floor_ms) => {
-                self.change(*tablet, |replica| {
-                    replica.token_floor_ms = replica.token_floor_ms.max(*floor_ms);
-                });
+                self.raise_token_floor(*tablet, *floor_ms);
+                // The purge that it goes before may be of a log that children go on from by now.
+                self.heirs(*tablet).into_iter().for_each(|heir| self.raise_token_floor(heir, *floor_ms));
             }
             RegistryChange::Truncating(tablet, intent) => self.change(*tablet, |replica| {
                 replica.truncating = Some(*intent);
@@ -517,24 +517,34 @@ impl Registry {
     }
 
     fn switch(&mut self, switch: &Switch) {
+        // What was purged of the parents since the children's records were made is theirs to say, too.
+        let mut floor_ms = 0;
         for (id, seal) in &switch.parents {
-            if let Some(Replica { range, flushed, parents, .. }) = self.replicas.remove(id) {
+            if let Some(Replica { range, flushed, parents, token_floor_ms, .. }) = self.replicas.remove(id) {
+                floor_ms = floor_ms.max(token_floor_ms);
                 self.retired.insert(*id, Retired { range, seal: *seal, flushed, parents, since_us: None });
             }
             self.staged.remove(id);
         }
         self.replicas.extend(switch.children.iter().cloned());
+        switch.children.iter().for_each(|(child, _)| self.raise_token_floor(*child, floor_ms));
     }
 
     /// The log of a retired tablet is gone: nobody knows its tokens any more.
     fn forget_retired(&mut self, id: TabletId, floor_ms: u64) {
-        let goes_on = |replica: &Replica| self.ancestors(replica).iter().any(|older| older.id == id);
-        let heirs: Vec<TabletId> =
-            self.replicas.iter().filter(|(_, replica)| goes_on(replica)).map(|(heir, _)| *heir).collect();
+        let heirs = self.heirs(id);
         self.retired.remove(&id);
-        for heir in heirs {
-            self.change(heir, |heir| heir.token_floor_ms = heir.token_floor_ms.max(floor_ms));
-        }
+        heirs.into_iter().for_each(|heir| self.raise_token_floor(heir, floor_ms));
+    }
+
+    /// The copies whose logs go on from that of a retired tablet.
+    fn heirs(&self, id: TabletId) -> Vec<TabletId> {
+        let goes_on = |replica: &Replica| self.ancestors(replica).iter().any(|older| older.id == id);
+        self.replicas.iter().filter(|(_, replica)| goes_on(replica)).map(|(heir, _)| *heir).collect()
+    }
+
+    fn raise_token_floor(&mut self, id: TabletId, floor_ms: u64) {
+        self.change(id, |replica| replica.token_floor_ms = replica.token_floor_ms.max(floor_ms));
     }
 
     fn change(&mut self, tablet: TabletId, change: impl FnOnce(&mut Replica)) {

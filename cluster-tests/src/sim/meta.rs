@@ -20,7 +20,7 @@ use ebla_kernel::meta::{
 };
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::room::subscriptions::RoomId;
-use ebla_kernel::tablet::{Membership, Proposal};
+use ebla_kernel::tablet::{self, Membership, Proposal};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How often the control core is told the time.
@@ -653,10 +653,11 @@ fn is_lost(state: &State, (tablet, replica): (TabletId, ReplicaId)) -> bool {
 }
 
 fn change(tablet: TabletId, proposal: &Proposal) -> InSyncChange {
-    let Proposal { epoch, version, replica, add, run } = *proposal;
+    let Proposal { epoch, version, change, run } = proposal.clone();
+    let tablet::Change { replicas, add } = change;
     let nobody = (Incarnation(0), Generation::Disk(DiskGeneration(0)));
     let (incarnation, generation) = run.map_or(nobody, |run| (run.server.incarnation, run.generation));
-    InSyncChange { tablet, epoch, config_version: version, replica, add, incarnation, generation }
+    InSyncChange { tablet, epoch, config_version: version, replicas, add, incarnation, generation }
 }
 
 fn assignment(state: &State, id: TabletId, server: ServerId) -> Option<Assignment> {

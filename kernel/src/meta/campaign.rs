@@ -7,7 +7,7 @@ use super::election::{Fence, FenceAnswer, Preference, best, may_answer, tablet_q
 use super::job::{Job, JobKind};
 use super::spec::{Policy, TableKind};
 use super::state::{Replica, State, Tablet};
-use crate::ids::{Epoch, Incarnation, ReplicaId, ServerId, TabletId, Tick};
+use crate::ids::{Epoch, Generation, Incarnation, ReplicaId, ServerId, TabletId, Tick};
 use crate::limits::{
     DEGRADED_ELECTION_MS, DEGRADED_MEMORY_ELECTION_MS, ELECTION_BATCH_TABLETS_MAX, ELECTION_GRACE_MS,
     NEW_BEGINNING_WAIT_MS,
@@ -120,21 +120,13 @@ impl Control {
         if gave_up || !state.is_current(&former.leader) || is_guessed { former.epoch } else { Epoch(0) }
     }
 
+    /// A deadline of the election stays: at the same moment something else may be due for the tablet.
     fn finish(&mut self, id: TabletId) {
-        if let Some(election) = self.elections.remove(&id)
-            && let Some(at) = election.retry_at
-        {
-            self.deadlines.remove(&(at, id));
-        }
+        self.elections.remove(&id);
     }
 
     fn elect(&mut self, now: Tick, state: &State, tablet: &Tablet, batch: &mut Batch) {
         let election = self.elections.entry(tablet.id).or_default();
-        if election.epoch != tablet.epoch
-            && let Some(at) = election.retry_at
-        {
-            self.deadlines.remove(&(at, tablet.id));
-        }
         election.enter(tablet.epoch);
         if election.proposed {
             return;
@@ -228,21 +220,17 @@ impl Control {
             let election = self.elections.get(&tablet.id);
             election.is_some_and(|election| election.answers.contains_key(&replica.id))
         };
-        let mut config_version = tablet.config_version;
         let silent = tablet.in_sync_replicas().filter(|replica| !answered(replica));
-        let changes = silent.map(|replica| {
-            config_version = config_version.next();
-            InSyncChange {
-                tablet: tablet.id,
-                epoch: tablet.epoch,
-                config_version,
-                replica: replica.id,
-                add: false,
-                incarnation: proposer.1,
-                generation: replica.generation,
-            }
-        });
-        Command::AlterInSync { proposer, changes: changes.collect() }
+        let change = InSyncChange {
+            tablet: tablet.id,
+            epoch: tablet.epoch,
+            config_version: tablet.config_version.next(),
+            replicas: silent.map(|replica| replica.id).collect(),
+            add: false,
+            incarnation: proposer.1,
+            generation: Generation::Process(proposer.1),
+        };
+        Command::AlterInSync { proposer, changes: vec![change] }
     }
 
     fn count_answers(&mut self, now: Tick, state: &State, tablet: &Tablet) -> Answers {

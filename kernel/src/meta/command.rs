@@ -15,7 +15,7 @@ use crate::ids::{
 };
 use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
@@ -301,9 +301,9 @@ pub struct NewBeginning {
     pub servers: Vec<ServerId>,
 }
 
-/// One copy that comes into an in-sync set or goes out of it: a compare-and-set on the epoch
-/// and on the version of the set.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+/// One copy that comes into an in-sync set, or copies that go out of it together: a compare-and-set
+/// on the epoch and on the version of the set.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct InSyncChange {
     /// The tablet.
     pub tablet: TabletId,
@@ -311,11 +311,11 @@ pub struct InSyncChange {
     pub epoch: Epoch,
     /// The version of the set that it changes.
     pub config_version: ConfigVersion,
-    /// The copy.
-    pub replica: ReplicaId,
-    /// Whether it comes in; otherwise it goes out.
+    /// The copy that comes in, or those that go out.
+    pub replicas: BTreeSet<ReplicaId>,
+    /// Whether it comes in.
     pub add: bool,
-    /// The run of the copy's server that the leader knows.
+    /// The run of its server that the leader knows, of one that comes in.
     pub incarnation: Incarnation,
     /// What the data that the leader knows lives and dies with.
     pub generation: Generation,

@@ -340,7 +340,10 @@ impl Control {
         if !self.leading {
             return;
         }
-        self.on_closed(state, server);
+        match self.sessions.get(&server) == Some(&incarnation) {
+            true => self.on_renewed(state, server),
+            false => self.on_closed(state, server),
+        }
         self.sessions.insert(server, incarnation);
         self.end_if_over(state, server, effects);
         self.came_back(state, server);
@@ -357,6 +360,20 @@ impl Control {
                 (self.elections.get_mut(&tablet.id), tablet.replica_on(server))
             {
                 election.forget(replica.id);
+            }
+            self.dirty.insert(tablet.id);
+        }
+    }
+
+    /// The same process is there with a session of its own before the last one has ended: what it
+    /// answered stands, what it was asked may be lost.
+    fn on_renewed(&mut self, state: &State, server: ServerId) {
+        self.suspicions.forget(server);
+        for tablet in state.tablets_on(server) {
+            if let (Some(election), Some(replica)) =
+                (self.elections.get_mut(&tablet.id), tablet.replica_on(server))
+            {
+                election.asked.remove(&replica.id);
             }
             self.dirty.insert(tablet.id);
         }

@@ -29,12 +29,22 @@ use std::collections::BTreeSet;
 const JOBS_ENDED_MAX: usize = 3;
 
 impl State {
-    /// Whether a tablet keeps its rows in memory and every copy that counted is lost.
+    /// Whether a tablet keeps its rows in memory and every copy that counted is lost. Of one that
+    /// began anew and was never led since, one lost copy is enough: there is nothing in the others, and
+    /// its server was perhaps on its way down when it was chosen.
     #[must_use]
     pub fn is_bereft(&self, tablet: &Tablet) -> bool {
         let kind = self.table(tablet.table).map(|table| table.spec.kind);
-        kind == Some(TableKind::Memory) && !tablet.in_sync_replicas().any(|copy| self.holds_data(copy))
+        let (here, lost): (Vec<_>, Vec<_>) =
+            tablet.in_sync_replicas().partition(|copy| self.holds_data(copy));
+        kind == Some(TableKind::Memory) && (here.is_empty() || (is_untouched(tablet) && !lost.is_empty()))
     }
+}
+
+/// Whether a tablet began anew and nobody was appointed to lead it since.
+fn is_untouched(tablet: &Tablet) -> bool {
+    let was_led = tablet.leader.is_some() || tablet.former.is_some();
+    tablet.emptied.is_some() && tablet.parents.is_empty() && !was_led
 }
 
 impl Control {
@@ -82,11 +92,14 @@ pub(super) fn empty(
     }
     end_jobs(state, id, time_ms, changes);
     let mut tablet = state.tablet(id).ok_or(Rejection::NoTablet(id))?.clone();
-    let (before, lineage) = (tablet.lineage, state.next.lineage);
-    let begins_new_lineage = !mutated!(EmptyUnderOldLineage);
-    if begins_new_lineage {
-        state.next.lineage = lineage.next();
-        tablet.lineage = lineage;
+    if !is_untouched(&tablet) {
+        let (before, lineage) = (tablet.lineage, state.next.lineage);
+        if !mutated!(EmptyUnderOldLineage) {
+            state.next.lineage = lineage.next();
+            tablet.lineage = lineage;
+        }
+        let times = tablet.emptied.map_or(0, |emptied| emptied.times).saturating_add(1);
+        tablet.emptied = Some(Emptied { time_ms, before, times });
     }
     note_copies_gone(&tablet, servers, changes);
     tablet.replicas =
@@ -97,8 +110,6 @@ pub(super) fn empty(
     (tablet.recovering, tablet.degraded) = (false, false);
     tablet.joined_ts = Hlc::MIN;
     tablet.parents.clear();
-    let times = tablet.emptied.map_or(0, |emptied| emptied.times).saturating_add(1);
-    tablet.emptied = Some(Emptied { time_ms, before, times });
     changes.tablets.insert(id);
     state.replace_tablet(tablet.clone());
     Ok(tablet)

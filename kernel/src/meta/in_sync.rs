@@ -25,11 +25,11 @@ pub(super) fn alter(
     check(state, proposer, change)?;
     let tablet = state.tablets.get_mut(&change.tablet).ok_or(Rejection::NoTablet(change.tablet))?;
     if change.add {
-        tablet.in_sync.insert(change.replica);
+        tablet.in_sync.extend(&change.replicas);
         // It has everything of this epoch, so what it had besides is in its loss ledger.
-        tablet.former = tablet.former.filter(|former| former.leader.replica != change.replica);
+        tablet.former = tablet.former.filter(|former| !change.replicas.contains(&former.leader.replica));
     } else {
-        tablet.in_sync.remove(&change.replica);
+        tablet.in_sync.retain(|replica| !change.replicas.contains(replica));
     }
     tablet.config_version = tablet.config_version.next();
     changes.tablets.insert(change.tablet);
@@ -43,7 +43,7 @@ fn note_arrival(state: &mut State, change: &InSyncChange, changes: &mut Changes)
     let Some(id) = state.index.jobs.get(&change.tablet).copied() else { return };
     if let Some(job) = state.jobs.get_mut(&id)
         && let JobKind::Move(copy) = &job.kind
-        && copy.to == change.replica
+        && change.replicas.contains(&copy.to)
         && change.add
     {
         job.progress = PROGRESS_IN_SYNC;
@@ -72,7 +72,11 @@ fn check(state: &State, proposer: (ServerId, Incarnation), change: &InSyncChange
 /// A copy comes in only as the one that the leader knows: same process, same data (m15).
 fn check_add(state: &State, tablet: &Tablet, change: &InSyncChange) -> Result<(), Rejection> {
     let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
-    let Some(replica) = tablet.replica(change.replica) else {
+    let mut coming = change.replicas.iter();
+    let (Some(coming), None) = (coming.next(), coming.next()) else {
+        return refuse(Rejection::NothingToChange);
+    };
+    let Some(replica) = tablet.replica(*coming) else {
         return refuse(Rejection::NoReplica);
     };
     if tablet.in_sync.contains(&replica.id) || tablet.leaving() == Some(replica.id) {
@@ -85,22 +89,28 @@ fn check_add(state: &State, tablet: &Tablet, change: &InSyncChange) -> Result<()
 
 fn check_remove(state: &State, tablet: &Tablet, change: &InSyncChange) -> Result<(), Rejection> {
     let refuse = |why: fn(Box<Tablet>) -> Rejection| Err(why(Box::new(tablet.clone())));
-    if tablet.replica(change.replica).is_none() {
+    let going = &change.replicas;
+    if going.iter().any(|replica| tablet.replica(*replica).is_none()) {
         return refuse(Rejection::NoReplica);
     }
-    let leads = tablet.leader.is_some_and(|leader| leader.replica == change.replica);
-    if leads || !tablet.in_sync.contains(&change.replica) {
+    let leads = tablet.leader.is_some_and(|leader| going.contains(&leader.replica));
+    if leads || going.is_empty() || !going.is_subset(&tablet.in_sync) {
         return refuse(Rejection::NothingToChange);
     }
-    if is_at_its_least(state, tablet) { refuse(Rejection::TooFewInSync) } else { Ok(()) }
+    let is_large = tablet.in_sync.len() - going.len() >= least(state, tablet);
+    if is_large { Ok(()) } else { refuse(Rejection::TooFewInSync) }
 }
 
 /// Whether the in-sync set may lose no member.
 pub(super) fn is_at_its_least(state: &State, tablet: &Tablet) -> bool {
-    let smallest = match state.table(tablet.table) {
+    tablet.in_sync.len() <= least(state, tablet)
+}
+
+/// How many members the in-sync set never has less than.
+fn least(state: &State, tablet: &Tablet) -> usize {
+    match state.table(tablet.table) {
         Some(_) if mutated!(StrictShrinksBelowD) => 1,
         Some(table) => table.spec.in_sync_min(),
         None => tablet.in_sync.len(),
-    };
-    tablet.in_sync.len() <= smallest
+    }
 }

@@ -4,12 +4,12 @@
 //! report from an in-sync copy is a poll in itself: the copy lives, reaches the master, and
 //! will soon be free to answer a fence, as its promise was not renewed. When so many report
 //! that an election would have its quota, one is started; fewer depose nobody. Nor does the
-//! master's own silence with the leader. Only a degraded table in memory goes on with fewer, when
-//! nobody else is connected: its policy says that it may lose writes rather than wait.
+//! master's own silence with the leader. Only a degraded table goes on with fewer, when nobody else
+//! is connected: its policy says that it may lose writes rather than wait.
 
 use super::control::Control;
 use super::election::tablet_quota;
-use super::spec::{Policy, TableKind};
+use super::spec::Policy;
 use super::state::{State, Tablet};
 use crate::ids::{Incarnation, ServerId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,15 +74,14 @@ impl Control {
             || (suspecting > 0 && self.is_left_alone(state, tablet, suspecting, server))
     }
 
-    /// Whether a degraded table in memory has nobody left to wait for: neither the leader nor any
-    /// in-sync copy but those that suspect it is connected. The election still gives the others
-    /// three seconds.
+    /// Whether a degraded table has nobody left to wait for: neither the leader nor any in-sync copy
+    /// but those that suspect it is connected. The election still gives the others their time.
     fn is_left_alone(&self, state: &State, tablet: &Tablet, suspecting: usize, leader: ServerId) -> bool {
-        let spec = state.table(tablet.table).map(|table| (table.spec.kind, table.spec.policy));
+        let policy = state.table(tablet.table).map(|table| table.spec.policy);
         let connected = tablet
             .in_sync_replicas()
             .filter(|copy| state.holds_data(copy) && self.sessions.contains_key(&copy.server));
-        spec == Some((TableKind::Memory, Policy::Degraded))
+        policy == Some(Policy::Degraded)
             && !self.sessions.contains_key(&leader)
             && connected.count() == suspecting
     }

@@ -1,6 +1,7 @@
 //! What a replica asks of its shell.
 
 use super::input::{PeerMessage, PeerRun};
+use super::progress::Change;
 use crate::entry::{Entry, LogEnd, SealRecord};
 use crate::ids::{Attempt, ConfigVersion, Epoch, Pos, ReplicaId, RequestId, Seq, ServerRun, TabletId};
 use crate::lease::LeaseTerms;
@@ -136,16 +137,14 @@ pub struct Stream {
 }
 
 /// A change of the in-sync set.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Proposal {
     /// The leader's epoch.
     pub epoch: Epoch,
     /// The version that is to be changed.
     pub version: ConfigVersion,
-    /// The member that comes in or goes out.
-    pub replica: ReplicaId,
-    /// Whether it comes in.
-    pub add: bool,
+    /// What is to come of it.
+    pub change: Change,
     /// The process and data that the leader knows it by; none for one that goes out unheard.
     pub run: Option<PeerRun>,
 }

@@ -126,7 +126,7 @@ impl Leader {
     pub(super) fn next_deadline(&self) -> Option<Tick> {
         let parked = self.parked.iter().map(|write| write.deadline).min();
         let peers = self.peers.iter().filter_map(|(id, peer)| self.peer_deadline(*id, peer)).min();
-        let proposal = self.proposal.map(|(_, again)| again);
+        let proposal = self.proposal.as_ref().map(|(_, again)| *again);
         let transfer = self.transfer.map(|transfer| transfer.until);
         let pending = self.pending.next_deadline();
         let (lease, serve, seal) = (self.lease_look, self.serve_look, self.seal_deadline());

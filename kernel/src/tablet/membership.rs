@@ -10,6 +10,7 @@ use super::{Context, Effect, Membership, Proposal, Tablet};
 use crate::ids::{ConfigVersion, Epoch, ReplicaId, ServerId};
 use crate::limits::PROPOSAL_RETRY_MS;
 use crate::mutated;
+use std::collections::BTreeSet;
 
 impl Tablet {
     /// Metadata tells the set of this epoch.
@@ -54,7 +55,7 @@ impl Tablet {
         effects: &mut Vec<Effect>,
     ) {
         let Some(leader) = self.leader.as_mut().filter(|leader| leader.epoch == epoch) else { return };
-        if leader.proposal.is_some_and(|(proposal, _)| proposal.version == version) {
+        if leader.proposal.as_ref().is_some_and(|(proposal, _)| proposal.version == version) {
             leader.proposal = None;
             leader.progress.refused();
             self.tell_lease_terms(effects);
@@ -87,17 +88,18 @@ impl Tablet {
                     self.tell_lease_terms(effects);
                     return;
                 }
-                effects.push(Effect::ProposeInSync(*proposal));
+                effects.push(Effect::ProposeInSync(proposal.clone()));
             }
             return;
         }
         let change = leader.wanted_change(context, own).filter(|change| !(change.add && is_merging));
         let Some(change) = change else { return };
-        let run = leader.peers.get(&change.replica).and_then(|peer| peer.run);
+        let first = change.replicas.first().filter(|_| change.replicas.len() == 1);
+        let run = first.and_then(|first| leader.peers.get(first)).and_then(|peer| peer.run);
         let (epoch, version) = (leader.epoch, leader.progress.version());
-        let proposal = Proposal { epoch, version, replica: change.replica, add: change.add, run };
+        let proposal = Proposal { epoch, version, change: change.clone(), run };
         leader.progress.propose(change);
-        leader.proposal = Some((proposal, now.plus_ms(PROPOSAL_RETRY_MS)));
+        leader.proposal = Some((proposal.clone(), now.plus_ms(PROPOSAL_RETRY_MS)));
         self.tell_lease_terms(effects);
         effects.push(Effect::ProposeInSync(proposal));
     }
@@ -105,30 +107,43 @@ impl Tablet {
 
 impl Leader {
     fn wanted_change(&self, context: Context<'_>, own: ReplicaId) -> Option<Change> {
-        let in_sync = self.progress.in_sync();
-        let is_member = |id: ReplicaId| in_sync.contains(&id) && id != own;
-        let leaves = |(id, peer): (&ReplicaId, &Peer)| {
-            let is_late = peer.is_silent || peer.lags(context.now, self.bytes);
-            let is_wanted = is_member(*id) && (is_late || self.leaving == Some(*id));
-            (is_wanted && self.may_leave(*id)).then_some(Change { replica: *id, add: false })
+        self.wanted_leave(context, own).or_else(|| self.wanted_join(context))
+    }
+
+    /// Who is to leave: one of them, or, where none may go alone because others lack as much, all.
+    fn wanted_leave(&self, context: Context<'_>, own: ReplicaId) -> Option<Change> {
+        let is_wanted = |id: &ReplicaId| match self.peers.get(id) {
+            // A member whose copy is gone for good has no peer: its server holds nothing of it.
+            None => true,
+            Some(peer) => peer.is_silent || peer.lags(context.now, self.bytes) || self.leaving == Some(*id),
         };
-        let joins = |(id, peer): (&ReplicaId, &Peer)| {
-            let may_come = !in_sync.contains(id) && self.leaving != Some(*id);
+        let members = self.progress.in_sync().iter().filter(|id| **id != own);
+        let wanted: BTreeSet<ReplicaId> = members.copied().filter(is_wanted).collect();
+        let (gone, here): (Vec<_>, Vec<_>) = wanted.iter().partition(|id| self.is_lost(**id));
+        let alone = gone.into_iter().chain(here).map(|id: &ReplicaId| BTreeSet::from([*id]));
+        let mut leaves = alone.chain([wanted.clone()]).filter(|leaving| !leaving.is_empty());
+        let replicas = leaves.find(|leaving| self.may_leave(leaving))?;
+        Some(Change { replicas, add: false })
+    }
+
+    fn wanted_join(&self, context: Context<'_>) -> Option<Change> {
+        let joins = |(id, peer): &(&ReplicaId, &Peer)| {
+            let may_come = !self.progress.in_sync().contains(id) && self.leaving != Some(**id);
             let is_wanted = may_come && peer.rejoins_at <= context.now;
-            let is_well = is_wanted && !peer.lags(context.now, self.bytes) && self.may_join(*id, peer);
             // A member that has promised nothing yet would count as unreachable.
-            (is_well && self.is_live(context, *id)).then_some(Change { replica: *id, add: true })
+            is_wanted
+                && !peer.lags(context.now, self.bytes)
+                && self.may_join(**id, peer)
+                && self.is_live(context, **id)
         };
-        // A member whose copy is gone for good has no peer: its server holds nothing of it.
-        let gone = in_sync.iter().find(|id| is_member(**id) && !self.peers.contains_key(id));
-        let gone = gone.filter(|id| self.may_leave(**id)).map(|id| Change { replica: *id, add: false });
-        gone.or_else(|| self.peers.iter().find_map(leaves)).or_else(|| self.peers.iter().find_map(joins))
+        let (id, _) = self.peers.iter().find(joins)?;
+        Some(Change { replicas: [*id].into(), add: true })
     }
 
     /// Whether the rest of the set has all that it must have, and is large enough (m9).
-    fn may_leave(&self, leaving: ReplicaId) -> bool {
+    fn may_leave(&self, leaving: &BTreeSet<ReplicaId>) -> bool {
         let must_have = self.must_have();
-        let rest = || self.progress.in_sync().iter().filter(|id| **id != leaving);
+        let rest = || self.progress.in_sync().iter().filter(|id| !leaving.contains(*id));
         let has_all = |id: &ReplicaId| self.progress.of(*id).seq >= must_have;
         let floor = if mutated!(StrictShrinksBelowD) { 1 } else { self.shrink_floor };
         let is_large = rest().count() >= floor;

@@ -46,6 +46,7 @@ mod write;
 
 pub use effect::{Answer, ApplyWhen, Effect, FenceAnswer, Proposal, Refusal, SplitProposal, Stream};
 pub use input::{Appointment, Input, Membership, PeerInput, PeerMessage, PeerRun, WriteRequest};
+pub use progress::Change;
 pub use seal::Seals;
 
 use crate::entry::{Entry, LogEnd};

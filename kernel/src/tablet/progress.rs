@@ -12,12 +12,19 @@ use crate::op::AckLevel;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A change of the in-sync set that was proposed and of which nothing is known.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Change {
-    /// The member that comes in or goes out.
-    pub replica: ReplicaId,
+    /// The one that comes in, or the members that go out together.
+    pub replicas: BTreeSet<ReplicaId>,
     /// Whether it comes in.
     pub add: bool,
+}
+
+impl Change {
+    /// The set with the change applied.
+    fn apply(&self, set: &BTreeSet<ReplicaId>) -> BTreeSet<ReplicaId> {
+        if self.add { set | &self.replicas } else { set - &self.replicas }
+    }
 }
 
 /// Durable positions in one epoch. A new leader starts with none.
@@ -147,15 +154,7 @@ impl Progress {
 
     /// The sets that may be in force: the one learned, and that with the change applied.
     pub fn sets(&self) -> impl Iterator<Item = BTreeSet<ReplicaId>> {
-        let changed = self.change.map(|Change { replica, add }| {
-            let mut changed = self.in_sync.clone();
-            if add {
-                changed.insert(replica)
-            } else {
-                changed.remove(&replica)
-            };
-            changed
-        });
+        let changed = self.change.as_ref().map(|change| change.apply(&self.in_sync));
         std::iter::once(self.in_sync.clone()).chain(changed)
     }
 
@@ -167,16 +166,18 @@ impl Progress {
 
     /// Members that count for copies and Q.
     fn counted(&self) -> impl Iterator<Item = ReplicaId> {
-        let leaving = self.change.filter(|change| !change.add && !mutated!(RemovedMemberCounts));
+        let leaving = self.change.as_ref().filter(|change| !change.add && !mutated!(RemovedMemberCounts));
         let outsiders = self.durable.keys().filter(|_| mutated!(OutsiderCounts));
         let members: BTreeSet<ReplicaId> = self.in_sync.iter().chain(outsiders).copied().collect();
-        members.into_iter().filter(move |replica| leaving.is_none_or(|change| change.replica != *replica))
+        members
+            .into_iter()
+            .filter(move |replica| leaving.is_none_or(|change| !change.replicas.contains(replica)))
     }
 
     /// Members that count for "all".
     fn all(&self) -> impl Iterator<Item = ReplicaId> {
-        let coming = self.change.filter(|change| change.add && !mutated!(AddedMemberIgnored));
-        self.in_sync.iter().copied().chain(coming.map(|change| change.replica))
+        let coming = self.change.as_ref().filter(|change| change.add && !mutated!(AddedMemberIgnored));
+        self.in_sync.iter().chain(coming.into_iter().flat_map(|change| &change.replicas)).copied()
     }
 
     /// The position that the best `copies` counted members all have.
@@ -228,10 +229,10 @@ mod tests {
         let mut progress = progress(2, &[1, 2], 2);
         progress.durable(ReplicaId(1), pos(2, 9));
         progress.durable(ReplicaId(2), pos(2, 9));
-        progress.propose(Change { replica: ReplicaId(2), add: false });
+        progress.propose(Change { replicas: [ReplicaId(2)].into(), add: false });
         assert!(!progress.reached(AckLevel::Copies(2), Seq(9)));
         progress.refused();
-        progress.propose(Change { replica: ReplicaId(3), add: true });
+        progress.propose(Change { replicas: [ReplicaId(3)].into(), add: true });
         assert!(progress.reached(AckLevel::Copies(2), Seq(9)));
         assert!(!progress.reached(AckLevel::InSync, Seq(9)));
         progress.learn(ConfigVersion(2), [1, 2, 3].map(ReplicaId).into());

@@ -34,8 +34,9 @@ pub fn show_effect(effect: &Effect) -> String {
         Effect::Truncate { keep } => format!("cut after {}", keep.pos),
         Effect::Diverged { at, .. } => format!("ALARM: the log differs at {at}, which is safe"),
         Effect::ProposeInSync(proposal) => {
-            let verb = if proposal.add { "add" } else { "remove" };
-            format!("propose to {verb} {} in version {}", proposal.replica, proposal.version)
+            let verb = if proposal.change.add { "add" } else { "remove" };
+            let replicas: Vec<String> = proposal.change.replicas.iter().map(ToString::to_string).collect();
+            format!("propose to {verb} {} in version {}", replicas.join(" "), proposal.version)
         }
         Effect::Stage { seal, end } => format!("stage {} sealed at {}", show_seal(seal), end.pos),
         Effect::Unstage => "forget what is staged".into(),

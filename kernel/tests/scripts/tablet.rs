@@ -566,12 +566,13 @@ impl Copy {
         let tablet = &self.tablet;
         let serving = tablet.serving().map_or("nothing".into(), |epoch| epoch.to_string());
         let q = tablet.q().map_or("none".into(), |pos| pos.to_string());
+        let (safe, standing) = (tablet.safe(), tablet.standing());
+        let stands = if standing > safe { format!(" but {standing} stands") } else { String::new() };
         format!(
-            "promised {}, durable {}, applied {}, safe {}, serves {serving}, Q {q}, epochs {:?}, tokens {}",
+            "promised {}, durable {}, applied {}, safe {safe}{stands}, serves {serving}, Q {q}, epochs {:?}, tokens {}",
             tablet.promised(),
             tablet.durable_end().pos,
             tablet.applied_seq(),
-            tablet.safe(),
             tablet.epochs(),
             tablet.token_count(),
         )

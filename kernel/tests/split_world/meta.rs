@@ -223,8 +223,8 @@ impl World {
             tablet: id,
             epoch: proposal.epoch,
             config_version: proposal.version,
-            replica: proposal.replica,
-            add: proposal.add,
+            replicas: proposal.change.replicas.clone(),
+            add: proposal.change.add,
             incarnation,
             generation,
         };

@@ -134,7 +134,7 @@ async fn a_leader_learns_the_record_before_the_fate_of_its_wish() {
         tablet_id: before.id,
         epoch: before.epoch,
         config_version,
-        replica_id: out.replica_id,
+        replica_ids: vec![out.replica_id],
         add,
         incarnation: 1,
         disk_generation,

@@ -74,7 +74,7 @@ async fn alter(group: &Group, servers: &[FakeServer], tablet_id: u64, server: u6
         tablet_id,
         epoch: tablet.epoch,
         config_version: tablet.config_version,
-        replica_id: copy.replica_id,
+        replica_ids: vec![copy.replica_id],
         add,
         incarnation: 1,
         disk_generation: server,
