@@ -187,7 +187,7 @@ impl World {
     /// there would be the next.
     pub(super) fn give_up_remains(&mut self) {
         let now_us = self.env.now_us;
-        if !self.crowd.as_ref().is_some_and(|crowd| now_us >= crowd.gave_up_us + GIVE_UP_EVERY_US) {
+        if self.crowd.as_ref().is_none_or(|crowd| now_us < crowd.gave_up_us + GIVE_UP_EVERY_US) {
             return;
         }
         let spare = usize::from(self.env.profile.spec.min_in_sync) - 1;
