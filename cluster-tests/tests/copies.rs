@@ -393,3 +393,58 @@ fn the_last_copy_answers_what_it_may() -> Result<()> {
     let is_told = || cli.json(&["table", "describe", "t"])["tablets_serving"] == 0;
     eventually("the masters say that it does not serve", HEAL_MAX, is_told).map(drop)
 }
+
+/// The servers of two of three copies go away for good, the leader's among them: a degraded table
+/// goes on with the third, a strict one waits. So does a leader that is left alone.
+#[test]
+fn a_degraded_table_goes_on_with_its_last_copy() -> Result<()> {
+    let mut cluster = Cluster::start(1, 3)?;
+    let cli = cluster.cli();
+    for (name, policy) in [("d", "degraded"), ("s", "strict")] {
+        let _ = cli.run(&["table", "create", name, "--replicas", "3", "--policy", policy]).expect(exit::OK);
+    }
+    cluster.wait_until_whole(3, &[])?;
+    let tablet = |table: &str| -> Result<u64> {
+        let listed = cli.list(&["tablet", "list", table]).context("tablets are listed")?;
+        id_in(listed.first().context("a table has a tablet")?)
+    };
+    let (degraded, strict) = (tablet("d")?, tablet("s")?);
+    let leads = |tablet: u64| cli.json(&["tablet", "describe", &tablet.to_string()])["leader"].to_string();
+    // One server leads both, so that both are without a leader when it dies.
+    if leads(strict) != leads(degraded) {
+        let transfer = ["tablet", "transfer-leader", &strict.to_string(), "--to", &leads(degraded)];
+        let _ = cli.run(&transfer).expect(exit::OK);
+    }
+    let leader = cluster.leader_of(degraded)?;
+    for table in ["d", "s"] {
+        let _ = cli.run(&["set", table, "all", "1", "--ack", "in-sync"]).expect(exit::OK);
+    }
+    let last = (leader + 1) % 3;
+    let gone: Vec<usize> = (0..3).filter(|server| *server != last).collect();
+    for server in &gone {
+        cluster.servers[*server].process().kill()?;
+    }
+    let written = || cli.run(&["set", "d", "alone", "1", "--timeout", "2s"]).code == exit::OK;
+    eventually("the last copy leads", HEAL_MAX, written)?;
+    assert_eq!(cli.json(&["get", "d", "all"])["value"], "1");
+    let refused = cli.run(&["set", "d", "two", "1", "--ack", "copies=2", "--timeout", "1s"]);
+    assert_eq!(refused.code, exit::UNAVAILABLE, "{refused}");
+    let listed = cli.list(&["tablet", "list", "d"]).context("tablets are listed")?;
+    assert_eq!(listed[0]["degraded"], true, "{listed:?}");
+    let refused = cli.run(&["set", "s", "alone", "1", "--timeout", "1s"]);
+    assert_eq!(refused.code, exit::UNAVAILABLE, "{refused}");
+    for server in &gone {
+        cluster.servers[*server].start()?;
+    }
+    cluster.wait_until_whole(3, &[])?;
+    for (table, key) in [("d", "all"), ("d", "alone"), ("s", "all")] {
+        assert_eq!(cli.json(&["get", table, key])["value"], "1", "{table} {key}");
+    }
+    // Now the leader is left alone.
+    let leader = cluster.leader_of(degraded)?;
+    for server in (0..3).filter(|server| *server != leader) {
+        cluster.servers[server].process().kill()?;
+    }
+    let written = || cli.run(&["set", "d", "again", "1", "--timeout", "2s"]).code == exit::OK;
+    eventually("the leader goes on alone", HEAL_MAX, written).map(drop)
+}
