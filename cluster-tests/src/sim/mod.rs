@@ -66,8 +66,7 @@ const BACKUPS_PM: u64 = 250;
 /// Of 1,000 seeds, how many have rooms.
 const ROOMS_PM: u64 = 250;
 
-/// Of 1,000 seeds with rooms, how many have their table in memory, and lose all of it. None yet: about
-/// one in a hundred of them is not understood (`docs/invariants.md`).
+/// Of 1,000 seeds with rooms, how many have their table in memory, and lose all of it.
 const BEREFT_PM: u64 = 400;
 
 /// What became of one seed.
