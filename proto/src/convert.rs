@@ -8,11 +8,22 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::limits::KEY_BYTES_MAX;
 use ebla_kernel::op::{self, AckLevel, Action, BadRequest, Cause, Committed, Condition, Op, OpResult, Token};
 use ebla_kernel::range::KeyRange;
+use std::time::{Duration, UNIX_EPOCH};
 
 impl From<BadRequest> for ApiError {
     fn from(error: BadRequest) -> Self {
         Self::new(Reason::BadRequest, error.to_string())
     }
+}
+
+/// The last millisecond that RFC 3339 can write, of the year 9999.
+const TIME_MS_MAX: u64 = 253_402_300_799_999;
+
+/// Milliseconds since 1970 as people write them: RFC 3339, to the millisecond.
+#[must_use]
+pub fn time_text(ms: u64) -> String {
+    let time = UNIX_EPOCH + Duration::from_millis(ms.min(TIME_MS_MAX));
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// A client's token, or none when the request has none.
@@ -194,6 +205,12 @@ pub fn non_empty(bytes: Bytes) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_time_can_be_written() {
+        assert_eq!(time_text(1_795_353_330_445), "2026-11-22T13:15:30.445Z");
+        assert_eq!(time_text(u64::MAX), "9999-12-31T23:59:59.999Z");
+    }
 
     #[test]
     fn operations_survive_the_wire() {

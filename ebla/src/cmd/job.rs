@@ -4,9 +4,10 @@ use super::{connect, output};
 use crate::cli::{Global, Job};
 use crate::exit::Failure;
 use ebla_client::v1;
+use ebla_proto::convert;
 use serde_json::{Value as Json, json};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const COLUMNS: [&str; 12] =
     ["id", "kind", "state", "tablet", "other", "children", "from", "to", "progress", "eta_s", "by", "error"];
@@ -58,8 +59,8 @@ pub fn now_ms() -> u64 {
 
 /// Milliseconds since 1970 for people; none for never.
 pub fn time_text(ms: u64) -> Option<String> {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ms)).filter(|_| ms > 0);
-    time.map(|time| humantime::format_rfc3339_seconds(time).to_string())
+    let text = (ms > 0).then(|| convert::time_text(ms))?;
+    text.split_once('.').map(|(seconds, _)| format!("{seconds}Z"))
 }
 
 fn job_json(job: &v1::Job) -> Json {

@@ -6,11 +6,11 @@ use crate::cli::{Global, ListLost, Lost, ShowLost};
 use crate::output::Output;
 use bytes::Bytes;
 use ebla_client::v1;
+use ebla_proto::convert::time_text;
 use futures::TryStreamExt as _;
 use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
 
 /// Lists the records of all servers or shows the rows of one.
 pub async fn run(global: &Global, command: Lost) -> anyhow::Result<ExitCode> {
@@ -48,7 +48,6 @@ fn name_of(summary: v1::TableSummary) -> Option<(u32, String)> {
 }
 
 fn record_json(record: &v1::LostRecord, names: &BTreeMap<u32, String>) -> Json {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(record.time_ms));
     json!({
         "id": record.id,
         "server": record.server_id,
@@ -61,7 +60,7 @@ fn record_json(record: &v1::LostRecord, names: &BTreeMap<u32, String>) -> Json {
         "last": format!("{}:{}", record.last_epoch, record.last_seq),
         "writes": record.writes,
         "rows": record.rows,
-        "time": time.map(|time| humantime::format_rfc3339_millis(time).to_string()),
+        "time": time_text(record.time_ms),
     })
 }
 
@@ -88,7 +87,6 @@ fn awaited_json(summary: &v1::TabletSummary) -> Option<Json> {
 fn emptied_json(summary: &v1::TabletSummary) -> Option<Json> {
     let tablet = summary.tablet.as_ref()?;
     let emptied = tablet.emptied?;
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(emptied.time_ms));
     Some(json!({
         "id": null,
         "server": null,
@@ -100,7 +98,7 @@ fn emptied_json(summary: &v1::TabletSummary) -> Option<Json> {
         "last": null,
         "writes": null,
         "rows": null,
-        "time": time.map(|time| humantime::format_rfc3339_millis(time).to_string()),
+        "time": time_text(emptied.time_ms),
     }))
 }
 

@@ -13,9 +13,10 @@ use ebla_kernel::meta::{
     BackupWish, Command, Job, Origin, Rejection, Reply, RestoreWish, State, Table, TableKind, Wish,
     check_table_name, is_system_name,
 };
+use ebla_proto::convert::time_text;
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1::{CreateBackupRequest, RestoreBackupRequest};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 /// Begins a backup that a person or, if it is `scheduled`, a schedule wants.
 pub(crate) async fn create_backup(
@@ -34,7 +35,7 @@ pub(crate) async fn create_backup(
     let is_added = tables.iter().any(|(_, since)| *since != Hlc::MIN);
     let base = parent.as_ref().filter(|_| is_added).map(|parent| Hlc(parent.ts));
     let wish = BackupWish {
-        backup: new_id(),
+        backup: ebla_backup::new_id(SystemTime::now()),
         url: one_url(&request.url)?,
         tables,
         parent: parent.map(|parent| (parent.id, Hlc(parent.ts))),
@@ -56,12 +57,6 @@ async fn begin(shared: &Shared, wish: Wish, origin: Origin) -> Result<Job, ApiEr
         Reply::Rejected(rejection) => Err(rejection.into()),
         other => Err(unexpected(&other)),
     }
-}
-
-/// When it was asked for, readable, and a number against two at once.
-fn new_id() -> String {
-    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-    format!("{}-{:08x}", now.replace(['-', ':'], ""), rand::random::<u32>())
 }
 
 /// The name of the key that files at a target are to be encrypted with, empty for none. The
@@ -213,11 +208,6 @@ fn check_retention(table: &Table, at: Hlc) -> Result<(), ApiError> {
         time_text(oldest_ms)
     );
     Err(ApiError::new(Reason::TimestampOutOfRange, hint).with("oldest", Hlc::new(oldest_ms, 0).0))
-}
-
-fn time_text(ms: u64) -> String {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH);
-    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// Begins to bring tables back.

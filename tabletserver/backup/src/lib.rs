@@ -45,7 +45,7 @@ pub use location::{BadLocation, Bucket, Location};
 pub use manifest::{
     CreatedBy, Encryption, FileEntry, MANIFEST_FORMAT, Manifest, Parent, Part, TableEntry, Tombstone, Totals,
 };
-pub use names::{PROBES, check_id};
+pub use names::{PROBES, check_id, new_id};
 pub use prune::{Garbage, Kept, KeptWhy, PruneWish, Spared};
 pub use repository::Repository;
 pub use scratch::Scratch;

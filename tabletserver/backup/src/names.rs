@@ -2,6 +2,7 @@
 
 use crate::error::BackupError;
 use crate::limits::ID_BYTES_MAX;
+use std::time::SystemTime;
 
 /// Where backups lie.
 pub(crate) const BACKUPS: &str = "backups/";
@@ -43,7 +44,15 @@ pub(crate) fn is_own(name: &str) -> bool {
     is_generated(id) && ([MANIFEST, SIGN].contains(&rest) || is_file(PARTS, ".json") || is_file(DATA, ".sst"))
 }
 
-/// Whether an id looks like those that masters give: 20261121T182203Z-1a2b3c4d.
+/// A name for a backup that is asked for `now`: when that was, readable, and a number against two at
+/// once.
+#[must_use]
+pub fn new_id(now: SystemTime) -> String {
+    let now = humantime::format_rfc3339_seconds(now).to_string();
+    format!("{}-{:08x}", now.replace(['-', ':'], ""), rand::random::<u32>())
+}
+
+/// Whether an id looks like those of [`new_id`]: 20261121T182203Z-1a2b3c4d.
 fn is_generated(id: &str) -> bool {
     let Some((time, number)) = id.split_once('-') else { return false };
     let is_digit = |at: usize| time.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
@@ -107,6 +116,12 @@ pub(crate) fn split(name: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_that_is_given_is_known_as_one() {
+        let id = new_id(SystemTime::now());
+        assert!(is_generated(&id) && check_id(&id).is_ok(), "{id}");
+    }
 
     #[test]
     fn what_is_somebody_elses_is_told_apart() {

@@ -18,12 +18,12 @@ use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{TableId, TabletId};
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::range_tombstones::RangeTombstone;
-use ebla_proto::convert::non_empty;
+use ebla_proto::convert::{non_empty, time_text};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::Instant;
 use tokio::runtime::Handle;
 
 /// An export that may begin.
@@ -187,17 +187,11 @@ impl Export {
         };
         let hint = format!(
             "table {name} can no longer be read {tried} {} (only from {} on): {what}, or give it a longer --retention",
-            time_text(wanted),
-            time_text(floor)
+            time_text(wanted.ms()),
+            time_text(floor.ms())
         );
         Err(ApiError::new(Reason::TimestampOutOfRange, hint).with("oldest", floor.0))
     }
-}
-
-/// The time of a timestamp, for people.
-fn time_text(ts: Hlc) -> String {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ts.ms())).unwrap_or(UNIX_EPOCH);
-    humantime::format_rfc3339_millis(time).to_string()
 }
 
 impl Writing<'_> {

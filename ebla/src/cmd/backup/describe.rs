@@ -1,10 +1,11 @@
 //! `ebla backup describe`: one backup and what is in it.
 
-use super::list::{backup_json, none_there, rfc3339};
+use super::list::{backup_json, none_there};
 use super::repository;
 use crate::cli::{DescribeBackup, Global};
 use crate::cmd::output;
 use ebla_backup::{Manifest, TableEntry};
+use ebla_proto::convert::time_text;
 use serde_json::{Value as Json, json};
 
 const COLUMNS: [&str; 10] =
@@ -34,8 +35,8 @@ fn described_json(manifest: &Manifest) -> Json {
     object["format"] = json!(manifest.format);
     object["key_id"] = json!(manifest.encryption.as_ref().map(|encryption| &encryption.key_id));
     object["by"] = json!(created.by);
-    object["started"] = json!(rfc3339(created.started_ms));
-    object["ended"] = json!(rfc3339(created.ended_ms));
+    object["started"] = json!(time_text(created.started_ms));
+    object["ended"] = json!(time_text(created.ended_ms));
     object["duration_ms"] = json!(created.ended_ms.saturating_sub(created.started_ms));
     object["version"] = json!(created.version);
     object

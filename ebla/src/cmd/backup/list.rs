@@ -5,8 +5,8 @@ use crate::cli::{BackupsAt, Global};
 use crate::cmd::{note, output};
 use ebla_backup::{BackupError, Manifest};
 use ebla_kernel::hlc::Hlc;
+use ebla_proto::convert::time_text;
 use serde_json::{Value as Json, json};
-use std::time::{Duration, UNIX_EPOCH};
 
 const COLUMNS: [&str; 10] =
     ["id", "ts", "time", "kind", "parent", "tables", "rows", "bytes", "files", "state"];
@@ -38,7 +38,7 @@ pub fn backup_json(manifest: &Manifest) -> Json {
     json!({
         "id": manifest.id,
         "ts": manifest.ts.to_string(),
-        "time": rfc3339(Hlc(manifest.ts).ms()),
+        "time": time_text(Hlc(manifest.ts).ms()),
         "kind": if manifest.is_incremental() { "incremental" } else { "full" },
         "parent": manifest.parent.as_ref().map(|parent| &parent.id),
         "tables": manifest.tables.iter().map(|table| &table.name).collect::<Vec<_>>(),
@@ -56,12 +56,6 @@ pub fn backup_json(manifest: &Manifest) -> Json {
 /// What can be said of a backup whose manifest cannot be read.
 fn damaged_json(id: &str, error: &BackupError) -> Json {
     json!({ "id": id, "state": "damaged", "error": error.to_string() })
-}
-
-/// Milliseconds since 1970 as people write it.
-pub fn rfc3339(ms: u64) -> String {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH);
-    humantime::format_rfc3339_millis(time).to_string()
 }
 
 /// The error of a target at which there is no backup.

@@ -4,12 +4,12 @@
 //! makes goes at once. Of those it does not know, the sign of life at the target tells whether
 //! anybody makes them.
 
-use super::list::rfc3339;
 use super::repository;
 use crate::cli::{Global, PruneBackups, Wait};
 use crate::cmd::{connect, note, output};
 use ebla_backup::{Garbage, Kept, KeptWhy, PruneWish, Spared, limits};
 use ebla_client::v1;
+use ebla_proto::convert::time_text;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -66,7 +66,7 @@ fn ms_ago(age: Duration) -> u64 {
 
 fn kept_line(kept: &Kept) -> String {
     let Kept { id, written_ms, why } = kept;
-    let written = rfc3339(*written_ms);
+    let written = time_text(*written_ms);
     match why {
         KeptWhy::Running => format!("{id} is kept: the cluster is making it"),
         KeptWhy::Damaged(why) => format!("{id} is kept, as nobody knows which files it needs: {why}"),
