@@ -261,8 +261,8 @@ impl Leader {
 
     /// Whether no set that may be in force has D members that keep their data.
     pub(super) fn is_below_min(&self) -> bool {
-        let live = |set: BTreeSet<ReplicaId>| set.into_iter().filter(|id| !self.is_lost(*id)).count();
-        self.progress.sets().all(|set| live(set) < self.progress.min_in_sync())
+        let live = self.progress.in_sync().iter().filter(|id| !self.is_lost(**id)).count();
+        live + self.progress.coming() < self.progress.min_in_sync()
     }
 
     /// The in-sync copy that has everything, if there is one.

@@ -115,6 +115,12 @@ impl Progress {
         self.best_of(self.min_in_sync).filter(|pos| pos.epoch == self.epoch || mutated!(QCountsOlderEpochs))
     }
 
+    /// How many copies a change under way brings into the set.
+    #[must_use]
+    pub fn coming(&self) -> usize {
+        self.change.as_ref().filter(|change| change.add).map_or(0, |change| change.replicas.len())
+    }
+
     /// The leader's own copy.
     #[must_use]
     pub fn own(&self) -> ReplicaId {
