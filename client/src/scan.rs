@@ -308,7 +308,7 @@ fn cut_at_tablet(range: &KeyRange, route: &TabletRoute, reverse: bool) -> (KeyRa
 
 /// How one stream of a reader ended.
 enum End {
-    /// The tablet has no more rows of the clip.
+    /// The clip has no more rows.
     Done,
     /// The server ended the stream in good order; go on by the resume token.
     Paused,
@@ -442,12 +442,14 @@ impl Reader {
                 };
             };
             (*progress, paused) = (true, true);
-            let (resume, tablet_done) = (page.resume.clone(), page.tablet_done);
+            let resume = page.resume.clone();
             if !self.take(page, out).await? {
                 return Ok(End::Enough);
             }
             tries.deadline = Deadline::after(timeout);
-            if tablet_done || resume.is_empty() {
+            // A tablet that is done is not all when it was split since the range was cut: the token
+            // goes on in the next one, on this stream or elsewhere.
+            if resume.is_empty() {
                 return Ok(End::Done);
             }
             let at_ts = self.at.map_or(request.at_ts, |at| at.0);

@@ -220,3 +220,40 @@ async fn batches_are_cut_again_when_their_tablet_is_split() -> Result<()> {
     ensure!(read.len() == 100 && read.iter().all(|row| row["value"] == "four"), "{read:?}");
     Ok(())
 }
+
+/// Whoever scans by a map from before the split gets the rows of every child, in every kind of scan.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_by_an_old_map_reads_every_child() -> Result<()> {
+    const ROWS: usize = 400;
+    let cluster = Cluster::start(1, 3)?;
+    let cli = cluster.cli();
+    let _ = cli.run(&["table", "create", "t", "--replicas", "3"]).expect(exit::OK);
+    let text: String = (0..ROWS).map(|row| format!("k{row:05}\tv\n")).collect();
+    let _ = cli.run_with_input(&["load", "t", "-", "--format", "tsv"], text.as_bytes()).expect(exit::OK);
+    let all = Scan::all();
+    let kinds = [
+        all.clone(),
+        Scan { reverse: true, ..all.clone() },
+        Scan { keys_only: true, ..all.clone() },
+        Scan { limit: Some(ROWS as u64 - 1), ..all.clone() },
+        Scan::prefix(&b"k00"[..]),
+    ];
+    let mut clients = Vec::new();
+    for _ in 0..=kinds.len() {
+        let client = cluster.connect(TIMEOUT).await?;
+        ensure!(client.get("t", Bytes::from_static(b"k00000")).await?.is_some(), "its map is loaded");
+        clients.push(client);
+    }
+    let tablet = tokio::task::block_in_place(|| cluster.tablet_ids())[0].to_string();
+    let _ = cli.run(&["tablet", "split", &tablet, "--parts", "4"]).expect(exit::OK);
+    for (kind, client) in kinds.into_iter().zip(&clients) {
+        let wanted = kind.limit.map_or(ROWS, |limit| limit as usize);
+        let rows: Vec<_> = client.scan("t", kind.clone())?.try_collect().await?;
+        assert_eq!(rows.len(), wanted, "{kind:?}");
+        let rises = |pair: &[ebla_client::Row]| (pair[0].key < pair[1].key) != kind.reverse;
+        assert!(rows.windows(2).all(rises), "{kind:?}");
+    }
+    let counted = clients[clients.len() - 1].count("t", Scan::all()).await?;
+    assert_eq!(counted.count, ROWS as u64);
+    Ok(())
+}
