@@ -5,6 +5,7 @@
 use ebla_proto::error::{ApiError, Reason};
 use futures::task::AtomicWaker;
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
@@ -149,6 +150,32 @@ impl<T> Mailbox<T> {
     }
 }
 
+/// The queue as those hold it who put answers in: when the last of them is done, the stream ends in
+/// good order, behind what waits.
+pub struct Held<T>(Arc<Mailbox<T>>);
+
+impl<T> Held<T> {
+    /// The first hold of a queue.
+    #[must_use]
+    pub fn new(mailbox: Arc<Mailbox<T>>) -> Arc<Self> {
+        Arc::new(Self(mailbox))
+    }
+}
+
+impl<T> Deref for Held<T> {
+    type Target = Mailbox<T>;
+
+    fn deref(&self) -> &Mailbox<T> {
+        &self.0
+    }
+}
+
+impl<T> Drop for Held<T> {
+    fn drop(&mut self) {
+        self.0.end(None);
+    }
+}
+
 /// The queue as a stream of frames. When it is dropped, the queue has ended.
 pub struct Frames<T, F> {
     mailbox: Arc<Mailbox<T>>,
@@ -173,10 +200,12 @@ impl<T, M, F: FnMut(Vec<T>) -> M + Unpin> Stream for Frames<T, F> {
             return Poll::Ready(None);
         }
         this.mailbox.waker.register(context.waker());
+        // Looked at first: what was put in before the end is behind no end.
+        let end = this.mailbox.end_of_stream();
         if let Some(items) = this.mailbox.take(this.limits) {
             return Poll::Ready(Some(Ok((this.frame)(items))));
         }
-        match this.mailbox.end_of_stream() {
+        match end {
             None => Poll::Pending,
             Some(end) => {
                 this.is_done = true;
@@ -198,6 +227,20 @@ mod tests {
     use tokio_stream::StreamExt as _;
 
     const LIMITS: FrameLimits = FrameLimits { items: 3, bytes: 100 };
+
+    #[tokio::test]
+    async fn a_stream_ends_behind_the_last_answer() {
+        let mailbox = Mailbox::new(1_000);
+        let mut frames = Frames::new(Arc::clone(&mailbox), LIMITS, |items: Vec<u8>| items);
+        let held = Held::new(mailbox);
+        let other = Arc::clone(&held);
+        held.put(1, 1).unwrap();
+        drop(held);
+        other.put(2, 1).unwrap();
+        drop(other);
+        assert_eq!(frames.next().await.unwrap().unwrap(), [1, 2]);
+        assert!(frames.next().await.is_none());
+    }
 
     #[tokio::test]
     async fn what_gathered_goes_together_up_to_the_limits() {

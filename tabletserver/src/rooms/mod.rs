@@ -25,7 +25,7 @@ mod sweep;
 mod who;
 
 pub use link::FRAME;
-pub use mailbox::{Frames, Mailbox};
+pub use mailbox::{Frames, Held, Mailbox};
 pub use members::{Message, Parcel, Subscriber};
 pub use publish::{Publication, Publisher, Unpublished};
 pub use registry::{Joined, Registry, RoomLimits};

@@ -11,7 +11,7 @@
 
 use super::Rooms;
 use super::link::{CallFailed, FailedPublications, Waiting};
-use super::mailbox::Mailbox;
+use super::mailbox::{Held, Mailbox};
 use super::members::Message;
 use crate::limits;
 use crate::node::store_error;
@@ -33,7 +33,7 @@ pub enum Publisher {
     /// A call of its own.
     Once(oneshot::Sender<Result<v1::PublishResponse, ApiError>>),
     /// A message of a stream.
-    Stream(u64, Arc<Mailbox<v1::PublishAnswer>>),
+    Stream(u64, Arc<Held<v1::PublishAnswer>>),
     /// A message that another server was asked to publish.
     Peer(u64, Arc<Mailbox<v1::RoomReply>>),
     /// Nobody.

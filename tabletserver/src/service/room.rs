@@ -2,7 +2,7 @@
 
 use crate::limits;
 use crate::rooms::{
-    FRAME, Frames, Joined, Mailbox, PARCEL_BYTES, Parcel, Publication, Publisher, Rooms, Subscriber,
+    FRAME, Frames, Held, Joined, Mailbox, PARCEL_BYTES, Parcel, Publication, Publisher, Rooms, Subscriber,
 };
 use bytes::Bytes;
 use ebla_kernel::room::check_name;
@@ -56,7 +56,7 @@ impl RoomService for Room {
         let mailbox = Mailbox::new(limits::ROOM_CALLS_BYTES_MAX);
         let frames =
             Frames::new(Arc::clone(&mailbox), FRAME, |answers| v1::PublishStreamResponse { answers });
-        tokio::spawn(take_messages(Arc::clone(&self.rooms), mailbox, request.into_inner()));
+        tokio::spawn(take_messages(Arc::clone(&self.rooms), Held::new(mailbox), request.into_inner()));
         Ok(Response::new(Box::pin(frames)))
     }
 
@@ -134,10 +134,10 @@ fn check_names(request: &v1::SubscribeRequest) -> Result<(), ApiError> {
     checked.map_err(|bad| ApiError::new(Reason::BadRequest, bad.to_string()))
 }
 
-/// Takes the messages of a publisher until it is gone.
+/// Takes the messages of a publisher until it sends no more. The stream ends when all are answered.
 async fn take_messages(
     rooms: Arc<Rooms>,
-    mailbox: Arc<Mailbox<v1::PublishAnswer>>,
+    mailbox: Arc<Held<v1::PublishAnswer>>,
     mut calls: Streaming<v1::PublishStreamRequest>,
 ) {
     let timeout = rooms.timeout(0);

@@ -130,8 +130,10 @@ impl MemoryTable {
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reserved> {
         let reserved = self.reserved.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let room = Reserved { table: Arc::clone(self), bytes };
-        let fits = self.limit().is_none_or(|limit| self.used() + reserved <= limit);
-        if !fits {
+        let limit = self.limit().unwrap_or(u64::MAX);
+        let fits = self.used().saturating_add(reserved) <= limit;
+        // Nothing makes room for what is larger than the table.
+        if !fits && bytes <= limit {
             self.short.fetch_max(bytes, Ordering::Relaxed);
         }
         fits.then_some(room)
@@ -351,6 +353,8 @@ mod tests {
         drop(held);
         assert!(table.reserve(50).is_some() && table.reserve(51).is_none());
         assert_eq!((table.take_short(), table.take_short()), (51, 0), "what did not fit is told once");
+        assert!(table.reserve(101).is_none());
+        assert_eq!(table.take_short(), 0, "no room is made for what can never fit");
     }
 
     #[test]
