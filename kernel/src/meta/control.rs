@@ -354,26 +354,25 @@ impl Control {
 
     fn on_closed(&mut self, state: &State, server: ServerId) {
         self.sessions.remove(&server);
-        self.suspicions.forget(server);
-        for tablet in state.tablets_on(server) {
-            if let (Some(election), Some(replica)) =
-                (self.elections.get_mut(&tablet.id), tablet.replica_on(server))
-            {
-                election.forget(replica.id);
-            }
-            self.dirty.insert(tablet.id);
-        }
+        self.forget_said(state, server, Election::forget);
     }
 
     /// The same process is there with a session of its own before the last one has ended: what it
     /// answered stands, what it was asked may be lost.
     fn on_renewed(&mut self, state: &State, server: ServerId) {
+        self.forget_said(state, server, |election, replica| {
+            election.asked.remove(&replica);
+        });
+    }
+
+    /// Forgets what `server` said of others, and of its own copies what `forget` does.
+    fn forget_said(&mut self, state: &State, server: ServerId, forget: fn(&mut Election, ReplicaId)) {
         self.suspicions.forget(server);
         for tablet in state.tablets_on(server) {
             if let (Some(election), Some(replica)) =
                 (self.elections.get_mut(&tablet.id), tablet.replica_on(server))
             {
-                election.asked.remove(&replica.id);
+                forget(election, replica.id);
             }
             self.dirty.insert(tablet.id);
         }
