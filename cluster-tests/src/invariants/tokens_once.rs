@@ -42,8 +42,10 @@ impl Invariant for TokensOnce {
                 // A copy of the parent that is late with what the child has, or has not.
                 (false, true) => !is_same && oracle.goes_on_from((*at, *pos), (*tablet, entry.pos)),
                 // What was decided before every copy was lost is no part of what came after. A token of a
-                // client whose clock is ahead looks as if it was issued then.
-                (false, false) => oracle.family(*tablet).iter().all(|older| oracle.losses(*older) == 0),
+                // client whose clock is ahead looks as if it was issued then; others are refused.
+                (false, false) => !oracle.family(*tablet).iter().any(|older| {
+                    oracle.losses(*older) > 0 && token.issued_ms > oracle.history(*older).began_ts.ms()
+                }),
             }
         };
         match decided.iter().find(again) {
