@@ -6,6 +6,8 @@ SHELL := /bin/sh
 # CI machines keep $HOME between runs, not the checkout.
 ifeq ($(CI),true)
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/ebla/target
+# Nothing is built twice from one checkout there.
+export CARGO_INCREMENTAL ?= 0
 endif
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 

@@ -4,6 +4,7 @@ use crate::admin::{Admin, AdminClient, Kind, incomplete};
 use crate::channel::Lane;
 use crate::error::Error;
 use crate::limits::{JOB_POLL, SPLIT_TIMEOUT, SUGGEST_SPLIT_TIMEOUT};
+use crate::retry::{Backoff, Deadline};
 use bytes::Bytes;
 use ebla_proto::error::Reason;
 use ebla_proto::v1;
@@ -66,7 +67,27 @@ impl Admin {
         self.find_split(v1::SuggestSplitRequest { tablet_id, parts, by_load: true }).await
     }
 
+    /// Asks whoever leads the tablet, and again where its leader has just gone.
     async fn find_split(&self, request: v1::SuggestSplitRequest) -> Result<v1::SuggestSplitResponse, Error> {
+        let deadline = Deadline::after(self.client.timeout);
+        let mut backoff = Backoff::new();
+        loop {
+            match self.find_split_once(request).await {
+                Err(error) if error.is_worth_a_retry() => {
+                    if !backoff.pause(deadline, &error).await {
+                        let what = "the search for split points";
+                        return Err(Error::timed_out(what, deadline.timeout, Some(&error)));
+                    }
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn find_split_once(
+        &self,
+        request: v1::SuggestSplitRequest,
+    ) -> Result<v1::SuggestSplitResponse, Error> {
         let tablet_id = request.tablet_id;
         let tablet = self.describe_tablet(tablet_id).await?.tablet.unwrap_or_default();
         let servers = self.list_servers().await?.into_iter().filter_map(|summary| summary.server);

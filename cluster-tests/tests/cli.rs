@@ -321,9 +321,12 @@ fn copies_are_read_and_led() -> Result<()> {
     let _ = cli.run(&["server", "drain", &leads]).expect(exit::OK);
     let _ = transfer(&leads).expect(exit::FAILED).saying(&["drained", "server activate"]);
     let _ = cli.run(&["server", "activate", &leads]).expect(exit::OK);
-    let _ = cli.run(&["tablet", "split", &id, "--at", "c"]).expect(exit::OK);
+    let split = cli.json(&["tablet", "split", &id, "--at", "c"]);
+    let later = cli.json(&["tablet", "split", &split["children"][1].to_string(), "--at", "d"]);
     let retired = transfer(&leads).expect(exit::FAILED).saying(&["is no more"]);
-    assert!(retired.stderr.contains("\"successors\":"), "{retired}");
+    let told: serde_json::Value = serde_json::from_str(&retired.stderr).unwrap();
+    let living = json!([split["children"][0], later["children"][0], later["children"][1]]);
+    assert_eq!(told["successors"], living, "those that were split since are not named");
     assert_eq!(cli.json(&["get", "t", "a"])["value"], "1");
 
     assert_eq!(cli.json(&["lost", "list"]), json!([]), "nothing was dropped");

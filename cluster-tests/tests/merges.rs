@@ -285,7 +285,7 @@ fn what_makes_no_sense_is_refused_with_the_reason() -> Result<()> {
     };
     refused(&ids[0], &ids[0], exit::USAGE, &["with itself"]);
     refused(&ids[0], &ids[2], exit::USAGE, &["no neighbours"]);
-    refused(&ids[2], &other, exit::USAGE, &["no neighbours"]);
+    refused(&ids[2], &other, exit::USAGE, &["different tables"]);
     refused(&ids[0], "999", exit::NOT_FOUND, &["999"]);
     let begun = cli.json(&["tablet", "merge", &ids[1], &ids[0]]);
     let (job, child) = (begun["job"].to_string(), begun["tablet"].to_string());

@@ -451,7 +451,7 @@ pub struct SplitTablet {
     pub parts: Option<u32>,
     /// Parts of about the same load, not size; of tablets with at least half of the requests at
     /// which their table wants them split
-    #[arg(long, requires = "parts")]
+    #[arg(long, requires = "parts", conflicts_with = "at")]
     pub by_load: bool,
     /// Only say where it would be split
     #[arg(long)]

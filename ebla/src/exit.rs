@@ -83,10 +83,19 @@ pub fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     let mut object = error_json(reason, &format!("{error:#}"), definite);
     if let Some(error) = error.downcast_ref::<ebla_client::Error>() {
         let told = FACTS.iter().filter_map(|name| Some((*name, error.fact(name)?)));
-        told.for_each(|(name, fact)| object[name] = fact.into());
+        told.for_each(|(name, fact)| object[name] = fact_json(name, fact));
     }
     write_error(format, &object);
     ExitCode::from(code)
+}
+
+/// A fact as JSON: ids are numbers, and of several there is a list.
+fn fact_json(name: &str, fact: &str) -> serde_json::Value {
+    match name {
+        "successors" => fact.split(',').filter_map(|id| id.parse::<u64>().ok()).collect(),
+        "job" => fact.parse::<u64>().map_or_else(|_| fact.into(), Into::into),
+        _ => fact.into(),
+    }
 }
 
 /// Says what is wrong with the arguments, or prints the help that was asked for.

@@ -296,8 +296,17 @@ fn fit(text: String) -> String {
     if io::stdout().is_terminal() { shorten(&text) } else { one_line(text) }
 }
 
+/// Line ends and tabs as blanks, and what else would act on a terminal as `\xNN`.
 fn one_line(text: String) -> String {
-    text.replace(['\n', '\t'], " ")
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let shown = |character: char| match character {
+        '\n' | '\t' => " ".to_owned(),
+        _ if character.is_control() => format!("\\x{:02x}", u32::from(character)),
+        _ => character.to_string(),
+    };
+    text.chars().map(shown).collect()
 }
 
 fn bare_table() -> Table {
@@ -339,9 +348,6 @@ fn text(value: &Json) -> String {
 
 fn shorten(text: &str) -> String {
     let is_long = text.chars().nth(CELL_CHARS_MAX).is_some();
-    if !is_long && !text.contains(['\n', '\t']) {
-        return text.to_owned();
-    }
     let mut short = one_line(text.chars().take(CELL_CHARS_MAX).collect());
     if is_long {
         short.push('…');
@@ -394,6 +400,12 @@ mod tests {
         assert_eq!((&json["value"], &json["escaped"]), (&json!("a\\xff\\x5c"), &json!(true)));
         let out = Output::new(Format::Json, true);
         assert_eq!(out.row_json(&row(b"k", b"a\xff"), false)["value"], json!("61ff"));
+    }
+
+    #[test]
+    fn a_cell_stays_on_its_line() {
+        assert_eq!(one_line("a\tb\nc\0d\u{1b}[0m".to_owned()), "a b c\\x00d\\x1b[0m");
+        assert_eq!(shorten(&"ä".repeat(CELL_CHARS_MAX + 1)).chars().count(), CELL_CHARS_MAX + 1);
     }
 
     #[test]

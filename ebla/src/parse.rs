@@ -85,9 +85,9 @@ pub fn interval(text: &str) -> Result<Interval, String> {
 
 /// How long servers watch their requests: what they take.
 pub fn window(text: &str) -> Result<Duration, String> {
-    let window = duration(text)?;
-    let is_taken = (Duration::from_millis(100)..=Duration::from_secs(60)).contains(&window);
-    if is_taken { Ok(window) } else { Err("give 100ms to 60s".to_owned()) }
+    let is_taken =
+        |window: &Duration| (Duration::from_millis(100)..=Duration::from_secs(60)).contains(window);
+    duration(text).ok().filter(is_taken).ok_or_else(|| "give 100ms to 60s, such as 500ms or 5s".to_owned())
 }
 
 /// Longest duration that is taken: sums with the present time stay within every clock.

@@ -83,10 +83,6 @@ pub const TABLETS_MAX: usize = 2_000_000;
 /// Longest address and zone of a server, in bytes: they stand in every route map.
 pub const SERVER_TEXT_BYTES_MAX: usize = 256;
 
-/// Former runs of a server that are remembered, so that a process that was replaced while
-/// it could not be reached is refused when it comes back.
-pub const BOOT_IDS_PAST_MAX: usize = 16;
-
 /// Most tablets in one metadata entry of an election: some hundred KiB.
 pub const ELECTION_BATCH_TABLETS_MAX: usize = 10_000;
 

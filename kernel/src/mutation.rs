@@ -102,6 +102,8 @@ pub enum Mutation {
     EmptyUnderOldLineage,
     /// A copy counts whatever process or data it has now.
     AnyGenerationCounts,
+    /// A start of a data directory counts as the newest, whichever it is.
+    StartsUnchecked,
     /// A copy whose data is lost answers and leads.
     LostCopyAnswers,
     /// A strict table's in-sync set shrinks below D.
@@ -239,7 +241,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that the simulator is to find, or not to find.
-    pub const ALL: [Self; 101] = [
+    pub const ALL: [Self; 102] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -286,6 +288,7 @@ impl Mutation {
         Self::LongestLogWins,
         Self::LostLeavesQuota,
         Self::AnyGenerationCounts,
+        Self::StartsUnchecked,
         Self::LostCopyAnswers,
         Self::StrictShrinksBelowD,
         Self::GoneIsGuessed,
@@ -429,6 +432,7 @@ impl Mutation {
             Self::LostLeavesQuota => "m14",
             Self::EmptyUnderOldLineage => "empty in a new lineage",
             Self::AnyGenerationCounts => "m15",
+            Self::StartsUnchecked => "starts are in order",
             Self::LostCopyAnswers => "m16",
             Self::StrictShrinksBelowD => "strict in-sync set keeps D",
             Self::GoneIsGuessed => "m18, gone is not guessed",
@@ -542,6 +546,7 @@ impl Mutation {
             Self::LostLeavesQuota => &["m14"],
             Self::EmptyUnderOldLineage => &["2.7"],
             Self::AnyGenerationCounts => &["m15", "KIP-903"],
+            Self::StartsUnchecked => &["I1"],
             Self::LostCopyAnswers => &["m16"],
             Self::GoneIsGuessed => &["m18"],
             Self::NewCopyPromisesNothing => &["m23"],

@@ -81,6 +81,7 @@ fn a_copy_in_memory_is_lost_with_its_process_and_one_on_disk_is_not() {
             server_id: None,
             disk_generation: DiskGeneration(9),
             boot_id,
+            starts: boot_id,
             address: "h:1".to_owned(),
             zone: String::new(),
             time_ms: 0,
@@ -247,9 +248,9 @@ impl World {
             }
             "jobs" => self.show_jobs(),
             "retired" => {
-                let successors = self.state.retired(TabletId(args.number("t")));
-                let successors = successors.map(|retired| retired.successors.clone());
-                writeln!(self.out, "  {:?}", successors.unwrap_or_default()).unwrap();
+                let successors = self.state.successors(TabletId(args.number("t"))).unwrap_or_default();
+                let successors: Vec<TabletId> = successors.into_iter().collect();
+                writeln!(self.out, "  {successors:?}").unwrap();
             }
             "silent" => self.step(Input::Silent {
                 server: ServerId(args.number("s")),
@@ -559,6 +560,7 @@ fn register(args: &Args) -> Command {
         server_id: args.text("s").map(|_| ServerId(args.number("s"))),
         disk_generation: DiskGeneration(args.number("disk")),
         boot_id: args.number("boot"),
+        starts: args.number("boot"),
         address: args.text("at").unwrap_or("h:1").to_owned(),
         zone: args.text("zone").unwrap_or_default().to_owned(),
         time_ms: 0,

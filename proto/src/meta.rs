@@ -48,12 +48,12 @@ impl From<Rejection> for ApiError {
             | Rejection::HasData(_)
             | Rejection::NotRestored(_)
             | Rejection::NotGathered(_) => Reason::Internal,
-            Rejection::HasCopy(_)
+            Rejection::HasCopy(..)
             | Rejection::NoCopy(..)
             | Rejection::ServerLeaves(_)
             | Rejection::CopyIsNeeded(_)
             | Rejection::EnoughCopies(_) => Reason::NotMovable,
-            Rejection::TooFewLeft(..) => Reason::TooFewServers,
+            Rejection::TooFewLeft(..) | Rejection::LastToServe(_) => Reason::TooFewServers,
             Rejection::ServerInUse(_) => Reason::NotMovable,
             Rejection::NoServer(_) => Reason::ServerNotFound,
             Rejection::JobCommitted(_) => Reason::JobEnded,
@@ -61,7 +61,8 @@ impl From<Rejection> for ApiError {
             Rejection::BadSplitPoint(_)
             | Rejection::BadSplitCount
             | Rejection::SameTablet(_)
-            | Rejection::NotNeighbours(..) => Reason::BadRequest,
+            | Rejection::NotNeighbours(..)
+            | Rejection::OtherTable(..) => Reason::BadRequest,
             Rejection::NotWhole(_) => Reason::Unavailable,
             Rejection::JobRuns(_) | Rejection::BackupRuns(_) => Reason::JobConflict,
             Rejection::TableRestoring(_) => Reason::TableRestoring,
@@ -94,8 +95,13 @@ impl From<TransferRefusal> for ApiError {
             | TransferRefusal::NotInSync(..)
             | TransferRefusal::Leaves(_) => Reason::NotTransferable,
             TransferRefusal::NotConnected(_) | TransferRefusal::NoLeader(_) => Reason::Unavailable,
+            TransferRefusal::JobRuns(..) => Reason::JobConflict,
         };
-        Self::new(reason, refusal.to_string())
+        let error = Self::new(reason, refusal.to_string());
+        match refusal {
+            TransferRefusal::JobRuns(_, job) => error.with("job", job.0),
+            _ => error,
+        }
     }
 }
 

@@ -60,17 +60,17 @@ pub struct Copied {
 }
 
 impl Copied {
-    /// In thousandths of the job: what is left is the log and the coming into the in-sync set.
-    fn per_mille(&self) -> u64 {
-        self.bytes.saturating_mul(u64::from(PROGRESS_IN_SYNC)) / self.bytes_total.max(1)
+    /// How much of `share` is done.
+    fn part_of(&self, share: u64) -> u64 {
+        (self.bytes.saturating_mul(share) / self.bytes_total.max(1)).min(share)
     }
 }
 
-/// A job for the wire, as it stands at wall time `now_ms`; `copied` while a move copies rows.
+/// A job for the wire, as it stands at wall time `now_ms`; `copied` while a move or
+/// a merge copies rows.
 #[must_use]
 pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
-    let progress = copied.as_ref().map_or(0, Copied::per_mille).min(u64::from(PROGRESS_IN_SYNC));
-    let progress = progress.max(u64::from(job.progress));
+    let progress = progress(job, copied.as_ref());
     let kind = match &job.kind {
         JobKind::Split(_) => v1::JobKind::Split,
         JobKind::Move(_) => v1::JobKind::Move,
@@ -116,6 +116,18 @@ pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
         backup: backup_work(&job.kind),
         waits_for,
     }
+}
+
+/// Thousandths of a job that are done. What copying leaves is the log and the coming into the
+/// in-sync set; a merge may bring several copies together, one after another.
+fn progress(job: &Job, copied: Option<&Copied>) -> u64 {
+    let (noted, whole) = (u64::from(job.progress), u64::from(PROGRESS_IN_SYNC));
+    let (before, share) = match &job.kind {
+        JobKind::Merge(merge) => (noted, whole / u64::from(merge.moves).max(1)),
+        _ => (0, whole),
+    };
+    let copied = copied.map_or(0, |copied| copied.part_of(share));
+    (before + copied).min(whole).max(noted)
 }
 
 /// When a job will be done if it goes on as so far; 0 when nothing can be said.

@@ -12,7 +12,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Version of the layout of a data directory.
-pub const IDENTITY_FORMAT: u32 = 1;
+pub const IDENTITY_FORMAT: u32 = 2;
 
 const IDENTITY: &str = "IDENTITY";
 const LOCK: &str = "LOCK";
@@ -97,6 +97,8 @@ pub struct Registered {
 pub struct Identity {
     /// Names the content of the directory.
     pub disk_generation: DiskGeneration,
+    /// How often it was opened, this time among them.
+    pub starts: u64,
     /// Who it is; none before the first registration.
     pub registered: Option<Registered>,
 }
@@ -109,8 +111,8 @@ pub struct DataDir {
 }
 
 impl DataDir {
-    /// Takes the directory `path`, creating it if there is none, and reads or creates its
-    /// identity.
+    /// Takes the directory `path`, creating it if there is none, reads or creates its identity,
+    /// and counts the start; durable on return.
     ///
     /// # Errors
     /// `InUse`, `NewerFormat`, `Garbage`, `Missing` or `Io`; nothing was changed in it.
@@ -122,11 +124,11 @@ impl DataDir {
             Some(text) => parse(path, &text)?,
             None => {
                 refuse_data_without_identity(path)?;
-                let identity = Identity { disk_generation: new_generation(), registered: None };
-                write(path, &identity)?;
-                identity
+                Identity { disk_generation: new_generation(), starts: 0, registered: None }
             }
         };
+        let identity = Identity { starts: identity.starts.saturating_add(1), ..identity };
+        write(path, &identity)?;
         Ok(Self { path: path.into(), identity, _lock: lock })
     }
 
@@ -156,17 +158,6 @@ impl DataDir {
             }),
             None => self.replace(Identity { registered: Some(registered), ..self.identity.clone() }),
         }
-    }
-
-    /// Gives the directory a new disk generation, because what it held is lost; durable on
-    /// return.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn renew_disk_generation(&mut self) -> Result<DiskGeneration, IdentityError> {
-        let disk_generation = new_generation();
-        self.replace(Identity { disk_generation, ..self.identity.clone() })?;
-        Ok(disk_generation)
     }
 
     fn replace(&mut self, identity: Identity) -> Result<(), IdentityError> {
@@ -237,7 +228,9 @@ fn write(dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
 }
 
 fn render(identity: &Identity) -> String {
-    let mut text = format!("format = {IDENTITY_FORMAT}\ndisk_generation = {}\n", identity.disk_generation.0);
+    let Identity { disk_generation, starts, .. } = identity;
+    let mut text =
+        format!("format = {IDENTITY_FORMAT}\ndisk_generation = {}\nstarts = {starts}\n", disk_generation.0);
     if let Some(Registered { cluster_id, server_id }) = &identity.registered {
         text += &format!("cluster_id = {cluster_id}\nserver_id = {}\n", server_id.0);
     }
@@ -260,6 +253,7 @@ fn parse(dir: &Path, text: &str) -> Result<Identity, IdentityError> {
         return Err(IdentityError::NewerFormat { dir: dir.into(), found: format });
     }
     let generation = number("disk_generation")?.ok_or_else(|| garbage("no disk_generation"))?;
+    let starts = number("starts")?.ok_or_else(|| garbage("no starts"))?;
     let registered = match (field("cluster_id"), number("server_id")?) {
         (Some(cluster_id), Some(server_id)) => {
             Some(Registered { cluster_id: cluster_id.into(), server_id: ServerId(server_id) })
@@ -268,7 +262,7 @@ fn parse(dir: &Path, text: &str) -> Result<Identity, IdentityError> {
         (Some(_), None) => return Err(garbage("no server_id")),
         (None, Some(_)) => return Err(garbage("no cluster_id")),
     };
-    Ok(Identity { disk_generation: DiskGeneration(generation), registered })
+    Ok(Identity { disk_generation: DiskGeneration(generation), starts, registered })
 }
 
 #[cfg(test)]
@@ -288,12 +282,11 @@ mod tests {
         first.register(registered()).unwrap();
         let other = Registered { server_id: ServerId(4), ..registered() };
         assert!(matches!(first.register(other), Err(IdentityError::Belongs { .. })));
-        let generation = first.renew_disk_generation().unwrap();
         let (path, identity) = (first.path().to_owned(), first.identity().clone());
+        assert_eq!(identity.starts, 1);
         drop(first);
         let again = DataDir::open(&path).unwrap();
-        assert_eq!(*again.identity(), identity);
-        assert_eq!(again.identity().disk_generation, generation);
+        assert_eq!(*again.identity(), Identity { starts: 2, ..identity });
         assert_eq!(again.identity().registered, Some(registered()));
     }
 
@@ -316,14 +309,15 @@ mod tests {
             ("\u{0}\u{1}garbage", false),
             ("format = 1\n", false),
             ("format = 1\ndisk_generation = x\n", false),
-            ("format = 1\ndisk_generation = 5\nserver_id = 1\n", false),
-            ("format = 1\ndisk_generation = 5\ncluster_id = c\n", false),
-            ("format = 2\nsomething = new\n", true),
+            ("format = 2\ndisk_generation = 5\n", false),
+            ("format = 2\ndisk_generation = 5\nstarts = 3\nserver_id = 1\n", false),
+            ("format = 2\ndisk_generation = 5\nstarts = 3\ncluster_id = c\n", false),
+            ("format = 3\nsomething = new\n", true),
         ] {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join(IDENTITY), text).unwrap();
             match DataDir::open(dir.path()).map(drop) {
-                Err(IdentityError::NewerFormat { found: 2, .. }) => assert!(is_newer, "{text:?}"),
+                Err(IdentityError::NewerFormat { found: 3, .. }) => assert!(is_newer, "{text:?}"),
                 Err(IdentityError::Garbage { .. }) => assert!(!is_newer, "{text:?}"),
                 other => panic!("{text:?} gave {other:?}"),
             }
@@ -341,8 +335,11 @@ mod tests {
 
     #[test]
     fn the_documented_file_is_what_is_written() {
-        let identity =
-            Identity { disk_generation: DiskGeneration(9_302_938_402_938), registered: Some(registered()) };
+        let identity = Identity {
+            disk_generation: DiskGeneration(9_302_938_402_938),
+            starts: 7,
+            registered: Some(registered()),
+        };
         assert!(include_str!("../../docs/formats.md").contains(&render(&identity)));
     }
 }

@@ -41,7 +41,7 @@ pub struct Registration {
     pub address: String,
     /// Failure domain.
     pub zone: String,
-    /// New at every start.
+    /// Random, new at every start.
     pub boot_id: u64,
 }
 
@@ -141,6 +141,7 @@ fn register_message(registration: &Registration, dir: &Mutex<DataDir>) -> v1::Re
         server_id: registered.map_or(0, |registered| registered.server_id.0),
         disk_generation: identity.disk_generation.0,
         boot_id: registration.boot_id,
+        starts: identity.starts,
         address: registration.address.clone(),
         zone: registration.zone.clone(),
         clean: false,

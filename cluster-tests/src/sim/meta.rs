@@ -379,6 +379,7 @@ impl MetaNode {
             server_id: registration.identity.map(|(_, server)| server),
             disk_generation: registration.disk_generation,
             boot_id: registration.boot_id,
+            starts: registration.starts,
             address: format!("server-{}", registration.server),
             zone: String::new(),
             time_ms: EPOCH_MS + env.now_us / 1_000,

@@ -159,6 +159,8 @@ pub enum Message {
     Promise {
         /// Its run.
         from: ServerRun,
+        /// The run that asked: the answer comes on the stream that it opened.
+        to: ServerRun,
         /// The question and what is promised; none if nothing is.
         promised: Option<(u64, Promised)>,
     },
@@ -179,8 +181,10 @@ pub struct Registration {
     pub identity: Option<(meta::ClusterId, ServerId)>,
     /// The number of its directory.
     pub disk_generation: DiskGeneration,
-    /// The number of its run.
+    /// The random number of its run.
     pub boot_id: u64,
+    /// How many runs there were with it.
+    pub starts: u64,
 }
 
 /// The answer to a registration.

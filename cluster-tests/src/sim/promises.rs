@@ -196,7 +196,7 @@ impl Server {
         let promised = may.then(|| run.pledges.promiser.promise(now, from, given_up)).flatten();
         let Some(place) = env.directory.servers.get(&from.server).copied() else { return };
         let promised = promised.map(|promised| (number, promised));
-        env.send(self.address(), Address::Server(place), Message::Promise { from: name, promised });
+        env.send(self.address(), Address::Server(place), Message::Promise { from: name, to: from, promised });
     }
 
     /// An answer: what it lists is given up before it counts (m20).

@@ -85,16 +85,30 @@ impl Server {
         env.say(|| format!("server {index} {id} to {to} of {epoch}: {}", brief(&input.message)));
         let message = Message::Peer { tablet: id, to, input };
         if !env.send(self.address(), Address::Server(place), message) {
-            let delay = env.rng.between((20_000, 400_000));
-            self.after(env, delay, Internal::Connected(place));
+            self.broken(env, place);
         }
+    }
+
+    /// A stream has broken: it is opened again, once, whatever else is lost until then.
+    fn broken(&mut self, env: &mut Env, place: usize) {
+        if self.run.as_mut().is_some_and(|run| run.broken.insert(place)) {
+            let delay = env.rng.between((20_000, 400_000));
+            self.after(env, delay, Internal::Opened(place));
+        }
+    }
+
+    /// A broken stream is opened, if it can be.
+    pub(super) fn opened(&mut self, env: &mut Env, place: usize) {
+        if let Some(run) = &mut self.run {
+            run.broken.remove(&place);
+        }
+        self.connected(env, place);
     }
 
     /// A stream is open again; copies there may have missed something.
     pub(super) fn connected(&mut self, env: &mut Env, place: usize) {
         if env.network.is_cut((self.address(), Address::Server(place))) {
-            let delay = env.rng.between((50_000, 400_000));
-            self.after(env, delay, Internal::Connected(place));
+            self.broken(env, place);
             return;
         }
         let server = env.directory.servers.iter().find(|(_, index)| **index == place);

@@ -151,6 +151,7 @@ impl<'a> Restorer<'a> {
             server_id: is_known.then_some(id),
             disk_generation: DiskGeneration(id.0 * 1_000 + target.disks),
             boot_id: id.0 * 1_000_000 + target.runs,
+            starts: target.runs,
             address: format!("target-{}", id.0),
             zone: String::new(),
             time_ms,

@@ -30,6 +30,7 @@ use ebla_kernel::ids::{
     Tick,
 };
 use ebla_kernel::lease::LeaseTerms;
+use ebla_kernel::limits::{CLOCK_OFFSET_MS_MAX, HLC_BOUND_AHEAD_MS};
 use ebla_kernel::meta::TableKind;
 use ebla_kernel::range::KeyRange;
 use ebla_kernel::tablet::{Appointment, Input, Tablet};
@@ -79,6 +80,8 @@ pub enum Internal {
     Sent(TabletId, ReplicaId, Seq),
     /// A stream to a server is open again.
     Connected(usize),
+    /// A stream that had broken is opened.
+    Opened(usize),
     /// Time to ask for promises and to say who is silent.
     Heartbeat,
     /// Time to register, if something is missing.
@@ -135,6 +138,8 @@ pub(super) struct Run {
     pub wanted: BTreeMap<TabletId, Assignment>,
     /// The number of the last assignments.
     pub heard: u64,
+    /// Servers to which the stream has broken and is to be opened.
+    pub broken: BTreeSet<usize>,
     /// Copies of which the record is on its way, and their keys.
     pub coming: BTreeMap<TabletId, KeyRange>,
     /// Copies that go.
@@ -350,6 +355,7 @@ impl Server {
             copies: BTreeMap::new(),
             wanted: BTreeMap::new(),
             heard: 0,
+            broken: BTreeSet::new(),
             coming: BTreeMap::new(),
             removing: BTreeSet::new(),
             building: BTreeMap::new(),
@@ -371,11 +377,25 @@ impl Server {
         });
         let (index, runs) = (self.index, self.runs);
         env.say(|| format!("server {index} starts, run {runs}"));
-        self.register(env);
+        self.catch_up(env);
         self.after(env, TICK_US, Internal::Tick);
         self.after(env, 1_000, Internal::Heartbeat);
         let flush = env.rng.between(env.profile.disk.flush_every_us);
         self.after(env, flush, Internal::FlushBegins);
+    }
+
+    /// Presents the process, which starts at the bound of what an earlier one may have issued. A
+    /// real one waits until wall time has passed that; here it only waits so that one restart after
+    /// another does not drive its clock ever further ahead. A clock that was set back is not waited for.
+    fn catch_up(&mut self, env: &mut Env) {
+        let latest_ms = self.wall.ms(env.now_us) + HLC_BOUND_AHEAD_MS;
+        match self.disk.registry.bound.ms().saturating_sub(latest_ms) {
+            ahead_ms @ 1..=CLOCK_OFFSET_MS_MAX => {
+                self.asleep_until_us = env.now_us + ahead_ms * 1_000;
+                self.after(env, ahead_ms * 1_000, Internal::Register);
+            }
+            _ => self.register(env),
+        }
     }
 
     /// Kills the process; what is not durable is lost, or survives by luck.
@@ -438,6 +458,7 @@ impl Server {
             Internal::Located(tablet, seq) => self.located(env, tablet, seq),
             Internal::Sent(tablet, to, upto) => self.step(env, tablet, Input::Sent { to, upto }),
             Internal::Connected(server) => self.connected(env, server),
+            Internal::Opened(server) => self.opened(env, server),
             Internal::Heartbeat => self.heartbeat(env),
             Internal::Register => self.register(env),
             Internal::Tick => self.tick(env),
@@ -483,7 +504,10 @@ impl Server {
             }
             Message::Peer { tablet, to, input } => self.peer(env, tablet, to, input),
             Message::Ask { from, of, number, given_up } => self.asked(env, from, of, number, &given_up),
-            Message::Promise { from, promised } => self.promised(env, from, promised),
+            Message::Promise { from, to, promised } if self.server_run() == Some(to) => {
+                self.promised(env, from, promised);
+            }
+            Message::Promise { .. } => {}
             Message::Room(message) => self.room_message(env, message),
             Message::Request(request) => self.request(env, request),
             Message::Register(_)
@@ -523,6 +547,7 @@ impl Server {
             identity: self.disk.registry.identity,
             disk_generation: self.disk.generation,
             boot_id: run.boot_id,
+            starts: run.number,
         };
         env.send(self.address(), Address::Meta, Message::Register(registration));
     }

@@ -82,6 +82,12 @@ impl Profile {
                 self.waits();
                 self.wipe = Some(((100_000, SECOND_US), WipeBudget::Within));
             }
+            Mutation::StartsUnchecked => {
+                self.copies(3, 2);
+                self.server_crash_us = Some((200_000, 1_500_000));
+                self.down_us = (1_000, 50_000);
+                self.network.delay_us = (5_000, 200_000);
+            }
             Mutation::CutBeforeFlush => {
                 self.copies(3, 2);
                 self.cuts();

@@ -32,6 +32,9 @@ const REST_US: u64 = 2 * SECOND_US;
 /// How often somebody looks for servers that ended.
 const OPERATOR_US: u64 = 100_000;
 
+/// A hundred times what a seed takes: more is no progress.
+const EVENTS_MAX: u64 = 2_000_000;
+
 /// Something breaks or comes back.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -195,6 +198,9 @@ impl World {
         while !done(self) {
             let Some(event) = self.env.next(until_us) else { return Ok(false) };
             self.events += 1;
+            if self.events > EVENTS_MAX {
+                return Err(self.not_alive("something is done again and again without an end"));
+            }
             self.happen(event);
             self.look_at_leases();
             self.look_at_rooms();
@@ -243,15 +249,6 @@ impl World {
             (Address::Server(server), message) if self.servers[server].is_up() => {
                 self.servers[server].receive(env, message);
             }
-            // Whoever had a directory that is lost since is not heard any more: it would make
-            // those lost that its successor has built.
-            (Address::Meta, Message::Register(registration))
-                if self.servers[registration.server].disk.generation != registration.disk_generation => {}
-            // Nor is a run that ended before it was heard of, where runs end all the time: it would
-            // come after its successor, on a stream that is long over.
-            (Address::Meta, Message::Register(registration))
-                if env.profile.bereave_us.is_some()
-                    && self.servers[registration.server].boot_id() != Some(registration.boot_id) => {}
             (Address::Meta, message) if self.meta.is_up() => self.meta.receive(env, message),
             // Nobody is at home.
             (Address::Client(_) | Address::Server(_) | Address::Meta, _) => {}

@@ -89,8 +89,12 @@ async fn act(
 
 /// Why a server is not rid of what it is to be rid of, and what to do.
 fn not_yet(id: u64, duty: v1::ServerDuty, summary: &v1::ServerSummary) -> String {
-    let tablets = summary.tablets + summary.system_tablets;
-    let leaders = summary.leaders + summary.system_leaders;
+    let of_all = |users: u64, own: u64| match own {
+        0 => users.to_string(),
+        _ => format!("{} ({own} of them of the cluster's own tables)", users + own),
+    };
+    let tablets = of_all(summary.tablets, summary.system_tablets);
+    let leaders = of_all(summary.leaders, summary.system_leaders);
     let way_out = match duty {
         v1::ServerDuty::Drained => format!(
             "; where no other copy is in sync nobody else can lead: `ebla server decommission {id}` takes copies away, too"

@@ -4,8 +4,13 @@ use super::{connect, note};
 use crate::cli::{Global, SplitTablet};
 use crate::exit::Failure;
 use crate::output::{Output, argument_bytes};
+use anyhow::Context as _;
 use bytes::Bytes;
 use ebla_client::{Admin, v1};
+use ebla_kernel::ids::TabletId;
+use ebla_kernel::meta::check_split_keys;
+use ebla_kernel::range::KeyRange;
+use ebla_proto::convert::non_empty;
 use serde_json::json;
 
 /// Splits a tablet, or says where it would be split.
@@ -18,14 +23,9 @@ pub async fn run(global: &Global, args: SplitTablet, out: &mut Output) -> anyhow
     let at: Vec<String> = keys.iter().map(|key| out.text(key)).collect();
     if args.dry_run {
         let tablet = admin.describe_tablet(args.id).await?.tablet.unwrap_or_default();
-        let is_inside = |key: &Bytes| *key > tablet.start && (tablet.end.is_empty() || *key < tablet.end);
-        if !keys.iter().all(is_inside) || !keys.windows(2).all(|pair| pair[0] < pair[1]) {
-            let hint = format!(
-                "a split point must lie strictly inside of tablet {}, and several must rise: choose other keys",
-                args.id
-            );
-            return Err(Failure::usage(hint).into());
-        }
+        let range =
+            KeyRange::new(tablet.start, non_empty(tablet.end)).ok().context("the tablet has no keys")?;
+        check_split_keys(TabletId(args.id), &range, &keys).map_err(|bad| Failure::usage(bad.to_string()))?;
         let object = json!({ "job": null, "children": [], "at": at });
         let line = || format!("tablet {} would be split at {}", args.id, at.join(", "));
         return out.one(&object, line);
@@ -76,7 +76,7 @@ fn no_cut(id: u64, found: &v1::SuggestSplitResponse, out: &Output) -> Option<Str
         )),
         v1::SplitFinding::TooFewSamples | v1::SplitFinding::TooFewRows | v1::SplitFinding::Unspecified => {
             Some(format!(
-                "too few requests of tablet {id} were sampled in the last 20 s: it must have half of its table's --split-load; lower that with `ebla table set`, or give --at KEY"
+                "too few requests of tablet {id} were sampled in the last 20 s: it must have half of its table's --split-load; try again some seconds after the load has begun, lower the limit with `ebla table set`, or give --at KEY"
             ))
         }
     }

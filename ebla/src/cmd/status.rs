@@ -24,7 +24,7 @@ pub async fn run(global: &Global, wait: Wait) -> anyhow::Result<ExitCode> {
     out.one(&object, || serving)?;
     let list = |name: &str| object[name].as_array().cloned().unwrap_or_default();
     out.list(&["id", "address", "leader"], &list("masters"))?;
-    out.list(&["id", "address", "zone", "state", "tablets", "leaders"], &list("servers"))?;
+    out.list(&["id", "address", "zone", "state", "duty", "tablets", "leaders"], &list("servers"))?;
     if !status.backup_schedules.is_empty() {
         out.list(&["url", "every_s", "last_id", "next", "failures"], &list("backup_schedules"))?;
     }

@@ -20,7 +20,7 @@ use std::fmt;
 
 /// Version of the command layout, the first byte of every command. A master that reads
 /// another one must halt: skipping it would split the group.
-pub const COMMAND_FORMAT: u8 = 11;
+pub const COMMAND_FORMAT: u8 = 12;
 
 /// One change of the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
@@ -254,8 +254,10 @@ pub struct RegisterServer {
     pub server_id: Option<ServerId>,
     /// The number of its data directory.
     pub disk_generation: DiskGeneration,
-    /// The number of its run.
+    /// The random number of its run.
     pub boot_id: u64,
+    /// How often its data directory was opened, this run among them.
+    pub starts: u64,
     /// HOST:PORT under which clients reach it.
     pub address: String,
     /// Its failure zone.

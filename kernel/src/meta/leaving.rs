@@ -1,8 +1,8 @@
 //! Servers that are drained, leave, and are forgotten.
 //!
 //! What a server is wanted for is a record; making it so is the work of the control core
-//! ([`super::repair`]). A server is told that it leaves only while enough others are there for
-//! the copies of every table, and forgotten only when it holds nothing.
+//! ([`super::repair`]). A server is drained only while another one may lead, leaves only while
+//! enough others take copies for every table, and is forgotten only when it holds nothing.
 
 use super::apply::{Changes, Reply};
 use super::rejection::Rejection;
@@ -18,9 +18,7 @@ pub(super) fn set_duty(
     changes: &mut Changes,
 ) -> Result<Reply, Rejection> {
     let server = state.server(id).ok_or(Rejection::NoServer(id))?;
-    if duty == Duty::Leaves {
-        check_left(state, id)?;
-    }
+    state.check_duty(id, duty, |_| true)?;
     let mut server = server.clone();
     if server.duty != duty {
         server.duty = duty;
@@ -31,10 +29,30 @@ pub(super) fn set_duty(
 }
 
 impl State {
+    /// Whether a server can do without what it is not to do any more: of the others for which
+    /// `counts` holds, enough must serve.
+    ///
+    /// # Errors
+    /// `LastToServe`, `TooFewLeft`.
+    pub fn check_duty(
+        &self,
+        id: ServerId,
+        duty: Duty,
+        counts: impl Fn(ServerId) -> bool,
+    ) -> Result<(), Rejection> {
+        let others = self.servers().filter(|server| server.id != id && server.duty == Duty::Serves);
+        let others = others.filter(|server| counts(server.id)).count();
+        let needed = self.servers_needed_without(id);
+        match duty {
+            Duty::Leaves if others < usize::from(needed) => Err(Rejection::TooFewLeft(id, needed)),
+            Duty::Drained if others == 0 => Err(Rejection::LastToServe(id)),
+            Duty::Leaves | Duty::Drained | Duty::Serves => Ok(()),
+        }
+    }
+
     /// How many servers must be left without `id`, for the copies of every table that has some on
     /// it. The cluster's own tables have fewer copies in a smaller cluster.
-    #[must_use]
-    pub fn servers_needed_without(&self, id: ServerId) -> u8 {
+    fn servers_needed_without(&self, id: ServerId) -> u8 {
         let tables = self.tablets_on(id).filter_map(|tablet| self.table(tablet.table));
         let copies = |table: &Table| match is_system_name(&table.name) {
             true => table.spec.min_in_sync,
@@ -42,13 +60,6 @@ impl State {
         };
         tables.map(copies).max().unwrap_or(0)
     }
-}
-
-/// Enough servers stay for the copies of every table that has some on this one.
-fn check_left(state: &State, id: ServerId) -> Result<(), Rejection> {
-    let stays = state.servers().filter(|server| server.id != id && server.duty != Duty::Leaves).count();
-    let wanted = state.servers_needed_without(id);
-    if stays >= usize::from(wanted) { Ok(()) } else { Err(Rejection::TooFewLeft(id, wanted)) }
 }
 
 /// Forgets a server that has left.

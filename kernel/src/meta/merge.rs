@@ -73,7 +73,10 @@ pub(super) fn check_pair(state: &State, stays: TabletId, comes: TabletId) -> Res
         return Err(Rejection::SameTablet(stays));
     }
     let (one, other) = (present(state, stays)?, present(state, comes)?);
-    if one.table != other.table || joined(one, other).is_none() {
+    if one.table != other.table {
+        return Err(Rejection::OtherTable(stays, comes));
+    }
+    if joined(one, other).is_none() {
         return Err(Rejection::NotNeighbours(Box::new(one.clone()), Box::new(other.clone())));
     }
     Ok(())

@@ -58,7 +58,7 @@ pub use spec::{
     AutoMerge, BadTable, Eviction, Policy, SYSTEM_TABLES, TableChange, TableKind, TableSpec,
     check_table_name, cut_ranges, is_system_name,
 };
-pub use split::check_split_keys;
+pub use split::{BadSplitPoint, check_split_keys};
 pub use state::{
     ClusterId, Duty, Emptied, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State,
     Table, Tablet,

@@ -1,15 +1,18 @@
 //! Registration: which server a process is, which run of it, and on which disk.
 //!
 //! A server is bound to its data directory, never to its address. Each process run is a new
-//! incarnation; the same run asking again is not. A run that was replaced is refused, however
-//! late it comes back.
+//! incarnation; the same run asking again is not. The directory counts its starts, so that a run
+//! is refused once a later one is known, however late it is heard of, and though it never was
+//! before: what it holds has ended, and to take it for a newer run would end the living one's
+//! leases.
 
 use super::apply::{Changes, Registered, Reply};
 use super::command::RegisterServer;
 use super::rejection::Rejection;
 use super::state::{ClusterId, Duty, Server, State};
 use crate::ids::{Incarnation, TabletId};
-use crate::limits::{BOOT_IDS_PAST_MAX, SERVER_TEXT_BYTES_MAX, SERVERS_MAX};
+use crate::limits::{SERVER_TEXT_BYTES_MAX, SERVERS_MAX};
+use crate::mutated;
 
 /// Registers a server process.
 pub(super) fn register_server(
@@ -27,7 +30,7 @@ pub(super) fn register_server(
     };
     let server = match known.cloned() {
         Some(server) if server.boot_id == register.boot_id => server,
-        Some(server) if server.boot_ids_past.contains(&register.boot_id) => {
+        Some(server) if register.starts <= server.starts && !mutated!(StartsUnchecked) => {
             return Err(Rejection::Superseded(Box::new(server)));
         }
         Some(server) => restarted(state, server, register, changes),
@@ -53,19 +56,10 @@ fn check_registration(state: &State, register: &RegisterServer) -> Result<Cluste
 }
 
 /// A known server in a new run, perhaps on another disk.
-fn restarted(
-    state: &mut State,
-    mut server: Server,
-    register: RegisterServer,
-    changes: &mut Changes,
-) -> Server {
+fn restarted(state: &mut State, server: Server, register: RegisterServer, changes: &mut Changes) -> Server {
     if server.disk_generation != register.disk_generation {
         state.index.generations.remove(&server.disk_generation);
     }
-    if server.boot_ids_past.len() == BOOT_IDS_PAST_MAX {
-        server.boot_ids_past.remove(0);
-    }
-    server.boot_ids_past.push(server.boot_id);
     let restarted = Server {
         id: server.id,
         address: register.address,
@@ -74,7 +68,7 @@ fn restarted(
         incarnation: server.incarnation.next(),
         disk_generation: register.disk_generation,
         boot_id: register.boot_id,
-        boot_ids_past: server.boot_ids_past,
+        starts: register.starts,
         registered_ms: register.time_ms,
         duty: server.duty,
     };
@@ -113,7 +107,7 @@ fn new_server(state: &mut State, register: RegisterServer) -> Result<Server, Rej
         incarnation: Incarnation(1),
         disk_generation: register.disk_generation,
         boot_id: register.boot_id,
-        boot_ids_past: Vec::new(),
+        starts: register.starts,
         registered_ms: register.time_ms,
         duty: Duty::Serves,
     })

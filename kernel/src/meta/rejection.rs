@@ -2,11 +2,13 @@
 
 use super::job::{Job, JobKind};
 use super::spec::BadTable;
+use super::split::BadSplitPoint;
 use super::state::{ClusterId, Server, Table, Tablet};
 use crate::ids::{JobId, ServerId, TableId, TabletId};
 use crate::limits::{
     BACKUP_EVERY_MS_MIN, BACKUP_KEEP_MAX, BACKUP_TEXT_BYTES_MAX, SERVER_TEXT_BYTES_MAX, SPLIT_CHILDREN_MAX,
 };
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Why a command changed nothing.
@@ -69,10 +71,12 @@ pub enum Rejection {
     ServerLeaves(ServerId),
     /// Too few servers would be left for the copies of a table.
     TooFewLeft(ServerId, u8),
+    /// No other server may lead.
+    LastToServe(ServerId),
     /// The server still holds copies, or is not to leave.
     ServerInUse(ServerId),
     /// The server holds a copy of the tablet already.
-    HasCopy(Box<Tablet>),
+    HasCopy(TabletId, ServerId),
     /// The copy leads or is in the in-sync set.
     CopyIsNeeded(Box<Tablet>),
     /// The tablet has as many copies as its table wants.
@@ -80,9 +84,9 @@ pub enum Rejection {
     /// No such server.
     NoServer(ServerId),
     /// The tablet is no more; these took its place.
-    Retired(TabletId, Vec<TabletId>),
+    Retired(TabletId, BTreeSet<TabletId>),
     /// A split point is not strictly inside of the tablet, or they do not rise.
-    BadSplitPoint(Box<Tablet>),
+    BadSplitPoint(Box<BadSplitPoint>),
     /// More tablets than one split makes, or only one.
     BadSplitCount,
     /// Another job is about the tablet.
@@ -101,6 +105,8 @@ pub enum Rejection {
     SameTablet(TabletId),
     /// The tablets are of different tables, or others lie between them.
     NotNeighbours(Box<Tablet>, Box<Tablet>),
+    /// The tablets belong to different tables.
+    OtherTable(TabletId, TabletId),
     /// The tablet has no leader, or not all of its copies are in sync.
     NotWhole(Box<Tablet>),
     /// The copies of the tablets of a merge do not lie together.
@@ -138,7 +144,7 @@ impl fmt::Display for Rejection {
             ),
             Self::Superseded(server) => write!(
                 f,
-                "another process runs as server {} at {}: stop one of the two",
+                "server {} runs at {} from a later start of its data directory: another process uses a copy of the directory (stop one of the two), or this one was put back from an older copy (start with an empty --data-dir)",
                 server.id.0, server.address
             ),
             Self::TextTooLong => {
@@ -203,7 +209,12 @@ impl fmt::Display for Rejection {
             ),
             Self::TooFewLeft(id, copies) => write!(
                 f,
-                "without server {} too few servers would be left for tables with {copies} copies: start another first",
+                "without server {} too few servers would be left that take copies, for tables with {copies}: start another first, or activate one that `ebla server list` shows as drained",
+                id.0
+            ),
+            Self::LastToServe(id) => write!(
+                f,
+                "no server but {} may lead, so that nobody could take its tablets over: start another first, or activate one that `ebla server list` shows as drained",
                 id.0
             ),
             Self::ServerInUse(id) => write!(
@@ -211,8 +222,8 @@ impl fmt::Display for Rejection {
                 "server {} still holds copies or is not to leave: run `ebla server decommission {}` and wait until it holds none",
                 id.0, id.0
             ),
-            Self::HasCopy(tablet) => {
-                write!(f, "the server has a copy of tablet {} already: choose another", tablet.id.0)
+            Self::HasCopy(tablet, server) => {
+                write!(f, "server {} has a copy of tablet {} already: choose another", server.0, tablet.0)
             }
             Self::CopyIsNeeded(tablet) => {
                 write!(f, "the copy of tablet {} leads or is in sync", tablet.id)
@@ -225,18 +236,13 @@ impl fmt::Display for Rejection {
             }
             Self::Retired(id, successors) => {
                 let ids = successors.iter().map(|id| id.0.to_string()).collect::<Vec<_>>();
-                write!(
-                    f,
-                    "tablet {} is no more, its keys are in tablets {}: name one of them",
-                    id.0,
-                    ids.join(", ")
-                )
+                let (id, ids) = (id.0, ids.join(", "));
+                match successors.len() {
+                    1 => write!(f, "tablet {id} is no more, its keys are in tablet {ids}: name that"),
+                    _ => write!(f, "tablet {id} is no more, its keys are in tablets {ids}: name one of them"),
+                }
             }
-            Self::BadSplitPoint(tablet) => write!(
-                f,
-                "a split point must lie strictly inside of tablet {} {}, and several must rise: choose other keys",
-                tablet.id.0, tablet.range
-            ),
+            Self::BadSplitPoint(bad) => bad.fmt(f),
             Self::BadSplitCount => {
                 write!(f, "one split makes 2 to {SPLIT_CHILDREN_MAX} tablets: give as many parts")
             }
@@ -262,8 +268,13 @@ impl fmt::Display for Rejection {
             }
             Self::NotNeighbours(one, other) => write!(
                 f,
-                "tablets {} {} and {} {} are no neighbours in one table: `ebla tablet list TABLE` shows them in order",
+                "tablets {} {} and {} {} are no neighbours: `ebla tablet list TABLE` shows them in order",
                 one.id.0, one.range, other.id.0, other.range
+            ),
+            Self::OtherTable(one, other) => write!(
+                f,
+                "tablets {} and {} belong to different tables: name two neighbours of one",
+                one.0, other.0
             ),
             Self::NotWhole(tablet) => write!(
                 f,

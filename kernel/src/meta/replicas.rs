@@ -142,7 +142,7 @@ fn check_copy(state: &State, new: NewCopy) -> Result<(), Rejection> {
         // Data that is lost is in nobody's way: a directory may be lost twice.
         let stays = !here.lost && (!is_replaced || is_needed(tablet, here.id));
         if stays {
-            return refuse(Rejection::HasCopy);
+            return Err(Rejection::HasCopy(id, server));
         }
     }
     match known.duty {

@@ -17,7 +17,7 @@ use crate::ids::{
     Attempt, ConfigVersion, DiskGeneration, Epoch, Generation, Incarnation, JobId, Lineage, Ordinal,
     ReplicaId, ServerId, TableId, TabletId,
 };
-use crate::limits::RETIRED_TABLETS_MAX;
+use crate::limits::{RETIRED_TABLETS_MAX, SPLIT_CHILDREN_MAX};
 use crate::range::KeyRange;
 use borsh::{BorshDeserialize, BorshSerialize};
 use bytes::Bytes;
@@ -78,8 +78,8 @@ pub struct Server {
     pub disk_generation: DiskGeneration,
     /// Random number of the present run: the same one registering again is no new run.
     pub boot_id: u64,
-    /// Numbers of the runs before, newest last; one of them coming back is refused.
-    pub boot_ids_past: Vec<u64>,
+    /// Which start of the data directory the present run is; an earlier one coming late is refused.
+    pub starts: u64,
     /// When it registered, milliseconds since 1970.
     pub registered_ms: u64,
     /// What it is wanted for.
@@ -431,10 +431,22 @@ impl State {
         self.tablets.values()
     }
 
-    /// What took the place of a tablet that is no more.
+    /// What took the place of a tablet that is no more, and has not been split or merged itself
+    /// since, in order of id. Where that would be more than one
+    /// split makes, the first of them are named by what they came from.
     #[must_use]
-    pub fn retired(&self, id: TabletId) -> Option<&RetiredTablet> {
-        self.retired.get(&id)
+    pub fn successors(&self, id: TabletId) -> Option<BTreeSet<TabletId>> {
+        let mut successors: BTreeSet<TabletId> = self.retired.get(&id)?.successors.iter().copied().collect();
+        // Whoever succeeds has a higher id, so that the way ends.
+        while let Some(gone) = successors.iter().copied().find(|id| !self.tablets.contains_key(id)) {
+            let next = self.retired.get(&gone).map_or(&[][..], |retired| &retired.successors);
+            if successors.len() + next.len() > SPLIT_CHILDREN_MAX {
+                break;
+            }
+            successors.remove(&gone);
+            successors.extend(next);
+        }
+        Some(successors)
     }
 
     /// Number of tablets.

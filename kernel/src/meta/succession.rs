@@ -66,8 +66,8 @@ impl State {
 
 /// The tablet, or what became of it.
 pub(super) fn present(state: &State, id: TabletId) -> Result<&Tablet, Rejection> {
-    state.tablet(id).ok_or_else(|| match state.retired(id) {
-        Some(retired) => Rejection::Retired(id, retired.successors.clone()),
+    state.tablet(id).ok_or_else(|| match state.successors(id) {
+        Some(successors) => Rejection::Retired(id, successors),
         None => Rejection::NoTablet(id),
     })
 }

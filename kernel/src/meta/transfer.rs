@@ -5,8 +5,9 @@
 //! follows prefers it among equals. Whoever fails on the way, the ordinary rules hold.
 
 use super::control::{Control, Effect};
+use super::job::Origin;
 use super::state::{Duty, State};
-use crate::ids::{ReplicaId, ServerId, TabletId};
+use crate::ids::{JobId, ReplicaId, ServerId, TabletId};
 use std::fmt;
 
 /// Why leadership is not handed over.
@@ -28,6 +29,8 @@ pub enum TransferRefusal {
     NotConnected(ServerId),
     /// Nobody leads who could hand over.
     NoLeader(TabletId),
+    /// A job that an operator began may need the leader where it is.
+    JobRuns(TabletId, JobId),
 }
 
 impl fmt::Display for TransferRefusal {
@@ -65,6 +68,11 @@ impl fmt::Display for TransferRefusal {
                 "tablet {} has no leader now that could hand over: wait until `ebla tablet describe {}` shows one",
                 tablet.0, tablet.0
             ),
+            Self::JobRuns(tablet, job) => write!(
+                f,
+                "job {} of tablet {} is under way: wait with `ebla job wait {}` or end it with `ebla job cancel {}`",
+                job.0, tablet.0, job.0, job.0
+            ),
         }
     }
 }
@@ -84,8 +92,12 @@ impl Control {
     ) -> Result<ReplicaId, TransferRefusal> {
         let heir = self.heir(state, id, server)?;
         match state.server(server).map(|server| server.duty) {
-            Some(Duty::Serves) => Ok(heir),
-            Some(Duty::Drained | Duty::Leaves) | None => Err(TransferRefusal::Leaves(server)),
+            Some(Duty::Serves) => {}
+            Some(Duty::Drained | Duty::Leaves) | None => return Err(TransferRefusal::Leaves(server)),
+        }
+        match state.job_of(id) {
+            Some(job) if job.origin == Origin::Operator => Err(TransferRefusal::JobRuns(id, job.id)),
+            Some(_) | None => Ok(heir),
         }
     }
 

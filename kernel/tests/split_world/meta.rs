@@ -65,6 +65,7 @@ impl World {
             server_id: None,
             disk_generation: DiskGeneration(100 * (at as u64 + 1)),
             boot_id: self.boot,
+            starts: self.boot,
             address: "h:1".to_owned(),
             zone: String::new(),
             time_ms: 0,

@@ -240,8 +240,8 @@ impl Admin {
 
 /// The answer when there is no such tablet, or no longer.
 pub(super) fn no_tablet(state: &State, id: TabletId) -> ApiError {
-    if let Some(retired) = state.retired(id) {
-        return Rejection::Retired(id, retired.successors.clone()).into();
+    if let Some(successors) = state.successors(id) {
+        return Rejection::Retired(id, successors).into();
     }
     let hint = format!("there is no tablet {}: `ebla tablet list` shows them", id.0);
     ApiError::new(Reason::TabletNotFound, hint)

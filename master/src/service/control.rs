@@ -111,6 +111,9 @@ fn register_command(register: v1::Register) -> Result<RegisterServer, ApiError> 
     if register.disk_generation == 0 || register.boot_id == 0 {
         return Err(bad("disk generation and boot id are random numbers above zero"));
     }
+    if register.starts == 0 {
+        return Err(bad("the first start of a data directory is start 1"));
+    }
     if register.address.is_empty() {
         return Err(bad("the server names no address: give --listen HOST:PORT"));
     }
@@ -119,6 +122,7 @@ fn register_command(register: v1::Register) -> Result<RegisterServer, ApiError> 
         server_id: (register.server_id != 0).then_some(ServerId(register.server_id)),
         disk_generation: DiskGeneration(register.disk_generation),
         boot_id: register.boot_id,
+        starts: register.starts,
         address: register.address,
         zone: register.zone,
         time_ms: clock::wall_ms(),

@@ -4,9 +4,9 @@ use super::Shared;
 use super::control::unexpected;
 use crate::clock;
 use ebla_kernel::ids::JobId;
-use ebla_kernel::meta::{Command, Job, JobEnd, JobKind, Rejection, Reply};
+use ebla_kernel::meta::{Command, Job, JobEnd, JobKind, Rejection, Reply, State, Tablet};
 use ebla_proto::error::ApiError;
-use ebla_proto::split::job_to_wire;
+use ebla_proto::split::{Copied, job_to_wire};
 use ebla_proto::v1::{
     self, CancelJobRequest, CancelJobResponse, DescribeJobRequest, DescribeJobResponse, ListJobsRequest,
     ListJobsResponse,
@@ -17,7 +17,7 @@ pub(super) async fn list(shared: &Shared, request: ListJobsRequest) -> Result<Li
     shared.confirm_leading().await?;
     let state = shared.raft.view().state();
     let wanted = state.jobs().filter(|job| job.is_running() || !request.running);
-    Ok(ListJobsResponse { jobs: wanted.map(|job| shown(shared, job)).collect() })
+    Ok(ListJobsResponse { jobs: wanted.map(|job| shown(shared, &state, job)).collect() })
 }
 
 /// One job.
@@ -28,17 +28,26 @@ pub(super) async fn describe(
     shared.confirm_leading().await?;
     let state = shared.raft.view().state();
     let job = state.job(JobId(request.id)).ok_or(Rejection::NoJob(JobId(request.id)))?;
-    Ok(DescribeJobResponse { job: Some(shown(shared, job)) })
+    Ok(DescribeJobResponse { job: Some(shown(shared, &state, job)) })
 }
 
 /// The record of a job, and how far it is by the word of the server that works at it.
-fn shown(shared: &Shared, job: &Job) -> v1::Job {
+fn shown(shared: &Shared, state: &State, job: &Job) -> v1::Job {
     let copied = match &job.kind {
-        JobKind::Move(copy) if job.is_running() => shared.liveness.copied(copy.to_server, copy.to),
+        JobKind::Move(_) | JobKind::Merge(_) => {
+            let mut tablets = job.tablets().into_iter().filter(|_| job.is_running());
+            tablets.find_map(|tablet| arriving(shared, state.tablet(tablet)?))
+        }
         JobKind::Backup(_) | JobKind::Restore(_) => shared.backups.progress(job.id),
-        JobKind::Move(_) | JobKind::Split(_) | JobKind::Merge(_) | JobKind::Transfer(_) => None,
+        JobKind::Split(_) | JobKind::Transfer(_) => None,
     };
     job_to_wire(job, copied, clock::wall_ms())
+}
+
+/// How far the copy of a tablet is that is on its way in.
+fn arriving(shared: &Shared, tablet: &Tablet) -> Option<Copied> {
+    let copy = tablet.replica(tablet.moving?.to)?;
+    shared.liveness.copied(copy.server, copy.id)
 }
 
 /// Ends a job that has not reached its commit point.

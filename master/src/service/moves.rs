@@ -5,7 +5,7 @@ use super::control::unexpected;
 use super::split::start;
 use super::summary;
 use ebla_kernel::ids::{ServerId, TabletId};
-use ebla_kernel::meta::{Command, Duty, Rejection, Reply, Wish};
+use ebla_kernel::meta::{Command, Reply, Wish};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::meta::duty;
 use ebla_proto::v1::{
@@ -36,9 +36,8 @@ pub(super) async fn set_duty(
 ) -> Result<SetServerDutyResponse, ApiError> {
     shared.confirm_leading().await?;
     let (server, duty) = (ServerId(request.server_id), duty(request.duty)?);
-    if duty == Duty::Leaves {
-        check_others(shared, server)?;
-    }
+    let is_connected = |other| shared.liveness.health(other).connected;
+    shared.raft.view().state().check_duty(server, duty, is_connected)?;
     match propose(shared, Command::SetDuty { server, duty }).await? {
         Reply::Server(server) => {
             let state = shared.raft.view().state();
@@ -46,19 +45,6 @@ pub(super) async fn set_duty(
         }
         other => Err(unexpected(&other)),
     }
-}
-
-/// Of the servers that stay enough must be connected to take the copies.
-fn check_others(shared: &Shared, leaving: ServerId) -> Result<(), ApiError> {
-    let state = shared.raft.view().state();
-    let wanted = state.servers_needed_without(leaving);
-    let stays = state.servers().filter(|server| {
-        server.id != leaving && server.duty != Duty::Leaves && shared.liveness.health(server.id).connected
-    });
-    if stays.count() >= usize::from(wanted) {
-        return Ok(());
-    }
-    Err(Rejection::TooFewLeft(leaving, wanted).into())
 }
 
 /// Forgets a server that is gone and holds nothing.

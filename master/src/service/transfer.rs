@@ -8,7 +8,7 @@ use crate::clock;
 use crate::controller::{Event, Events};
 use crate::limits::{CREATE_POLL, TRANSFER_LEADER_TIMEOUT, TRANSFER_ORDER_AGAIN};
 use ebla_kernel::ids::{ServerId, TabletId};
-use ebla_kernel::meta::{Command, Reply, TransferJob, TransferRefusal};
+use ebla_kernel::meta::{Command, JobEnd, Origin, Reply, TransferJob, TransferRefusal};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1::{TabletSummary, TransferLeaderRequest, TransferLeaderResponse};
 use std::time::Instant;
@@ -24,6 +24,7 @@ pub(super) async fn transfer_leader(
     shared.confirm_leading().await?;
     let transfer = TransferJob { tablet, from_server: leader(shared, tablet)?, to_server: server };
     order(shared, events, tablet, server).await??;
+    end_automatic_job(shared, tablet).await;
     let (start, started_ms) = (Instant::now(), clock::wall_ms());
     let mut ordered = Instant::now();
     loop {
@@ -56,6 +57,17 @@ fn leader(shared: &Shared, id: TabletId) -> Result<Option<ServerId>, ApiError> {
     let state = shared.raft.view().state();
     let tablet = state.tablet(id).ok_or_else(|| no_tablet(&state, id))?;
     Ok(tablet.leader.map(|leader| leader.server))
+}
+
+/// What an operator wishes goes before what the cluster had begun by itself; what is past its
+/// commit point goes on, and is not disturbed by another leader.
+async fn end_automatic_job(shared: &Shared, tablet: TabletId) {
+    let job = shared.raft.view().state().job_of(tablet).map(|job| (job.id, job.origin));
+    if let Some((job, Origin::Automatic)) = job {
+        let (end, time_ms) = (JobEnd::Cancelled, clock::wall_ms());
+        // It may have ended meanwhile.
+        let _ = shared.raft.propose(Command::EndJob { job, attempt: None, end, time_ms }).await;
+    }
 }
 
 /// Writes down that leadership went; the number of that job. Leadership has gone all the same when

@@ -181,6 +181,7 @@ pub struct FakeServer {
 pub struct Disk {
     pub generation: u64,
     pub boot_id: u64,
+    pub starts: u64,
     pub address: String,
 }
 
@@ -219,6 +220,7 @@ pub fn disk(number: u64, boot: u64) -> Disk {
     Disk {
         generation: number,
         boot_id: number * 100 + boot,
+        starts: boot,
         address: format!("127.0.0.1:{}", 10_000 + number),
     }
 }
@@ -248,6 +250,7 @@ impl Run {
             server_id: memory.server_id,
             disk_generation: self.disk.generation,
             boot_id: self.disk.boot_id,
+            starts: self.disk.starts,
             address: self.disk.address.clone(),
             zone: String::new(),
             clean: true,

@@ -35,7 +35,11 @@ pub fn split_points(
         let looks = Looks { store, table, range, cursor: store.cursor(table, range)? };
         looks.bisect_all(bytes, parts)?
     };
-    points.retain(|point| range.contains(point) && point != range.start());
+    let mut cursor = store.cursor(table, range)?;
+    cursor.seek_first();
+    let first = cursor.stored_key()?.map(user_key).transpose()?;
+    // Of a point at the first row the part before it would be empty.
+    points.retain(|point| range.contains(point) && first.as_ref().is_some_and(|first| point > first));
     points.dedup();
     Ok(points)
 }
@@ -158,6 +162,14 @@ mod tests {
     fn points(store: &MemoryStore, range: &KeyRange, parts: usize) -> Vec<String> {
         let points = split_points(store, TableId(1), range, parts).unwrap();
         points.into_iter().map(|key| String::from_utf8(key.to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn no_part_is_empty() {
+        let one = store(std::iter::once(("m".to_owned(), 100)));
+        assert_eq!(points(&one, &KeyRange::all(), 2), [""; 0]);
+        let uneven = store([("a", 1_000), ("b", 1)].map(|(key, bytes)| (key.to_owned(), bytes)).into_iter());
+        assert_eq!(points(&uneven, &KeyRange::all(), 4), ["b"]);
     }
 
     #[test]
