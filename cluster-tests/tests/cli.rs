@@ -67,6 +67,11 @@ fn values_may_be_empty_negative_and_any_bytes() -> Result<()> {
     assert_eq!(cli.json(&["get", "t", "empty"])["value"], "");
     let _ = cli.run(&["set", "t", "negative", "-1"]).expect(exit::OK);
     assert_eq!(cli.json(&["get", "t", "negative"])["value"], "-1");
+    let _ = cli.run_with_input(&["set", "t", "piped", "--file", "-"], b"a\0b").expect(exit::OK);
+    assert_eq!(cli.json(&["get", "t", "piped"])["value"], "a\0b");
+    let _ = cli.run(&["set", "t", "piped", "--file", "/none"]).expect(exit::USAGE).saying(&["/none"]);
+    let _ = cli.run(&["set", "t", "piped", "x", "--file", "-"]).expect(exit::USAGE);
+    let _ = cli.run(&["set", "t", "piped"]).expect(exit::USAGE).saying(&["VALUE", "--file"]);
     let _ = cli.run(&["set", "t", "flag", "--limit"]).expect(exit::OK);
     assert_eq!(cli.json(&["get", "t", "flag"])["value"], "--limit");
     let _ = cli.run(&["set", "t", "ébla", "تابلت"]).expect(exit::OK);

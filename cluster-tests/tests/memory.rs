@@ -277,9 +277,10 @@ fn a_write_that_finds_no_room_gets_as_much_as_it_needs() -> Result<()> {
     let cli = dev.node.cli();
     let create = ["table", "create", "m", "--kind", "memory", "--max-memory", "1MiB", "--eviction", "lru"];
     let _ = cli.run(&create).expect(exit::OK);
-    // Some hundred rows come at once: more than what eviction leaves free.
-    let rows: String = (0..2_000).map(|row| format!("{row:05}\t{}\n", "v".repeat(1_000))).collect();
-    let load = ["load", "m", "-", "--format", "tsv", "--timeout", "30s"];
+    // Some hundred rows come at once: more than what eviction leaves free, and nobody is overtaken
+    // until its ten seconds are over.
+    let rows: String = (0..6_000).map(|row| format!("{row:05}\t{}\n", "v".repeat(1_000))).collect();
+    let load = ["load", "m", "-", "--format", "tsv"];
     let _ = cli.run_with_input(&load, rows.as_bytes()).expect(exit::OK);
     let left = count(&cli).context("the table can be read")?;
     assert!((100..1_000).contains(&left), "{left} rows in 1 MiB");

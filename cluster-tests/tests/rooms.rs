@@ -99,6 +99,12 @@ fn what_cannot_be_is_refused_clearly() -> Result<()> {
     let _ = cli.run(&["room", "who", &long]).expect(exit::USAGE).saying(&["1024"]);
     let _ = cli.run(&["room", "subscribe", &long]).expect(exit::USAGE).saying(&["1024"]);
     assert_eq!(cli.json(&["room", "publish", "r", &large])["delivered"], 0);
+    let from_stdin = ["room", "publish", "r", "--file", "-"];
+    let _ = cli.run_with_input(&from_stdin, &vec![0; 1024 * 1024]).expect(exit::OK);
+    let too_large = cli.run_with_input(&from_stdin, &vec![0; 1024 * 1024 + 1]);
+    let _ = too_large.expect(exit::USAGE).saying(&["1048576"]);
+    let range = ["delete-range", "ebla.rooms", "a", "b", "--yes"];
+    assert!(!cli.run(&range).expect(exit::USAGE).stderr.contains("run it again"));
     let _ = cli.run(&["set", "ebla.rooms", "k", "v"]).expect(exit::USAGE).saying(&["belongs to the system"]);
     let _ = cli.run(&["table", "drop", "ebla.rooms", "--yes"]).expect(exit::USAGE).saying(&["system"]);
     let _ = cli.run(&["table", "create", "ebla.mine"]).expect(exit::USAGE).saying(&["ebla."]);

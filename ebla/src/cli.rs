@@ -1,6 +1,7 @@
 //! Commands and flags. They are stable: scripts and tests depend on them.
 
 mod backup;
+mod content;
 mod export;
 mod room;
 
@@ -8,6 +9,7 @@ pub use backup::{
     Backup, BackupsAt, CreateBackup, DescribeBackup, PruneBackups, RestoreBackup, Schedule, SetSchedule,
     VerifyBackups,
 };
+pub use content::Content;
 pub use export::Export;
 pub use room::{ListRooms, PublishRoom, Room, RoomName, SubscribeRooms};
 
@@ -631,9 +633,8 @@ pub struct Get {
 pub struct Set {
     #[command(flatten)]
     pub row: RowAt,
-    /// Its new value
-    #[arg(allow_hyphen_values = true)]
-    pub value: OsString,
+    #[command(flatten)]
+    pub content: Content,
     /// Only if there is no such row
     #[arg(long, group = "condition")]
     pub if_absent: bool,

@@ -114,6 +114,9 @@ pub const MEMORY_EVICT_ABOVE: u64 = 900;
 /// The other end.
 pub const MEMORY_EVICT_TO: u64 = 870;
 
+/// Most writes that wait for room in one table in memory, in the order in which they asked first.
+pub const MEMORY_WAITERS_MAX: usize = 1_024;
+
 /// How long a write that found no room is remembered: it tries again sooner.
 pub const MEMORY_SHORT_FOR: Duration = Duration::from_secs(1);
 

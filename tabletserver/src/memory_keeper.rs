@@ -6,7 +6,7 @@
 //! than the past. Reads under way keep theirs, and so does what may yet be taken back.
 //!
 //! With eviction, whoever leads a tablet removes its coldest rows when the table passes
-//! [`limits::MEMORY_EVICT_ABOVE`], and when a write found no room, as much as that write needs: an
+//! [`limits::MEMORY_EVICT_ABOVE`], and when writes found no room, as much as those need: an
 //! ordinary write in the log, a delete that says why, on the condition that nobody has written the
 //! row since it was looked at. Copies that follow remove nothing by themselves. Which rows are cold is found by looking at a stretch of them, further on
 //! each time, as a clock's hand goes: the coldest of the stretch go.
@@ -45,8 +45,6 @@ struct Hand {
     next: Bytes,
     /// Bytes of evictions that were asked for.
     asked: u64,
-    /// What a write wanted that found no room, and when it tried.
-    short: Option<(u64, Instant)>,
     /// Bytes of rows that are evicted, and take room until the floor has passed their ends.
     freeing: VecDeque<(Hlc, u64)>,
     answers: mpsc::UnboundedReceiver<(u64, Answer)>,
@@ -56,24 +54,11 @@ struct Hand {
 impl Default for Hand {
     fn default() -> Self {
         let (answer_to, answers) = mpsc::unbounded_channel();
-        Self { next: Bytes::new(), asked: 0, short: None, freeing: VecDeque::new(), answers, answer_to }
+        Self { next: Bytes::new(), asked: 0, freeing: VecDeque::new(), answers, answer_to }
     }
 }
 
 impl Hand {
-    /// Learns what a write wanted since the last look. It is remembered until that one must have
-    /// tried again: room that is made for it is not given up before.
-    fn note_short(&mut self, bytes: u64) {
-        self.short = self.short.filter(|(_, tried)| tried.elapsed() < limits::MEMORY_SHORT_FOR);
-        if bytes >= self.short_bytes() && bytes > 0 {
-            self.short = Some((bytes, Instant::now()));
-        }
-    }
-
-    fn short_bytes(&self) -> u64 {
-        self.short.map_or(0, |(bytes, _)| bytes)
-    }
-
     fn take_answers(&mut self, floor: Hlc) {
         while let Ok((bytes, answer)) = self.answers.try_recv() {
             self.asked = self.asked.saturating_sub(bytes);
@@ -95,6 +80,7 @@ impl MemoryKeeper {
     /// Runs until the server stops.
     pub fn run(self) {
         let begun = Instant::now();
+        metrics::counter!("ebla_memory_evicted_rows_total").increment(0);
         let mut hands: HashMap<TableId, Hand> = HashMap::new();
         while !self.stop.load(Ordering::Relaxed) {
             std::thread::sleep(limits::MEMORY_KEEPER_PACE);
@@ -110,11 +96,11 @@ impl MemoryKeeper {
                 let Some(info) = routes.table_of(id) else { continue };
                 table.set_limit(info.memory_bytes_max, info.eviction);
                 let hand = hands.entry(id).or_default();
-                hand.note_short(table.take_short());
-                self.collect(info, &table, hand.short.is_some());
+                let short = table.short_bytes();
+                self.collect(info, &table, short > 0);
                 // An eviction on one copy would be undone by the versions that the next one takes in.
                 if info.table.restoring_job_id == 0 {
-                    self.evict(id, &table, hand);
+                    self.evict(id, &table, short, hand);
                 }
             }
         }
@@ -157,14 +143,14 @@ impl MemoryKeeper {
     }
 
     /// Removes the coldest rows of what is led here while the table takes too much.
-    fn evict(&self, id: TableId, table: &MemoryTable, hand: &mut Hand) {
+    fn evict(&self, id: TableId, table: &MemoryTable, short: u64, hand: &mut Hand) {
         hand.take_answers(self.node.floors.floor(id));
         let Some(limit) = table.limit().filter(|_| table.eviction() != Eviction::None) else { return };
         let used = table.used();
-        if hand.asked > 0 || (used <= part(limit, limits::MEMORY_EVICT_ABOVE) && hand.short.is_none()) {
+        if hand.asked > 0 || (used <= part(limit, limits::MEMORY_EVICT_ABOVE) && short == 0) {
             return;
         }
-        let aim = part(limit, limits::MEMORY_EVICT_TO).min(limit.saturating_sub(hand.short_bytes()));
+        let aim = part(limit, limits::MEMORY_EVICT_TO).min(limit.saturating_sub(short));
         let freeing: u64 = hand.freeing.iter().map(|(_, bytes)| bytes).sum();
         let wanted = used.saturating_sub(freeing).saturating_sub(aim);
         if wanted == 0 {

@@ -95,6 +95,11 @@ impl TokenMaker {
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         Token { issued_ms: Clock::wall_ms(), client: self.client, seq }
     }
+
+    /// Whether a token was made here.
+    fn made(&self, token: Token) -> bool {
+        token.client == self.client
+    }
 }
 
 /// A write checked and on its way.
@@ -384,21 +389,23 @@ impl Node {
         self.check_room(&ops, &tablet)?;
         let room = match tablet.kind {
             TableKind::Durable => None,
-            TableKind::Memory => Some(self.take_memory(&tablet, &ops)?),
+            TableKind::Memory => Some(self.take_memory(&tablet, token, &ops)?),
         };
         self.note_writes(&tablet, &ops);
         Ok(Write { tablet, ops, level, token, deadline, room })
     }
 
     /// Room in memory for what `ops` add. Deletes go on a little above the limit: they free.
-    fn take_memory(&self, tablet: &TabletHandle, ops: &[Op]) -> Result<Reserved, ApiError> {
+    fn take_memory(&self, tablet: &TabletHandle, token: Token, ops: &[Op]) -> Result<Reserved, ApiError> {
         let table = self.memory.tables().add(tablet.table);
         let (bytes, adds) = added_bytes(ops);
         let limit = table.limit().unwrap_or(u64::MAX);
         if !adds && table.takes_deletes() {
             return Ok(table.reserve_anyway(bytes));
         }
-        if let Some(room) = table.reserve(bytes) {
+        // One that was named here is another at its next try, and could not keep its place.
+        let named_by_client = (!self.tokens.made(token)).then_some(token);
+        if let Some(room) = table.reserve(named_by_client, bytes) {
             return Ok(room);
         }
         self.meters.memory_refused();

@@ -249,6 +249,10 @@ impl World {
             (Address::Server(server), message) if self.servers[server].is_up() => {
                 self.servers[server].receive(env, message);
             }
+            // Whoever had a directory that is lost since is not heard any more: of its first run
+            // nobody knows that it was this server, so that it would be a server of its own.
+            (Address::Meta, Message::Register(registration))
+                if self.servers[registration.server].disk.generation != registration.disk_generation => {}
             (Address::Meta, message) if self.meta.is_up() => self.meta.receive(env, message),
             // Nobody is at home.
             (Address::Client(_) | Address::Server(_) | Address::Meta, _) => {}

@@ -1,6 +1,6 @@
 //! Commands and flags of `ebla room`.
 
-use super::Wait;
+use super::{Content, Wait};
 use clap::{Args, Subcommand};
 use std::ffi::OsString;
 
@@ -32,9 +32,8 @@ pub struct SubscribeRooms {
 pub struct PublishRoom {
     /// Name of the room
     pub room: OsString,
-    /// What to say
-    #[arg(allow_hyphen_values = true)]
-    pub message: OsString,
+    #[command(flatten)]
+    pub content: Content,
     #[command(flatten)]
     pub wait: Wait,
 }

@@ -2,6 +2,7 @@
 
 use super::{confirm, connect, output, written};
 use crate::cli::{DeleteRange, Global};
+use crate::exit::{UNAVAILABLE, code_of};
 use crate::output::argument_bytes;
 use anyhow::Context as _;
 use ebla_client::{Committed, Outcome, Part, WriteOptions};
@@ -35,10 +36,9 @@ fn combine(parts: Vec<Part>) -> anyhow::Result<Outcome> {
             }
             Ok(outcome @ (Outcome::Reverted | Outcome::Unknown(_))) => open = open.or(Some(outcome)),
             Err(error) => {
+                let again = if code_of(error.reason()) == UNAVAILABLE { ": run it again" } else { "" };
                 return Err(error).with_context(|| {
-                    format!(
-                        "{failed} of {all} tablets kept their rows, run it again; first tablet {tablet_id}"
-                    )
+                    format!("{failed} of {all} tablets kept their rows, the first is {tablet_id}{again}")
                 });
             }
         }

@@ -10,7 +10,7 @@ use ebla_kernel::room::row::RoomRow;
 use ebla_kernel::room::{ROOMS_TABLE, ServerRuns};
 use futures::StreamExt as _;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 /// Runs one of the commands about rooms.
@@ -26,9 +26,9 @@ pub async fn run(global: &Global, command: Room) -> anyhow::Result<ExitCode> {
 }
 
 async fn subscribe(global: &Global, args: SubscribeRooms, out: &mut Output) -> anyhow::Result<()> {
-    let rooms: Vec<Bytes> = args.rooms.iter().map(|room| argument_bytes(room, global.hex)).collect();
+    let rooms: BTreeSet<Bytes> = args.rooms.iter().map(|room| argument_bytes(room, global.hex)).collect();
     let mut subscriber = connect(global, args.wait).await?.subscriber().await?;
-    subscriber.join(rooms.clone()).await?;
+    subscriber.join(rooms.iter().cloned()).await?;
     let at = subscriber.address().unwrap_or("no server");
     note(&format!("subscribed to {} at {at}", counted(rooms.len() as u64, "room")));
     let mut printed = 0;
@@ -64,7 +64,7 @@ fn print(out: &mut Output, message: &RoomMessage) -> anyhow::Result<()> {
 }
 
 async fn publish(global: &Global, args: PublishRoom, out: &mut Output) -> anyhow::Result<()> {
-    let (room, message) = (argument_bytes(&args.room, global.hex), argument_bytes(&args.message, global.hex));
+    let (room, message) = (argument_bytes(&args.room, global.hex), args.content.read(global.hex)?);
     let published = connect(global, args.wait).await?.publish(room, message).await?;
     out.one(&json!({ "delivered": published.delivered }), || {
         format!("delivered to {}", counted(published.delivered, "subscriber"))

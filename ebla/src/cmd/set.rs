@@ -19,7 +19,7 @@ pub async fn run(global: &Global, args: Set) -> anyhow::Result<ExitCode> {
     let ttl_ms = args.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
     let action = Action::Set {
         key: argument_bytes(&args.row.key, global.hex),
-        value: argument_bytes(&args.value, global.hex),
+        value: args.content.read(global.hex)?,
         ttl_ms,
     };
     let client = connect(global, args.wait).await?;

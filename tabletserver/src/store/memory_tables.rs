@@ -10,15 +10,17 @@
 //! written last, of `lfu` a counter that grows with the logarithm of the accesses and falls with
 //! time. Both fit into 32 bits beside each version.
 
-use crate::limits::MEMORY_DELETES_UPTO;
+use crate::limits::{MEMORY_DELETES_UPTO, MEMORY_SHORT_FOR, MEMORY_WAITERS_MAX};
 use arc_swap::{ArcSwap, Guard};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
 use ebla_kernel::meta::Eviction;
+use ebla_kernel::op::Token;
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// What one version takes beside its key and value: the node of the skip list with its tower
 /// (about 56 bytes), three allocations with their heads, the shared parts of version and value,
@@ -56,8 +58,9 @@ pub type Note = (Hlc, Box<[u8]>);
 pub struct MemoryTable {
     used: AtomicU64,
     reserved: AtomicU64,
-    /// The most that a write wanted and did not get since somebody last asked.
-    short: AtomicU64,
+    waiting: Mutex<VecDeque<Waiter>>,
+    /// How many wait, for those who need not ask who.
+    waiters: AtomicUsize,
     /// Bytes that it may take; 0 for as many as there are.
     limit: AtomicU64,
     /// What it took when its limit was lowered below that, or the least since then. Deletes are
@@ -65,6 +68,13 @@ pub struct MemoryTable {
     excess: AtomicU64,
     eviction: AtomicU8,
     garbage: Mutex<VecDeque<Note>>,
+}
+
+/// A write that found no room and tries again.
+struct Waiter {
+    token: Token,
+    bytes: u64,
+    tried: Instant,
 }
 
 /// Room for a write on its way; given back when dropped.
@@ -125,23 +135,50 @@ impl MemoryTable {
         self.eviction.store(number, Ordering::Relaxed);
     }
 
-    /// Room for a write that adds `bytes`; none when there is none.
+    /// Room for a write that adds `bytes`; none when there is none, or when it is made for others
+    /// that have asked before. A write with a token keeps its place for a second after each try.
     #[must_use]
-    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reserved> {
+    pub fn reserve(self: &Arc<Self>, token: Option<Token>, bytes: u64) -> Option<Reserved> {
         let reserved = self.reserved.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let room = Reserved { table: Arc::clone(self), bytes };
+        let taken = self.used().saturating_add(reserved);
         let limit = self.limit().unwrap_or(u64::MAX);
-        let fits = self.used().saturating_add(reserved) <= limit;
-        // Nothing makes room for what is larger than the table.
-        if !fits && bytes <= limit {
-            self.short.fetch_max(bytes, Ordering::Relaxed);
+        if taken <= limit && self.waiters.load(Ordering::Relaxed) == 0 {
+            return Some(room);
         }
+        let mut waiting = self.waiting();
+        let place = waiting.iter().position(|waiter| Some(waiter.token) == token);
+        let before = waiting.iter().take(place.unwrap_or(usize::MAX)).map(|waiter| waiter.bytes);
+        let fits = before.fold(taken, u64::saturating_add) <= limit;
+        match (place, token) {
+            (Some(place), _) if fits => drop(waiting.remove(place)),
+            (Some(place), _) => waiting[place].tried = Instant::now(),
+            // Nothing makes room for what is larger than the table.
+            (None, Some(token)) if !fits && bytes <= limit && waiting.len() < MEMORY_WAITERS_MAX => {
+                waiting.push_back(Waiter { token, bytes, tried: Instant::now() });
+            }
+            (None, _) => {}
+        }
+        self.waiters.store(waiting.len(), Ordering::Relaxed);
         fits.then_some(room)
     }
 
-    /// The most that a write wanted and did not get since this was last asked.
-    pub fn take_short(&self) -> u64 {
-        self.short.swap(0, Ordering::Relaxed)
+    /// What the writes want that found no room, up to half of the table unless the first wants more;
+    /// those that did not try again are forgotten.
+    pub fn short_bytes(&self) -> u64 {
+        if self.waiters.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        let mut waiting = self.waiting();
+        waiting.retain(|waiter| waiter.tried.elapsed() < MEMORY_SHORT_FOR);
+        self.waiters.store(waiting.len(), Ordering::Relaxed);
+        let first = waiting.front().map_or(0, |waiter| waiter.bytes);
+        let all = waiting.iter().map(|waiter| waiter.bytes).fold(0, u64::saturating_add);
+        all.min(self.limit().unwrap_or(u64::MAX) / 2).max(first)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Room for a write that is taken whether there is room or not.
@@ -323,14 +360,18 @@ fn chance() -> u32 {
 mod tests {
     use super::*;
 
+    fn token(seq: u64) -> Token {
+        Token { issued_ms: 1, client: 1, seq }
+    }
+
     #[test]
     fn a_limit_that_is_lowered_leaves_room_for_deletes() {
         let table = Arc::new(MemoryTable::default());
         table.set_limit(Some(100_000), Eviction::None);
         table.used.store(90_000, Ordering::Relaxed);
-        assert!(table.takes_deletes() && table.reserve(1_000).is_some());
+        assert!(table.takes_deletes() && table.reserve(None, 1_000).is_some());
         table.set_limit(Some(50_000), Eviction::None);
-        assert!(table.takes_deletes() && table.reserve(1).is_none());
+        assert!(table.takes_deletes() && table.reserve(None, 1).is_none());
         table.used.store(93_000, Ordering::Relaxed);
         table.set_limit(Some(50_000), Eviction::None);
         assert!(!table.takes_deletes(), "a little above what there was");
@@ -339,22 +380,38 @@ mod tests {
         table.used.store(73_000, Ordering::Relaxed);
         assert!(!table.takes_deletes(), "what was gained is kept");
         table.set_limit(Some(80_000), Eviction::None);
-        assert!(table.takes_deletes() && table.reserve(1_000).is_some());
+        assert!(table.takes_deletes() && table.reserve(None, 1_000).is_some());
     }
 
     #[test]
     fn room_is_what_nobody_uses_or_has_reserved() {
         let table = Arc::new(MemoryTable::default());
-        assert!(table.reserve(u64::MAX / 2).is_some(), "without a limit there is always room");
+        assert!(table.reserve(None, u64::MAX / 2).is_some(), "without a limit there is always room");
         table.set_limit(Some(100), Eviction::None);
         table.add(50);
-        let held = table.reserve(40);
-        assert!(held.is_some() && table.reserve(20).is_none());
+        let held = table.reserve(None, 40);
+        assert!(held.is_some() && table.reserve(None, 20).is_none());
         drop(held);
-        assert!(table.reserve(50).is_some() && table.reserve(51).is_none());
-        assert_eq!((table.take_short(), table.take_short()), (51, 0), "what did not fit is told once");
-        assert!(table.reserve(101).is_none());
-        assert_eq!(table.take_short(), 0, "no room is made for what can never fit");
+        assert!(table.reserve(None, 50).is_some() && table.reserve(Some(token(1)), 101).is_none());
+        assert_eq!(table.short_bytes(), 0, "no room is made for what can never fit");
+    }
+
+    #[test]
+    fn whoever_waits_is_not_overtaken() {
+        let table = Arc::new(MemoryTable::default());
+        table.set_limit(Some(100), Eviction::LeastRecent);
+        table.add(90);
+        assert!(table.reserve(Some(token(1)), 40).is_none() && table.reserve(Some(token(2)), 30).is_none());
+        assert_eq!(table.short_bytes(), 50, "half of the table");
+        table.sub(50);
+        assert!(table.reserve(Some(token(3)), 5).is_none(), "the room is made for others");
+        assert!(table.reserve(None, 5).is_none() && table.reserve(Some(token(2)), 30).is_none());
+        let first = table.reserve(Some(token(1)), 40);
+        assert!(first.is_some() && table.reserve(Some(token(2)), 30).is_none());
+        drop(first);
+        assert!(table.reserve(Some(token(2)), 30).is_some() && table.reserve(Some(token(3)), 5).is_some());
+        assert!(table.reserve(None, 60).is_some(), "nobody waits");
+        assert_eq!(table.short_bytes(), 0);
     }
 
     #[test]
