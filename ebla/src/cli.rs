@@ -466,7 +466,7 @@ pub struct SplitTablet {
 pub enum Balancer {
     /// Whether it runs, and what it decided lately
     Status(BalancerStatus),
-    /// Let the cluster split and move nothing by itself; copies that are lost are replaced
+    /// Let the cluster split, merge and move nothing by itself; copies that are lost are replaced
     Pause(Wait),
     /// Let the cluster split and move by itself again
     Resume(Wait),

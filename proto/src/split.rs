@@ -92,6 +92,11 @@ pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
         JobState::Failed => v1::JobState::Failed,
         JobState::Cancelled => v1::JobState::Cancelled,
     };
+    // What has ended in vain has made none.
+    let children = match job.state {
+        JobState::Running | JobState::Done => job.children(),
+        JobState::Failed | JobState::Cancelled => Vec::new(),
+    };
     let (bytes, bytes_total) = copied.as_ref().map_or((0, 0), |copied| (copied.bytes, copied.bytes_total));
     let waits_for = copied.and_then(|copied| copied.waits_for).unwrap_or_default();
     v1::Job {
@@ -102,7 +107,7 @@ pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
         automatic: job.origin == Origin::Automatic,
         tablet_id: tablet(0),
         other_tablet_id: tablet(1),
-        child_tablet_ids: job.children().iter().map(|child| child.0).collect(),
+        child_tablet_ids: children.iter().map(|child| child.0).collect(),
         from_server_id: from.map_or(0, |server| server.0),
         to_server_id: to.map_or(0, |server| server.0),
         progress_per_mille: u32::try_from(progress).expect("a job has a thousand thousandths"),
@@ -196,5 +201,48 @@ pub fn split_commit(wire: &v1::SplitCommit, kind: TableKind) -> SplitCommit {
         epoch: Epoch(wire.epoch),
         seal: wire.seal.map(log_end).unwrap_or_default(),
         ready: wire.ready.iter().map(ready).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ebla_kernel::ids::JobId;
+    use ebla_kernel::meta::MergeJob;
+
+    #[test]
+    fn a_merge_that_brings_two_copies_only_goes_forward() {
+        let merge = MergeJob {
+            left: TabletId(1),
+            right: TabletId(2),
+            comes: TabletId(2),
+            child: TabletId(3),
+            range: KeyRange::all(),
+            moves: 2,
+            tries: 0,
+            intent: None,
+        };
+        let mut job = Job {
+            id: JobId(1),
+            attempt: Attempt(1),
+            origin: Origin::Operator,
+            kind: JobKind::Merge(merge),
+            state: JobState::Running,
+            progress: 0,
+            error: None,
+            started_ms: 1_000,
+            ended_ms: 0,
+        };
+        let copied = |bytes| Some(Copied { bytes, bytes_total: 100, waits_for: None });
+        let shown = |job: &Job, copied| job_to_wire(job, copied, 3_000).progress_per_mille;
+        assert_eq!(
+            [None, copied(50), copied(100), copied(130)].map(|it| shown(&job, it)),
+            [0, 225, 450, 450]
+        );
+        assert_eq!(job_to_wire(&job, copied(50), 3_000).expected_ms, 1_000 + 2_000 * 1_000 / 225);
+        job.progress = 450;
+        assert_eq!([None, copied(50), copied(100)].map(|it| shown(&job, it)), [450, 675, 900]);
+        job.state = JobState::Cancelled;
+        assert_eq!(job_to_wire(&job, None, 3_000).child_tablet_ids, [0; 0]);
     }
 }

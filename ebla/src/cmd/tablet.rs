@@ -1,5 +1,6 @@
 //! `ebla tablet`: tablets, their leaders and copies.
 
+use super::job::time_text;
 use super::server::resolve;
 use super::{connect, output};
 use crate::cli::{Global, Tablet, TransferLeader};
@@ -100,12 +101,18 @@ fn tablet_json(out: &Output, summary: &v1::TabletSummary) -> Json {
     put("awaiting", json!((tablet.awaited_server_id > 0).then_some(tablet.awaited_server_id)));
     put("lineage", json!(tablet.lineage));
     let emptied = tablet.emptied.map(|emptied| {
-        json!({ "time_ms": emptied.time_ms, "lineage_before": emptied.lineage_before, "times": emptied.times })
+        json!({
+            "time": time_text(emptied.time_ms),
+            "time_ms": emptied.time_ms,
+            "lineage_before": emptied.lineage_before,
+            "times": emptied.times,
+        })
     });
     put("emptied", json!(emptied));
     put("rows_estimate", json!(summary.rows_estimate));
     put("bytes", json!(summary.bytes));
-    put("boundary", json!(if summary.automatic_boundary { "cluster" } else { "operator" }));
+    let drawn_by = if summary.automatic_boundary { "cluster" } else { "operator" };
+    put("boundary", json!((!tablet.start.is_empty()).then_some(drawn_by)));
     if [&tablet.start, &tablet.end].iter().any(|key| std::str::from_utf8(key).is_err()) {
         put(out.mark_name(), json!(true));
     }
