@@ -26,6 +26,8 @@ impl Admin {
                 let is_it = |job: &v1::Job| job.kind() == v1::JobKind::Backup && is_of(job, &request.url);
                 self.job_begun(is_it).await?.ok_or(error)
             }
+            // What the target holds was found wrong before anything was begun.
+            Err(error) if !lost && error.reason() == Reason::Corrupt => Err(error.definite()),
             Err(error) => Err(error),
         }
     }
@@ -48,6 +50,8 @@ impl Admin {
                 let is_it = |job: &v1::Job| job.kind() == v1::JobKind::Restore && is_of(job, &request.url);
                 self.job_begun(is_it).await?.ok_or(error)
             }
+            // What the target holds was found wrong before anything was begun.
+            Err(error) if !lost && error.reason() == Reason::Corrupt => Err(error.definite()),
             Err(error) => Err(error),
         }
     }

@@ -32,6 +32,12 @@ impl Error {
         self
     }
 
+    /// Says that nothing was begun, whatever its reason says elsewhere.
+    pub(crate) fn definite(mut self) -> Self {
+        self.definite = true;
+        self
+    }
+
     /// Puts `context` in front of the message.
     #[must_use]
     pub fn context(mut self, context: impl fmt::Display) -> Self {

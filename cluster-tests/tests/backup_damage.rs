@@ -143,12 +143,26 @@ fn every_harm_ends_verify_and_restore_in_a_clear_error() -> Result<()> {
         ] {
             check_said(name, word, &Cli::new(NOWHERE).run(verify))?;
         }
+        if *word == "which is missing" {
+            let listed = Cli::new(NOWHERE).json(&["backup", "list", "--to", &from]);
+            ensure!(listed[1]["state"] == "parent missing", "{listed}");
+        }
         let table = format!("t{number}");
         let restore =
             ["backup", "restore", "--from", &from, "--id", &chain.more, "--table", "t", "--as", &table];
         check_said(name, word, &cli.run(&restore))?;
         let _ = cli.run(&["table", "describe", &table]).expect(exit::NOT_FOUND);
     }
+    // One that cannot be read hides no other.
+    let hidden = chain.copy(place.path().join("hidden"))?;
+    fs::remove_file(hidden.manifest(&chain.more))?;
+    fs::create_dir(hidden.manifest(&chain.more))?;
+    let from = url(&hidden.dir);
+    let listed = Cli::new(NOWHERE).json(&["backup", "list", "--to", &from]);
+    let states: Vec<&Json> = listed.as_array().into_iter().flatten().map(|backup| &backup["state"]).collect();
+    ensure!(states == ["complete", "complete", "unreadable"], "{listed}");
+    let report = Cli::new(NOWHERE).run(&["backup", "verify", "--from", &from, "-o", "json"]);
+    ensure!(report.code != exit::OK && report.text().contains("\"unchecked\":[{"), "{report}");
     // What was not harmed can still be had: the oldest of all, in another cluster.
     let from = ["backup", "restore", "--from", &to, "--id", &chain.foreign, "--table", "t", "--as", "theirs"];
     ensure!(cli.json(&from)["rows"] == 400, "a backup of another cluster comes back");

@@ -104,13 +104,14 @@ fn damage_is_found_without_a_cluster_and_garbage_goes() -> Result<()> {
     // What no backup needs: nobody says that it makes the half one.
     let half_id = "20260101T000000Z-00000000";
     let half_data = dir.path().join("backups").join(half_id).join("data");
-    let (half, stray) = (half_data.join("p-0000.sst"), own.join("data/stray.sst"));
+    let (half, stray) = (half_data.join("p-0000.sst"), own.join("data/stray-0000.sst"));
     fs::create_dir_all(&half_data)?;
     fs::write(&half, b"x")?;
     fs::write(&stray, b"x")?;
     // And what is somebody else's.
-    let foreign = [dir.path().join("backups/README"), dir.path().join("backups/photos/data/a.sst")];
-    fs::create_dir_all(dir.path().join("backups/photos/data"))?;
+    let photos = dir.path().join("backups/photos/data");
+    let foreign = [dir.path().join("backups/README"), photos.join("a-0000.sst"), own.join("data/notes.sst")];
+    fs::create_dir_all(&photos)?;
     foreign.iter().try_for_each(|path| fs::write(path, b"x"))?;
     let young = ["backup", "prune", "--to", &url, "--min-age", "1h", "--yes", "-o", "json"];
     let kept = alone.run(&young).expect(exit::OK);

@@ -109,6 +109,9 @@ async fn what_is_refused_says_why_and_leaves_nothing() -> Result<()> {
     let restore = ["backup", "restore", "--from", &to, "--table", "t"];
     let exists = run(&restore).expect(exit::FAILED);
     ensure!(exists.stderr.contains("exists"), "{}", exists.stderr);
+    let log = block_in_place(|| cli.list(&["backup", "log"])).unwrap_or_default();
+    let refused: Vec<_> = log.iter().filter(|attempt| attempt["state"] == "failed").collect();
+    ensure!(refused.len() == 3 && refused.iter().all(|it| it["url"] == to.as_str()), "{log:?}");
 
     // Nobody reads or writes a table that is not whole yet, and it is no longer there afterwards.
     let restoring = json(&cli, &[&restore[..], &["--as", "u", "--rate", "1KiB/s", "--no-wait"]].concat());

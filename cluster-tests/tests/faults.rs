@@ -253,7 +253,7 @@ fn a_directory_of_a_newer_version_is_refused() -> Result<()> {
     let identity = cluster.servers[0].data_dir.join("IDENTITY");
     cluster.servers[0].process().stop()?;
     let text = fs::read_to_string(&identity)?;
-    let newer = text.replace("format = 1", "format = 99");
+    let newer = text.replace("format = 2", "format = 99");
     assert_ne!(newer, text, "IDENTITY does not begin as expected: {text}");
     fs::write(&identity, newer)?;
     let status = cluster.servers[0].start()?.wait(REFUSAL_MAX)?;

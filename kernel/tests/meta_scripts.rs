@@ -537,6 +537,7 @@ fn command_text(command: &Command) -> String {
         | Command::FailSchedule { .. }
         | Command::RemoveSchedule { .. }
         | Command::RecordTransfer { .. }
+        | Command::RecordRefusal { .. }
         | Command::CreateTable { .. }
         | Command::ChangeTable { .. }
         | Command::DropTable { .. }

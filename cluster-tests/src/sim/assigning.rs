@@ -148,6 +148,10 @@ impl Server {
     pub(super) fn recorded(&mut self, env: &mut Env, id: TabletId) {
         let Some(run) = &mut self.run else { return };
         run.coming.remove(&id);
+        // It was let go while its record was on its way.
+        if run.removing.contains(&id) {
+            return;
+        }
         match self.disk.registry.replicas.get(&id).map(|replica| replica.state) {
             Some(CopyState::Active) => self.open(env, id, None),
             Some(CopyState::Building(attempt)) => self.begin_copying(env, id, attempt),

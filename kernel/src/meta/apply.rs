@@ -144,6 +144,7 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         | Command::FailSchedule { .. }
         | Command::RemoveSchedule { .. }
         | Command::RecordTransfer { .. }
+        | Command::RecordRefusal { .. }
         | Command::Appoint { .. } => Comparison::Overtaken,
     };
     state.applied = index;
@@ -200,6 +201,9 @@ pub fn apply(state: &mut State, index: u64, command: Command) -> (Reply, Changes
         Command::RemoveSchedule { url } => schedule::remove(state, &url, &mut changes),
         Command::RecordTransfer { transfer, started_ms, ended_ms } => {
             Ok(job::record_transfer(state, transfer, (started_ms, ended_ms), &mut changes))
+        }
+        Command::RecordRefusal { wish, error, started_ms, ended_ms } => {
+            job::record_refusal(state, wish, error, (started_ms, ended_ms), &mut changes)
         }
         Command::Appoint { appointments } => {
             let appoint = |appointment: Appointment| appoint(state, &appointment, &mut changes);

@@ -123,6 +123,43 @@ pub struct RestoreWish {
     pub by: String,
 }
 
+/// What was asked for by a backup or a restore that was refused before it began.
+#[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
+pub enum RefusedWish {
+    /// A backup.
+    Backup(BackupWish),
+    /// A restore.
+    Restore(RestoreWish),
+}
+
+impl RefusedWish {
+    /// Whether it is small enough to be kept.
+    pub(super) fn check(&self) -> Result<(), Rejection> {
+        match self {
+            Self::Backup(wish) => {
+                let parent = wish.parent.as_ref().map_or("", |(parent, _)| parent);
+                check_texts(&[&wish.backup, &wish.url, &wish.by, &wish.key_id, parent])
+            }
+            Self::Restore(wish) => check_texts(&[&wish.backup, &wish.url, &wish.by]),
+        }
+    }
+
+    /// The job that it did not become; which tables it would have been about is not kept.
+    pub(super) fn into_kind(self) -> JobKind {
+        let totals = Totals::default();
+        match self {
+            Self::Backup(wish) => {
+                let wish = BackupWish { tables: Vec::new(), ..wish };
+                JobKind::Backup(BackupJob { wish, ts: None, committed: false, totals })
+            }
+            Self::Restore(wish) => {
+                let wish = RestoreWish { tables: Vec::new(), ..wish };
+                JobKind::Restore(RestoreJob { wish, tables: Vec::new(), totals })
+            }
+        }
+    }
+}
+
 /// A restore under way, or what became of it.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub struct RestoreJob {

@@ -1,7 +1,7 @@
 //! The commands of the metadata log. A command is a value: it can be printed, encoded and
 //! replayed. Whatever is not deterministic (ids, times, placement) comes inside.
 
-use super::backup::{BackupStep, RestoreStep};
+use super::backup::{BackupStep, RefusedWish, RestoreStep};
 use super::job::{JobEnd, Origin, TransferJob, Wish};
 use super::merge::MergeStep;
 use super::schedule::Schedule;
@@ -199,6 +199,17 @@ pub enum Command {
         /// When it was ordered, milliseconds since 1970.
         started_ms: u64,
         /// When the other copy led.
+        ended_ms: u64,
+    },
+    /// Notes a backup or a restore that was refused before it began, for audits.
+    RecordRefusal {
+        /// What was asked for, as far as that is known.
+        wish: RefusedWish,
+        /// Why not.
+        error: String,
+        /// When it was asked for, milliseconds since 1970.
+        started_ms: u64,
+        /// When it was refused.
         ended_ms: u64,
     },
 }

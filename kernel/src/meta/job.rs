@@ -13,7 +13,7 @@
 //! - What a job is about is in its [`JobKind`]; who drives it, in the control core.
 
 use super::apply::{Changes, Reply};
-use super::backup::{self, BackupJob, BackupWish, RestoreJob, RestoreWish};
+use super::backup::{self, BackupJob, BackupWish, RefusedWish, RestoreJob, RestoreWish};
 use super::merge::{self, MergeJob};
 use super::rejection::Rejection;
 use super::replicas;
@@ -387,6 +387,25 @@ pub(super) fn record_transfer(
     state.jobs.insert(job.id, job.clone());
     state.forget_old_jobs();
     Reply::Job(Box::new(job))
+}
+
+/// Writes the record of a backup or a restore that was refused before it began.
+pub(super) fn record_refusal(
+    state: &mut State,
+    wish: RefusedWish,
+    error: String,
+    (started_ms, ended_ms): (u64, u64),
+    changes: &mut Changes,
+) -> Result<Reply, Rejection> {
+    wish.check()?;
+    let mut job = new(state, wish.into_kind(), Origin::Operator, started_ms);
+    (job.state, job.ended_ms) = (JobState::Failed, ended_ms.max(started_ms));
+    job.error = Some(shortened(error));
+    changes.jobs.insert(job.id);
+    state.jobs.insert(job.id, job.clone());
+    state.note_attempt(&job);
+    state.forget_old_jobs();
+    Ok(Reply::Job(Box::new(job)))
 }
 
 fn new(state: &mut State, kind: JobKind, origin: Origin, started_ms: u64) -> Job {

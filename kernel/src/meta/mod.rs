@@ -39,8 +39,8 @@ mod transfer;
 
 pub use apply::{Changes, Comparison, Registered, Reply, apply};
 pub use backup::{
-    BackupJob, BackupStep, BackupWish, Ledger, NewTable, RestoreJob, RestoreStep, RestoreWish, RestoredCopy,
-    Totals,
+    BackupJob, BackupStep, BackupWish, Ledger, NewTable, RefusedWish, RestoreJob, RestoreStep, RestoreWish,
+    RestoredCopy, Totals,
 };
 pub use command::{
     Appointment, Command, CommandError, InSyncChange, NewBeginning, NewTablet, RegisterServer, ReplicaChange,

@@ -4,11 +4,12 @@ use crate::Args;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{Attempt, JobId, ReplicaId, TableId, TabletId};
 use ebla_kernel::meta::{
-    BackupJob, BackupStep, BackupWish, Command, NewTable, NewTablet, Origin, RestoreJob, RestoreStep,
-    RestoreWish, RestoredCopy, Schedule, SchedulePast, State, TableSpec, Totals, Wish,
+    BackupJob, BackupStep, BackupWish, Command, NewTable, NewTablet, Origin, RefusedWish, RestoreJob,
+    RestoreStep, RestoreWish, RestoredCopy, Schedule, SchedulePast, State, TableSpec, Totals, Wish,
 };
 
-pub const NAMES: [&str; 10] = [
+pub const NAMES: [&str; 11] = [
+    "refused-backup",
     "backup",
     "choose",
     "commit-backup",
@@ -28,6 +29,12 @@ pub fn command(name: &str, args: &Args, state: &State, now_ms: u64, new_table: O
     let restore = |step| Command::ChangeRestore { job, attempt, step };
     let start = |wish| Command::StartJob { wish, origin: Origin::Operator, time_ms: now_ms };
     match name {
+        "refused-backup" => Command::RecordRefusal {
+            wish: RefusedWish::Backup(backup_wish(args, state)),
+            error: "it burns".to_owned(),
+            started_ms: now_ms,
+            ended_ms: now_ms + 5,
+        },
         "backup" => start(Wish::Backup(Box::new(backup_wish(args, state)))),
         "choose" => backup(BackupStep::Choose { ts: Hlc::new(args.number("ts"), 0) }),
         "commit-backup" => {

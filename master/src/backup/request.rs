@@ -5,7 +5,6 @@ use super::open;
 use crate::clock;
 use crate::service::Shared;
 use crate::service::control::unexpected;
-use crate::service::route::no_table;
 use ebla_backup::{BackupError, Location, Manifest, Repository};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::TableId;
@@ -149,7 +148,12 @@ fn tables(
                     let hint = format!("table {name} is the cluster's own: what it holds is never backed up");
                     return Err(ApiError::new(Reason::BadRequest, hint));
                 }
-                state.table_named(name).ok_or_else(|| no_table(name))
+                state.table_named(name).ok_or_else(|| {
+                    let hint = format!(
+                        "there is no table {name}: name one that `ebla table list` shows; if a schedule names it, change that with `ebla backup schedule set` or end it with `ebla backup schedule remove`"
+                    );
+                    ApiError::new(Reason::TableNotFound, hint)
+                })
             });
             known.collect::<Result<_, _>>()?
         }

@@ -149,13 +149,15 @@ fn new_table(
 /// What the table promised, with as many copies as are wanted now.
 fn spec(entry: &TableEntry, replicas: Option<u8>) -> Result<TableSpec, String> {
     let mut spec = entry.settings.spec().map_err(|error| error.to_string())?;
-    if let Some(replicas) = replicas.filter(|replicas| *replicas != spec.replicas) {
+    if let Some(replicas) = replicas {
         spec.replicas = replicas;
         spec.min_in_sync = TableSpec::default_min_in_sync(replicas);
+        // A level, or else a policy, that only more copies can keep.
         if spec.check().is_err() {
-            // A level or a policy that only so many copies can keep.
-            let plain = TableSpec::default();
-            (spec.ack, spec.policy) = (plain.ack, TableSpec::default_policy(spec.kind));
+            spec.ack = TableSpec::default().ack;
+        }
+        if spec.check().is_err() {
+            spec.policy = TableSpec::default_policy(spec.kind);
         }
     }
     spec.check().map_err(|error| format!("table {} cannot be as it was: {error}", entry.name))?;
@@ -224,5 +226,30 @@ fn request(
         tablet_id: order.tablet.0,
         replica_id: order.replica.0,
         rate_bytes: restore.wish.rate_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ebla_backup::TableSettings;
+    use ebla_kernel::meta::Policy;
+    use ebla_kernel::op::AckLevel;
+
+    #[test]
+    fn the_number_of_copies_is_all_that_changes_if_the_rest_can_stay() {
+        let was = TableSpec {
+            replicas: 3,
+            min_in_sync: 3,
+            policy: Policy::Degraded,
+            ack: AckLevel::Copies(3),
+            ..TableSpec::default()
+        };
+        let settings = TableSettings::of(&was);
+        let entry = TableEntry { id: 1, name: "t".to_owned(), since_ts: 0, settings, parts: Vec::new() };
+        assert_eq!(spec(&entry, None), Ok(was.clone()));
+        assert_eq!(spec(&entry, Some(3)), Ok(TableSpec { min_in_sync: 2, ..was.clone() }));
+        let fewer = TableSpec { replicas: 1, min_in_sync: 1, ack: TableSpec::default().ack, ..was };
+        assert_eq!(spec(&entry, Some(1)), Ok(fewer));
     }
 }

@@ -7,7 +7,10 @@ use crate::backup::{
     create_backup, is_of_backups, key_of, one_url, restore_backup, schedule_to_wire, wire_schedule,
 };
 use crate::clock;
-use ebla_kernel::meta::{Command, Job, Rejection, Reply, State, is_system_name};
+use ebla_kernel::hlc::Hlc;
+use ebla_kernel::meta::{
+    BackupWish, Command, Job, RefusedWish, Rejection, Reply, RestoreWish, State, is_system_name,
+};
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::split::job_to_wire;
 use ebla_proto::v1::{
@@ -25,8 +28,11 @@ pub(super) async fn create(
     shared: &Shared,
     request: CreateBackupRequest,
 ) -> Result<CreateBackupResponse, ApiError> {
-    let job = create_backup(shared, request, false).await?;
-    Ok(CreateBackupResponse { job: Some(wire(&job)) })
+    let (wish, started_ms) = (refused_backup(&request), clock::wall_ms());
+    match create_backup(shared, request, false).await {
+        Ok(job) => Ok(CreateBackupResponse { job: Some(wire(&job)) }),
+        Err(error) => Err(noted(shared, wish, started_ms, error).await),
+    }
 }
 
 /// Begins to bring tables back.
@@ -34,8 +40,55 @@ pub(super) async fn restore(
     shared: &Shared,
     request: RestoreBackupRequest,
 ) -> Result<RestoreBackupResponse, ApiError> {
-    let job = restore_backup(shared, request).await?;
-    Ok(RestoreBackupResponse { job: Some(wire(&job)) })
+    let (wish, started_ms) = (refused_restore(&request), clock::wall_ms());
+    match restore_backup(shared, request).await {
+        Ok(job) => Ok(RestoreBackupResponse { job: Some(wire(&job)) }),
+        Err(error) => Err(noted(shared, wish, started_ms, error).await),
+    }
+}
+
+/// What a request asked for, without what only a look at the target tells.
+fn refused_backup(request: &CreateBackupRequest) -> RefusedWish {
+    let parent = (!request.parent_id.is_empty()).then(|| (request.parent_id.clone(), Hlc::MIN));
+    RefusedWish::Backup(BackupWish {
+        backup: String::new(),
+        url: request.url.clone(),
+        tables: Vec::new(),
+        parent,
+        at: (request.at_ts != 0).then_some(Hlc(request.at_ts)),
+        safe: Hlc::MIN,
+        rate_bytes: request.rate_bytes,
+        key_id: String::new(),
+        by: request.by.clone(),
+        scheduled: false,
+    })
+}
+
+fn refused_restore(request: &RestoreBackupRequest) -> RefusedWish {
+    RefusedWish::Restore(RestoreWish {
+        backup: request.backup_id.clone(),
+        url: request.url.clone(),
+        ts: Hlc::MIN,
+        tables: Vec::new(),
+        replicas: None,
+        rate_bytes: request.rate_bytes,
+        by: request.by.clone(),
+    })
+}
+
+/// Keeps a refusal for audits, unless the request made no sense or another master is to be asked.
+/// The one who asked hears of it all the same when it cannot be kept.
+async fn noted(shared: &Shared, wish: RefusedWish, started_ms: u64, error: ApiError) -> ApiError {
+    let is_kept = !matches!(
+        error.reason,
+        Reason::BadRequest | Reason::NotLeader | Reason::Unavailable | Reason::TimedOut | Reason::Internal
+    );
+    if is_kept {
+        let (text, ended_ms) = (error.message.clone(), clock::wall_ms());
+        let command = Command::RecordRefusal { wish, error: text, started_ms, ended_ms };
+        let _ = shared.raft.propose(command).await;
+    }
+    error
 }
 
 /// What became of backups and restores, those under way included.

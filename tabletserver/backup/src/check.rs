@@ -11,7 +11,7 @@ use crate::names;
 use crate::repository::{Repository, blocking};
 use crate::scratch::Scratch;
 use crate::sst::{FileReader, Written, split_key};
-use crate::target::Pace;
+use crate::target::{Pace, TargetError};
 use ebla_kernel::range::KeyRange;
 use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
@@ -36,7 +36,8 @@ impl Repository {
         self.check_files(manifest, scratch, pace, &mut Err).await
     }
 
-    /// As [`Self::check`], but goes on to the end: everything that is damaged is returned.
+    /// As [`Self::check`], but goes on to the end: everything that is damaged, and each file that
+    /// cannot be read, is returned.
     ///
     /// # Errors
     /// `Key`, `NewerFormat`, and when target or disk do not allow to go on.
@@ -69,7 +70,10 @@ impl Repository {
     ) -> Result<(), BackupError> {
         let key = self.key(manifest.key_id())?;
         let mut hear = |checked| match checked {
-            Err(damage @ BackupError::Damaged(_)) => damaged(damage),
+            Err(
+                error @ (BackupError::Damaged(_)
+                | BackupError::Target(TargetError::Refused(_) | TargetError::NotFound(_))),
+            ) => damaged(error),
             other => other,
         };
         let mut checks = FuturesOrdered::new();
@@ -177,6 +181,10 @@ fn check_table(manifest: &Manifest, table: &TableEntry) -> Result<(), String> {
             if covered.is_none() || !is_inside(tombstone.ts) {
                 return Err(format!("has a range deletion in part {} that is none of it", part.name));
             }
+        }
+        // Each row that is counted has a version in the files.
+        if part.rows > part.files.iter().map(|file| file.versions).fold(0, u64::saturating_add) {
+            return Err(format!("has {} rows in part {}, and its files have fewer", part.rows, part.name));
         }
         let mut last: Option<&FileEntry> = None;
         for file in &part.files {

@@ -13,22 +13,28 @@ pub struct Inventory {
     found: BTreeMap<String, Result<Manifest, BackupError>>,
 }
 
+/// Why a backup is of no use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// Its manifest cannot be read.
+    Unreadable,
+    /// A backup that it adds to, itself or by way of others, is missing or cannot be read.
+    NoParent,
+}
+
 impl Repository {
-    /// Every backup that was finished. One whose manifest is damaged, or of a newer format, is there
-    /// as that error.
+    /// Every backup that was finished. One whose manifest is damaged, of a newer format, or cannot
+    /// be read is there as that error.
     ///
     /// # Errors
-    /// As the target says.
+    /// As the target says when it cannot be listed.
     pub async fn inventory(&self) -> Result<Inventory, BackupError> {
         let mut found = BTreeMap::new();
         for (id, manifest) in self.survey().await? {
             match manifest {
                 Ok(None) => {}
                 Ok(Some(manifest)) => drop(found.insert(id, Ok(manifest))),
-                Err(error @ (BackupError::Damaged(_) | BackupError::NewerFormat(_))) => {
-                    found.insert(id, Err(error));
-                }
-                Err(error) => return Err(error),
+                Err(error) => drop(found.insert(id, Err(error))),
             }
         }
         Ok(Inventory { found })
@@ -71,6 +77,19 @@ impl Inventory {
     #[must_use]
     pub fn manifest(&self, id: &str) -> Option<&Manifest> {
         self.found.get(id)?.as_ref().ok()
+    }
+
+    /// What is wrong with a backup that the listing alone tells: its manifest cannot be read, or it
+    /// adds to a backup that is not there or is wrong itself.
+    #[must_use]
+    pub fn fault(&self, id: &str) -> Option<Fault> {
+        let chain = self.chain(id).ok()?;
+        let first = chain.first()?;
+        match self.found.get(first)? {
+            Err(_) if first == id => Some(Fault::Unreadable),
+            Ok(manifest) if manifest.parent.is_none() => None,
+            Ok(_) | Err(_) => Some(Fault::NoParent),
+        }
     }
 
     /// Takes out what was wrong with a manifest that cannot be read.

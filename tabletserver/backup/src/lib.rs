@@ -39,7 +39,7 @@ pub use check::check_manifest;
 pub use coverage::{NotCovered, boundaries, check_coverage};
 pub use encryption::ALGORITHM;
 pub use error::BackupError;
-pub use inventory::Inventory;
+pub use inventory::{Fault, Inventory};
 pub use key::{KEY_FILE_VARIABLE, KEY_VARIABLE, Key};
 pub use location::{BadLocation, Bucket, Location};
 pub use manifest::{

@@ -41,7 +41,14 @@ pub(crate) fn is_own(name: &str) -> bool {
         let file = rest.strip_prefix(place).and_then(|file| file.strip_suffix(ending));
         file.is_some_and(|file| check_id(file).is_ok())
     };
-    is_generated(id) && ([MANIFEST, SIGN].contains(&rest) || is_file(PARTS, ".json") || is_file(DATA, ".sst"))
+    // PART-NNNN.sst
+    let is_numbered = || {
+        let (_, number) =
+            rest.strip_suffix(".sst").and_then(|file| file.rsplit_once('-')).unwrap_or_default();
+        number.len() >= 4 && number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let is_data = is_file(DATA, ".sst") && is_numbered();
+    is_generated(id) && ([MANIFEST, SIGN].contains(&rest) || is_file(PARTS, ".json") || is_data)
 }
 
 /// A name for a backup that is asked for `now`: when that was, readable, and a number against two at

@@ -130,7 +130,9 @@ async fn what_a_manifest_says_must_fit() {
     let place = Place::new().await;
     let manifest = make(&place.repository(None), &Wish::full("a", 100)).await.unwrap();
     check_manifest(&manifest).unwrap();
-    let wrong: [(&str, Change); 9] = [
+    let wrong: [(&str, Change); 11] = [
+        ("and its files have fewer", |manifest| manifest.tables[0].parts[0].files.clear()),
+        ("and its files have fewer", |manifest| manifest.tables[0].parts[1].rows = 1_000),
         ("has no part for the keys", |manifest| drop(manifest.tables[0].parts.remove(0))),
         ("has no part for the keys", |manifest| manifest.tables[0].parts[0].end = Some("l".into())),
         ("keys of the one before", |manifest| manifest.tables[0].parts[0].end = Some("n".into())),

@@ -5,8 +5,8 @@ use crate::cmd::{connect, job, output};
 use ebla_client::v1;
 use serde_json::{Value as Json, json};
 
-const COLUMNS: [&str; 10] =
-    ["job", "kind", "id", "state", "by", "started", "duration_ms", "rows", "bytes", "error"];
+const COLUMNS: [&str; 12] =
+    ["job", "kind", "id", "url", "state", "by", "started", "duration_ms", "ts", "rows", "bytes", "error"];
 
 /// Prints the attempts that the cluster remembers, oldest first.
 pub async fn run(global: &Global, wait: Wait) -> anyhow::Result<()> {

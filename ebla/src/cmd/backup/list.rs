@@ -14,21 +14,25 @@ const COLUMNS: [&str; 10] =
 /// Lists the backups, oldest first.
 pub async fn run(global: &Global, at: BackupsAt) -> anyhow::Result<()> {
     let repository = repository(&at.url).await?;
-    let (mut whole, mut damaged) = (Vec::new(), Vec::new());
-    for (id, manifest) in repository.survey().await? {
-        match manifest {
-            Ok(Some(manifest)) => whole.push(manifest),
-            // Not finished: no backup.
-            Ok(None) => {}
-            Err(error @ (BackupError::Damaged(_) | BackupError::NewerFormat(_))) => {
-                note(&format!("warning: {error}"));
-                damaged.push(damaged_json(&id, &error));
+    let mut inventory = repository.inventory().await?;
+    let mut objects = Vec::new();
+    for id in inventory.ids() {
+        let fault = inventory.fault(&id);
+        if let Some(manifest) = inventory.manifest(&id) {
+            let mut object = backup_json(manifest);
+            if fault.is_some() {
+                let parent = manifest.parent.as_ref().map_or("", |parent| &parent.id);
+                note(&format!(
+                    "warning: backup {id} adds to {parent}, which, or what that adds to, is not here: it cannot be restored"
+                ));
+                object["state"] = "parent missing".into();
             }
-            Err(error) => return Err(error.into()),
+            objects.push(object);
+        } else if let Some(error) = inventory.take_error(&id) {
+            note(&format!("warning: backup {id}: {error}"));
+            objects.push(damaged_json(&id, &error));
         }
     }
-    whole.sort_by(|a, b| (a.ts, &a.id).cmp(&(b.ts, &b.id)));
-    let objects: Vec<_> = whole.iter().map(backup_json).chain(damaged).collect();
     output(global).list(&COLUMNS, &objects)
 }
 
@@ -55,7 +59,9 @@ pub fn backup_json(manifest: &Manifest) -> Json {
 
 /// What can be said of a backup whose manifest cannot be read.
 fn damaged_json(id: &str, error: &BackupError) -> Json {
-    json!({ "id": id, "state": "damaged", "error": error.to_string() })
+    let is_damaged = matches!(error, BackupError::Damaged(_) | BackupError::NewerFormat(_));
+    let state = if is_damaged { "damaged" } else { "unreadable" };
+    json!({ "id": id, "state": state, "error": error.to_string() })
 }
 
 /// The error of a target at which there is no backup.

@@ -80,8 +80,9 @@ async fn check(repository: &Repository, backups: &[&Manifest], report: &mut Repo
         bar.0.set_message(backup.id.clone());
         match repository.damages(backup, scratch.path(), &bar).await {
             Ok(damages) => damages.into_iter().for_each(|damage| report.add(&backup.id, damage)),
-            Err(error @ (BackupError::Key(_) | BackupError::NewerFormat(_))) => report.add(&backup.id, error),
-            Err(error) => return Err(error.into()),
+            // The disk of this machine.
+            Err(error @ BackupError::Local(_)) => return Err(error.into()),
+            Err(error) => report.add(&backup.id, error),
         }
     }
     bar.0.finish_and_clear();

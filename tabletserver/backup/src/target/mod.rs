@@ -24,7 +24,7 @@ pub struct Listed {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// Nothing of that name.
-    #[error("{0} is not there")]
+    #[error("{0} is not there: check the URL, and whether somebody has removed or pruned it")]
     NotFound(String),
     /// The target is full.
     #[error("{0}")]
