@@ -250,7 +250,8 @@ impl Tablet {
             false => self.applied.min(self.safe),
         };
         match self.seals.sealed_at(upto) {
-            Some((seal, end)) if seal.attempt != self.staged => {
+            // After a restart the log is gone through again: what it was sealed for before is over.
+            Some((seal, end)) if seal.attempt > self.staged => {
                 self.is_staging = true;
                 effects.push(Effect::Stage { seal: seal.clone(), end });
             }
