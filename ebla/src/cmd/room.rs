@@ -2,7 +2,7 @@
 
 use super::{connect, note, output};
 use crate::cli::{Global, ListRooms, PublishRoom, Room, RoomName, SubscribeRooms};
-use crate::output::{Output, argument_bytes};
+use crate::output::{Output, argument_bytes, counted};
 use bytes::Bytes;
 use ebla_client::{Reason, RoomEvent, RoomMessage, RoomSubscriber, Scan, Value, v1};
 use ebla_kernel::ids::{Incarnation, Ordinal};
@@ -30,7 +30,7 @@ async fn subscribe(global: &Global, args: SubscribeRooms, out: &mut Output) -> a
     let mut subscriber = connect(global, args.wait).await?.subscriber().await?;
     subscriber.join(rooms.iter().cloned()).await?;
     let at = subscriber.address().unwrap_or("no server");
-    note(&format!("subscribed to {} at {at}", counted(rooms.len() as u64, "room")));
+    note(&format!("subscribed to {} at {at}", counted(rooms.len() as u64, "room", "rooms")));
     let mut printed = 0;
     while args.limit.is_none_or(|limit| printed < limit) {
         let Some(message) = next(&mut subscriber).await? else { continue };
@@ -67,7 +67,7 @@ async fn publish(global: &Global, args: PublishRoom, out: &mut Output) -> anyhow
     let (room, message) = (argument_bytes(&args.room, global.hex), args.content.read(global.hex)?);
     let published = connect(global, args.wait).await?.publish(room, message).await?;
     out.one(&json!({ "delivered": published.delivered }), || {
-        format!("delivered to {}", counted(published.delivered, "subscriber"))
+        format!("delivered to {}", counted(published.delivered, "subscriber", "subscribers"))
     })
 }
 
@@ -80,8 +80,8 @@ async fn who(global: &Global, args: RoomName, out: &mut Output) -> anyhow::Resul
     }
     let object = out.bytes_json(&[("room", &room)], others);
     let some = if who.partial { " at least: a server did not answer" } else { "" };
-    let subscribers = counted(who.subscribers, "subscriber");
-    let servers = counted(who.server_ids.len() as u64, "server");
+    let subscribers = counted(who.subscribers, "subscriber", "subscribers");
+    let servers = counted(who.server_ids.len() as u64, "server", "servers");
     out.one(&object, || format!("{subscribers} at {servers}{some}"))
 }
 
@@ -103,17 +103,9 @@ async fn list(global: &Global, args: ListRooms, out: &mut Output) -> anyhow::Res
         let ids: Vec<u64> = present.map(|server| server.id).collect();
         if !ids.is_empty() {
             let object = out.bytes_json(&[("room", &row.key)], json!({ "servers": ids }));
-            let line = format!("{}\t{}", out.text(&row.key), counted(ids.len() as u64, "server"));
+            let line = format!("{}\t{}", out.text(&row.key), counted(ids.len() as u64, "server", "servers"));
             out.stream(&object, || line)?;
         }
     }
     out.end_stream()
-}
-
-/// So many of what has this name, in words.
-fn counted(count: u64, name: &str) -> String {
-    match count {
-        1 => format!("1 {name}"),
-        _ => format!("{count} {name}s"),
-    }
 }
