@@ -180,6 +180,8 @@ pub enum Mutation {
     StagedChildServes,
     /// A copy retires a tablet in one step and makes its children in another.
     SwitchInTwoSteps,
+    /// A copy that goes through its log again stages the children of whatever seal it meets.
+    EarlierSealStaged,
     /// A restart leaves the rows of a sealed tablet to whoever leads it.
     StagedNotReplayed,
     /// A restart does not read the logs of retired tablets.
@@ -241,7 +243,7 @@ impl Mutation {
     ];
 
     /// The seeded bugs that the simulator is to find, or not to find.
-    pub const ALL: [Self; 102] = [
+    pub const ALL: [Self; 103] = [
         Self::LowerEpochAccepted,
         Self::AnyIncarnationLeads,
         Self::QCountsOlderEpochs,
@@ -323,6 +325,7 @@ impl Mutation {
         Self::MergeReadyOfOneParent,
         Self::MergedTimeGoesBack,
         Self::StagedChildServes,
+        Self::EarlierSealStaged,
         Self::SwitchInTwoSteps,
         Self::StagedNotReplayed,
         Self::RetiredNotReplayed,
@@ -459,7 +462,7 @@ impl Mutation {
             Self::CommitTooFew => "m27",
             Self::CommitOfAnyDisk => "m27",
             Self::WritesAfterSeal => "m25",
-            Self::SealAppliedEarly => "m26",
+            Self::SealAppliedEarly | Self::EarlierSealStaged => "m26",
             Self::ReadyOfAnyAttempt => "m28",
             Self::UnsealedByItself => "m29",
             Self::ReadySetIgnored => "m17",
@@ -576,7 +579,7 @@ impl Mutation {
             | Self::CommitTooFew
             | Self::CommitOfAnyDisk => &["m27"],
             Self::WritesAfterSeal => &["m25"],
-            Self::SealAppliedEarly => &["m26"],
+            Self::SealAppliedEarly | Self::EarlierSealStaged => &["m26"],
             Self::ReadyOfAnyAttempt => &["m28"],
             Self::ReadySetIgnored => &["m17"],
             Self::ChildFenceNotHeld => &["m18"],

@@ -231,6 +231,13 @@ impl Profile {
                 self.crashes();
                 self.wait_pm = 200;
             }
+            Mutation::EarlierSealStaged => {
+                self.reshapes();
+                self.crashes();
+                self.cuts();
+                self.cancel_us = Some((50_000, 400_000));
+                self.disk.flush_every_us = (4 * SECOND_US, 20 * SECOND_US);
+            }
             Mutation::SwitchInTwoSteps
             | Mutation::StagedNotReplayed
             | Mutation::RetiredNotReplayed

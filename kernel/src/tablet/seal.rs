@@ -13,7 +13,8 @@
 //!
 //! - m25: a seal is the last data entry; only `EpochStart` and its own `Unseal` follow. A leader
 //!   whose log ends sealed holds writes, whoever wrote the seal;
-//! - m26: a copy stages children only for a seal at or below Q that it has applied;
+//! - m26: a copy stages children only for a seal at or below Q that it has applied, and never for
+//!   an earlier attempt than those it has;
 //! - m28: a copy is ready for exactly the attempt that it has staged;
 //! - m29: a seal is taken back only when metadata has shown that its attempt was aborted, and no
 //!   attempt is sealed twice;
@@ -251,7 +252,10 @@ impl Tablet {
         };
         match self.seals.sealed_at(upto) {
             // After a restart the log is gone through again: what it was sealed for before is over.
-            Some((seal, end)) if seal.attempt > self.staged => {
+            Some((seal, end))
+                if seal.attempt > self.staged
+                    || (mutated!(EarlierSealStaged) && seal.attempt < self.staged) =>
+            {
                 self.is_staging = true;
                 effects.push(Effect::Stage { seal: seal.clone(), end });
             }

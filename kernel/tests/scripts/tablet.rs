@@ -177,7 +177,7 @@ impl Session {
         let (source, promised) = (&self.copies[&1], Epoch(words.number("epoch", 1)));
         let log = source.log[..upto].to_vec();
         let entries: Vec<Entry> = log.iter().map(|(entry, _)| entry.clone()).collect();
-        let tablet = open(id, Incarnation(1), promised, &entries, Seq(upto as u64));
+        let tablet = open(id, Incarnation(1), promised, &entries, Seq(upto as u64), Attempt(0));
         let versions = source.versions.clone();
         let copy = Copy { tablet, promised, log, durable: upto, versions, ..Copy::new(id) };
         let shown = copy.show();
@@ -230,7 +230,7 @@ impl Copy {
     fn new(id: u64) -> Self {
         Self {
             id,
-            tablet: open(id, Incarnation(1), Epoch(0), &[], Seq(0)),
+            tablet: open(id, Incarnation(1), Epoch(0), &[], Seq(0), Attempt(0)),
             incarnation: Incarnation(1),
             promised: Epoch(0),
             log: Vec::new(),
@@ -553,11 +553,13 @@ impl Copy {
     }
 
     fn restart(&mut self, rest: &str) -> Vec<String> {
-        let words = Words::of(rest, &["incarnation"]);
+        let words = Words::of(rest, &["incarnation", "applied", "staged"]);
         self.incarnation = Incarnation(words.number("incarnation", 2));
+        let applied = Seq(words.number("applied", self.tablet.applied_seq().0));
+        let staged = Attempt(words.number("staged", 0));
         self.log.truncate(self.durable);
         let log: Vec<Entry> = self.log.iter().map(|(entry, _)| entry.clone()).collect();
-        self.tablet = open(self.id, self.incarnation, self.promised, &log, self.tablet.applied_seq());
+        self.tablet = open(self.id, self.incarnation, self.promised, &log, applied, staged);
         (self.settling, self.cutting) = (None, None);
         vec![self.show()]
     }
@@ -613,7 +615,14 @@ fn membership(version: ConfigVersion, in_sync: &str, members: Option<&str>) -> M
     Membership { version, in_sync: ids(in_sync), members, leaving: None }
 }
 
-fn open(id: u64, incarnation: Incarnation, promised: Epoch, log: &[Entry], applied: Seq) -> Tablet {
+fn open(
+    id: u64,
+    incarnation: Incarnation,
+    promised: Epoch,
+    log: &[Entry],
+    applied: Seq,
+    staged: Attempt,
+) -> Tablet {
     let epoch_start = |entry: &Entry| match entry.payload {
         Payload::EpochStart { .. } => Some((entry.pos.epoch, entry.seq())),
         Payload::Write(_)
@@ -640,7 +649,7 @@ fn open(id: u64, incarnation: Incarnation, promised: Epoch, log: &[Entry], appli
         tokens,
         base: LogEnd::default(),
         seals,
-        staged: Attempt(0),
+        staged,
     })
 }
 
