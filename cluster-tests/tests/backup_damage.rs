@@ -171,6 +171,34 @@ fn every_harm_ends_verify_and_restore_in_a_clear_error() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn what_is_harmed_takes_no_other_table_along_and_is_not_added_to() -> Result<()> {
+    let place = tempfile::tempdir()?;
+    let cluster = Dev::start(&["--servers", "1"])?;
+    let (cli, to) = (cluster.node.cli(), url(place.path()));
+    create_table(&cli);
+    fill(&cli, 300);
+    let _ = cli.run(&["table", "create", "other", "--replicas", "1"]).expect(exit::OK);
+    let _ = cli.run(&["set", "other", "k", "v"]).expect(exit::OK);
+    let full = id(&cli.json(&["backup", "create", "--to", &to, "--wait"]))?;
+    let dir = place.path().join("backups").join(&full);
+    let manifest: Json = serde_json::from_slice(&fs::read(dir.join("manifest.json"))?)?;
+    let tables = manifest["manifest"]["tables"].as_array().context("tables")?;
+    let of_t = tables.iter().find(|table| table["name"] == "t").context("t")?;
+    let file = of_t["parts"][0]["files"][0]["name"].as_str().context("a file")?;
+    fs::remove_file(dir.join(file))?;
+
+    let restore = |table: &str, name: &str| {
+        cli.run(&["backup", "restore", "--from", &to, "--table", table, "--as", name])
+    };
+    let _ = restore("t", "u").expect(exit::FAILED).saying(&[file, "is missing"]);
+    let _ = restore("other", "another").expect(exit::OK);
+    ensure!(cli.json(&["get", "another", "k"])["value"] == "v");
+    let add = cli.run(&["backup", "create", "--to", &to, "--incremental-from", &full]);
+    let _ = add.expect(exit::FAILED).saying(&[file, "is missing"]);
+    Ok(())
+}
+
 fn check_said(name: &str, word: &str, output: &Output) -> Result<()> {
     ensure!(output.code == exit::FAILED, "{name}: {output}");
     ensure!(output.stderr.contains(word), "{name}: {word:?} is missing from {output}");

@@ -188,6 +188,10 @@ pub const HELLO_EPOCHS_MAX: usize = 256;
 /// the leader from being purged, and the server builds few of them at once.
 pub const COPIES_ON_THEIR_WAY_MAX: usize = 16;
 
+/// Leaderships that a server which is drained hands over at a time: enough for a thousand within
+/// seconds, few enough that the pause of each is that of one alone.
+pub const DRAINS_AT_ONCE: usize = 16;
+
 /// Pause before a change of a tablet's copies is proposed again while its fate is unknown.
 pub const REPLICA_CHANGE_RETRY_MS: u64 = 2_000;
 

@@ -70,6 +70,7 @@ impl Copied {
 /// a merge copies rows.
 #[must_use]
 pub fn job_to_wire(job: &Job, copied: Option<Copied>, now_ms: u64) -> v1::Job {
+    let copied = copied.filter(|_| job.is_running());
     let progress = progress(job, copied.as_ref());
     let kind = match &job.kind {
         JobKind::Split(_) => v1::JobKind::Split,

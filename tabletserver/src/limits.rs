@@ -644,13 +644,6 @@ pub const BACKUP_VERSIONS_PER_LOOK: usize = 128;
 /// ... of which a large one counts for as many as it holds so many bytes.
 pub const BACKUP_BYTES_PER_VERSION: usize = 8 * 1024;
 
-/// How long one of several exports and imports works, without a rate, before it rests, in pieces
-/// that a request hardly notices: all that work at once take one core together.
-pub const BACKUP_STRETCH: Duration = Duration::from_millis(2);
-
-/// Longest such rest: a disk that hung is no reason to sleep for as long.
-pub const BACKUP_REST_MAX: Duration = Duration::from_millis(500);
-
 /// Answers that wait for a slow coordinator; the last one waits for room, others are left out.
 pub const BACKUP_ANSWERS_WAITING: usize = 4;
 

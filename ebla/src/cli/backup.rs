@@ -76,7 +76,7 @@ pub struct RestoreBackup {
     /// Copies of each tablet; as many as the table had by default
     #[arg(long, value_parser = parse::copies, value_name = "R")]
     pub replicas: Option<u8>,
-    /// Most bytes of files per second that each server fetches; what an otherwise idle core does by default
+    /// Most bytes of files per second that each server fetches; what half a core does by default
     #[arg(long, value_parser = parse::rate, value_name = "BYTES/s")]
     pub rate: Option<u64>,
     /// Return as soon as it has begun

@@ -78,7 +78,6 @@ fn job_json(job: &v1::Job) -> Json {
         "id": job.id,
         "kind": kind,
         "state": state(job),
-        "attempt": job.attempt,
         "by": if job.automatic { "cluster" } else { "operator" },
         "tablet": (job.tablet_id > 0).then_some(job.tablet_id),
         "other": (job.other_tablet_id > 0).then_some(job.other_tablet_id),

@@ -50,7 +50,8 @@ impl Control {
     pub(super) fn advance(&mut self, now: Tick, state: &State, effects: &mut Vec<Effect>) {
         let mut batch = Batch::default();
         let mut jobs = BTreeSet::new();
-        for id in std::mem::take(&mut self.dirty) {
+        // What has happened to one tablet may let another go on.
+        while let Some(id) = self.dirty.pop_first() {
             match state.tablet(id) {
                 Some(tablet) => {
                     self.forget_gave_up(tablet);

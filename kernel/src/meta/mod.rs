@@ -16,6 +16,7 @@ mod backup;
 mod campaign;
 mod command;
 mod control;
+mod drains;
 mod election;
 mod emptied;
 mod in_sync;

@@ -16,6 +16,7 @@
 use super::campaign::Batch;
 use super::command::ReplicaChange;
 use super::control::Control;
+use super::drains::Drains;
 use super::in_sync::is_at_its_least;
 use super::merge::gathers;
 use super::replicas::may_diverge;
@@ -43,6 +44,8 @@ pub(super) struct Repairs {
     coming: BTreeMap<ServerId, usize>,
     /// Tablets that would have one if there were room.
     waiting: BTreeSet<TabletId>,
+    /// Leaderships that leave servers which are drained.
+    drains: Drains,
 }
 
 impl Repairs {
@@ -58,6 +61,7 @@ impl Repairs {
         self.diverged.remove(&tablet);
         self.set_way(tablet, None);
         self.waiting.remove(&tablet);
+        self.drains.look(tablet, None);
     }
 
     /// Notes whether a copy of the tablet is on its way. Whether that made room.
@@ -184,6 +188,14 @@ impl Control {
         if self.repairs.note(tablet) {
             self.retry_waiting();
         }
+        let drained = tablet.leader.filter(|leader| duty_of(state, leader.server) != Duty::Serves);
+        let left = self.repairs.drains.look(tablet.id, drained.map(|leader| leader.server));
+        self.take_step(now, state, tablet, batch);
+        // Whoever has left makes room, and so does whoever waited for room and needs none.
+        self.dirty.extend(left.and_then(|server| self.repairs.drains.next(server)));
+    }
+
+    fn take_step(&mut self, now: Tick, state: &State, tablet: &Tablet, batch: &mut Batch) {
         if !self.settings.replaces_copies || self.is_repaired(now, tablet.id) {
             return;
         }
@@ -194,7 +206,10 @@ impl Control {
             (None, Some(job)) if gathers(job) => self.begin(state, tablet, batch),
             // Another job is about the tablet.
             (None, Some(_)) => false,
-            (None, None) => self.drain(state, tablet, batch) || self.begin(state, tablet, batch),
+            (None, None) => match self.drain(now, state, tablet, batch) {
+                Some(ordered) => ordered,
+                None => self.begin(state, tablet, batch),
+            },
         };
         if acted {
             let at = now.plus_ms(REPLICA_CHANGE_RETRY_MS);
@@ -251,21 +266,24 @@ impl Control {
         is_stuck
     }
 
-    /// Lets another copy lead when the leader's server is not to lead.
-    fn drain(&self, state: &State, tablet: &Tablet, batch: &mut Batch) -> bool {
+    /// Lets another copy lead when the leader's server is not to lead: whether that was ordered now,
+    /// or waits. None when there is nothing to do or nobody to do it.
+    fn drain(&mut self, now: Tick, state: &State, tablet: &Tablet, batch: &mut Batch) -> Option<bool> {
         let duty = |id: ServerId| duty_of(state, id);
-        let Some(leader) = tablet.leader.filter(|leader| duty(leader.server) != Duty::Serves) else {
-            return false;
-        };
+        let leader = tablet.leader.filter(|leader| duty(leader.server) != Duty::Serves)?;
         let heirs = tablet.in_sync_replicas().filter(|copy| {
             copy.id != leader.replica
                 && duty(copy.server) == Duty::Serves
                 && self.sessions.contains_key(&copy.server)
         });
         let least = heirs.min_by_key(|copy| (batch.heirs.get(&copy.server).copied().unwrap_or(0), copy.id));
-        let Some(heir) = least else { return false };
+        let heir = least?;
+        if !self.repairs.drains.begin(now, tablet.id, leader.server) {
+            self.deadlines.insert((now.plus_ms(REPLICA_CHANGE_RETRY_MS), tablet.id));
+            return Some(false);
+        }
         *batch.heirs.entry(heir.server).or_default() += 1;
-        self.hand_over(state, tablet, heir, batch)
+        Some(self.hand_over(state, tablet, heir, batch))
     }
 
     /// Orders the leader to hand over to `copy`.

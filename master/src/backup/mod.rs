@@ -92,10 +92,10 @@ pub(crate) async fn run(shared: Shared) {
         let wanted = if shared.role().leading { running(&shared) } else { BTreeSet::new() };
         for (id, task) in driven.extract_if(.., |id, _| !wanted.contains(id)) {
             task.abort();
-            shared.backups.lock().remove(&id);
             tasks.spawn(clear_ended(shared.clone(), id));
         }
         driven.retain(|_, task| !task.is_finished());
+        shared.backups.lock().retain(|id, _| wanted.contains(id));
         for id in wanted {
             driven.entry(id).or_insert_with(|| tasks.spawn(drive(shared.clone(), id)));
         }

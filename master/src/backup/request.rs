@@ -82,6 +82,9 @@ async fn parent(shared: &Shared, repository: &Repository, id: &str) -> Result<Op
     }
     // All of it must be there, or what is added is worth nothing.
     let mut chain = repository.chain(id).await.map_err(|error| ApiError::from(&error))?;
+    for manifest in &chain {
+        repository.check_presence(manifest).await.map_err(|error| ApiError::from(&error))?;
+    }
     let parent = chain.pop().ok_or_else(|| no_backup(id))?;
     let own = shared.raft.view().state().cluster_id().map(|id| id.to_string()).unwrap_or_default();
     if parent.cluster_id != own {

@@ -7,7 +7,8 @@ use crate::clock;
 use crate::limits::{BACKUP_PLAN_EVERY, BACKUP_SCRATCH, RESTORE_SERVERS_PATIENCE};
 use crate::placement::place;
 use crate::service::Shared;
-use ebla_backup::{Manifest, Repository, Scratch, TableEntry, Unpaced, boundaries};
+use ebla_backup::limits::RESTORE_CORE_PARTS;
+use ebla_backup::{Crew, Held, Manifest, Rate, Repository, Scratch, TableEntry, boundaries, retain_tables};
 use ebla_failpoints::failpoint;
 use ebla_kernel::backup::import::{ImportOrder, RestoreRun};
 use ebla_kernel::backup::site::{Map, map_of};
@@ -20,13 +21,17 @@ use ebla_kernel::meta::{
 };
 use ebla_proto::v1::ImportRequest;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
 use tracing::info;
 
 /// Takes a restore from where it stands to its end.
 pub(super) async fn run(shared: &Shared, job: &Job, restore: &RestoreJob) -> Result<(), Stop> {
     let repository = open(&restore.wish.url).await?;
-    let chain = repository.chain(&restore.wish.backup).await?;
+    let mut chain = repository.chain(&restore.wish.backup).await?;
+    // Of the other tables nothing is read, whatever has become of them.
+    let sources: BTreeSet<u32> = restore.wish.tables.iter().map(|(source, _)| source.0).collect();
+    retain_tables(&mut chain, &sources);
     let created = if restore.tables.is_empty() {
         check(shared, job, restore, &repository, &chain).await?;
         failpoint!("restore.create");
@@ -65,10 +70,14 @@ async fn check(
         .map_err(|error| Stop::Failed(format!("{} cannot be made: {error}", dir.display())))?;
     let bytes: Vec<u64> = chain.iter().map(|manifest| manifest.totals().stored_bytes).collect();
     let total = stored_bytes(chain).saturating_mul(2);
+    let pace = match wish.rate_bytes {
+        0 => Held::Core(Crew::default(), RESTORE_CORE_PARTS),
+        rate_bytes => Held::Rate(Arc::new(Rate::new(rate_bytes))),
+    };
     let mut checked = 0;
     for (manifest, bytes) in chain.iter().zip(bytes) {
         shared.backups.note(job.id, (checked, total), None);
-        repository.check(manifest, &scratch.0, &Unpaced).await?;
+        repository.check(manifest, &scratch.0, &pace).await?;
         checked += bytes;
     }
     info!(job = %job.id, backup = wish.backup, checked, "the files of the backup are as they were written");

@@ -26,7 +26,7 @@ pub fn work<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 
 /// Lets others go first. The scheduler lets a thread of any niceness work for a few milliseconds
 /// before it looks at who else is ready: too long for whoever waits for an answer.
-pub fn give_way() {
+pub(crate) fn give_way() {
     thread::yield_now();
 }
 

@@ -4,6 +4,7 @@ use crate::error::BackupError;
 use crate::limits::CHAIN_MAX;
 use crate::manifest::{Manifest, TableEntry};
 use crate::repository::Repository;
+use std::collections::BTreeSet;
 
 impl Repository {
     /// A backup and those it adds to, oldest first: a full one, then the increments.
@@ -54,6 +55,21 @@ pub(crate) fn check_link(parent: &Manifest, child: &Manifest) -> Result<(), Back
         }
     }
     Ok(())
+}
+
+/// Leaves those tables of a chain that some tables of its newest backup are made of.
+pub fn retain_tables(chain: &mut [Manifest], tables: &BTreeSet<u32>) {
+    let mut needed: Vec<BTreeSet<u32>> = vec![BTreeSet::new(); chain.len()];
+    for table in tables {
+        // The layers are the newest ones.
+        let first = chain.len() - layers(chain, *table).len();
+        for needed in &mut needed[first..] {
+            needed.insert(*table);
+        }
+    }
+    for (manifest, needed) in chain.iter_mut().zip(needed) {
+        manifest.tables.retain(|table| needed.contains(&table.id));
+    }
 }
 
 /// What of a chain a table of its newest backup is made of, oldest first: a full table, then what

@@ -8,10 +8,11 @@ use crate::key::Key;
 use crate::limits;
 use crate::manifest::{FileEntry, Manifest, Part, TableEntry};
 use crate::names;
+use crate::pace::{Pace, Worker};
 use crate::repository::{Repository, blocking};
 use crate::scratch::Scratch;
 use crate::sst::{FileReader, Written, split_key};
-use crate::target::{Pace, TargetError};
+use crate::target::TargetError;
 use ebla_kernel::range::KeyRange;
 use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
@@ -110,12 +111,16 @@ impl Repository {
         self.get_file(&manifest.id, file, key, &local, pace).await?;
         let place = names::file(&manifest.id, &file.name)?;
         let (part, file) = (part.clone(), file.clone());
-        let look = move || check_versions(&place, &part, &file, &local, &scratch.0);
+        let mut worker = pace.worker();
+        let look = move || check_versions(&place, &part, &file, (&local, &scratch.0), &mut worker);
         blocking(move || background::work(look)).await
     }
 
     /// A look at names and sizes finds most of what is wrong without reading anything.
-    pub(crate) async fn check_presence(&self, manifest: &Manifest) -> Result<(), BackupError> {
+    ///
+    /// # Errors
+    /// `Damaged` with the first file that is missing or of another size.
+    pub async fn check_presence(&self, manifest: &Manifest) -> Result<(), BackupError> {
         let listed = self.target().list(&names::directory(&manifest.id)?).await?;
         for file in manifest.files() {
             let place = names::file(&manifest.id, &file.name)?;
@@ -205,8 +210,8 @@ fn check_versions(
     place: &str,
     part: &Part,
     file: &FileEntry,
-    local: &Path,
-    scratch: &Path,
+    (local, scratch): (&Path, &Path),
+    worker: &mut Worker,
 ) -> Result<(), BackupError> {
     let wrong = |what: &str| BackupError::damaged(place, what);
     let range = part.range().map_err(|_| wrong("is of an inverted part"))?;
@@ -217,7 +222,7 @@ fn check_versions(
         reader.step();
         passed += 1;
         if passed % limits::VERSIONS_PER_YIELD == 0 {
-            background::give_way();
+            worker.rest();
         }
     }
     let Some(found) = seen.found else { return Err(wrong("holds nothing")) };

@@ -26,7 +26,9 @@ pub mod limits;
 mod location;
 mod manifest;
 mod names;
+mod pace;
 mod prune;
+mod rate;
 mod repository;
 mod scratch;
 mod settings;
@@ -34,7 +36,7 @@ mod sign;
 mod sst;
 mod target;
 
-pub use chain::layers;
+pub use chain::{layers, retain_tables};
 pub use check::check_manifest;
 pub use coverage::{NotCovered, boundaries, check_coverage};
 pub use encryption::ALGORITHM;
@@ -46,10 +48,12 @@ pub use manifest::{
     CreatedBy, Encryption, FileEntry, MANIFEST_FORMAT, Manifest, Parent, Part, TableEntry, Tombstone, Totals,
 };
 pub use names::{PROBES, check_id, new_id};
+pub use pace::{Crew, Held, Pace, Unpaced, Worker};
 pub use prune::{Garbage, Kept, KeptWhy, PruneWish, Spared};
+pub use rate::Rate;
 pub use repository::Repository;
 pub use scratch::Scratch;
 pub use settings::{TableSettings, UnknownWord};
 pub use sign::Sign;
 pub use sst::{FileReader, FileVersion, FileWriter, TABLE_ID_BYTES, Written, split_key};
-pub use target::{Content, Listed, Pace, Target, TargetError, Unfinished, Unpaced, open as open_target};
+pub use target::{Content, Listed, Target, TargetError, Unfinished, open as open_target};

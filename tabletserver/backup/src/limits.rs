@@ -9,6 +9,19 @@ pub const BACKGROUND_NICENESS: i32 = 10;
 /// Versions that are looked through before others go first: well below a millisecond of work.
 pub const VERSIONS_PER_YIELD: u64 = 128;
 
+/// How long work without a rate goes on before it rests, in pieces that a request hardly notices.
+pub const STRETCH: Duration = Duration::from_millis(2);
+
+/// Longest such rest.
+pub const REST_MAX: Duration = Duration::from_millis(500);
+
+/// Without a rate a restore has half a core of each server, and of the master that checks it: what
+/// asks for rows at the same time has the rest.
+pub const RESTORE_CORE_PARTS: u32 = 2;
+
+/// ... and a backup one: it does nothing while it waits for its disk and its target.
+pub const BACKUP_CORE_PARTS: u32 = 1;
+
 /// Files of a backup that are checked at once: one is fetched while another is looked through.
 pub const CHECKS_MAX: usize = 2;
 

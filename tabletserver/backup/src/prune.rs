@@ -172,9 +172,11 @@ fn find(wish: &PruneWish, listed: Vec<Listed>, uploads: Vec<Unfinished>, at: &At
         .iter()
         .filter_map(|(owner, seen)| Some((owner.clone(), why_kept(wish, at, owner, seen)?)))
         .collect();
-    let is_garbage = |name: &str| !spared.contains_key(owner(name)) && !at.named.contains(name);
-    let uploads: Vec<_> = uploads.into_iter().filter(|upload| is_garbage(&upload.name)).collect();
-    let files: Vec<_> = listed.into_iter().filter(|file| is_garbage(&file.name)).collect();
+    let is_spared = |name: &str| spared.contains_key(owner(name));
+    // What a manifest names is there: what goes up under such a name is the rest of an earlier try.
+    let uploads: Vec<_> = uploads.into_iter().filter(|upload| !is_spared(&upload.name)).collect();
+    let is_garbage = |file: &Listed| !is_spared(&file.name) && !at.named.contains(&file.name);
+    let files: Vec<_> = listed.into_iter().filter(is_garbage).collect();
     let names = files.iter().map(|file| &file.name).chain(uploads.iter().map(|upload| &upload.name));
     let ids = names.filter_map(|name| Some(names::split(name)?.0));
     let unfinished: BTreeSet<_> = ids.filter(|id| !at.finished.contains(*id)).map(str::to_owned).collect();

@@ -1,5 +1,6 @@
 //! Backups by name: manifests, parts and files at a target.
 
+use crate::Pace;
 use crate::document;
 use crate::encryption;
 use crate::error::BackupError;
@@ -8,7 +9,7 @@ use crate::limits::{MANIFEST_BYTES_MAX, PART_BYTES_MAX};
 use crate::location::Location;
 use crate::manifest::{FileEntry, Manifest, Part};
 use crate::names;
-use crate::target::{self, Content, Pace, Target, TargetError};
+use crate::target::{self, Content, Target, TargetError};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;

@@ -285,6 +285,9 @@ async fn garbage_is_what_no_backup_needs() {
                 b"xy",
             )
             .unwrap();
+            // Of an earlier try; the one that came after it is there.
+            let earlier = "backups/20260101T000000Z-00000001/.unfinished-7-1-manifest.json";
+            fs::write(place.path(earlier), b"xyz").unwrap();
         }
         // Young, but for what lies in a backup that is done.
         let spared = Spared::Written { since_ms: 1 };
@@ -299,7 +302,8 @@ async fn garbage_is_what_no_backup_needs() {
         let found: Vec<_> = garbage.files.iter().map(|file| file.name.as_str()).collect();
         assert_eq!(found, expected);
         assert_eq!(garbage.backups, ["20260101T000000Z-00000002"]);
-        assert_eq!(garbage.uploads.len(), usize::from(place.bucket.is_none()));
+        let uploads: Vec<_> = garbage.uploads.iter().map(|upload| upload.bytes).collect();
+        assert_eq!(uploads, if place.bucket.is_none() { vec![3, 2] } else { Vec::new() });
         repository.remove_garbage(&garbage).await.unwrap();
         expected.clear();
         assert!(

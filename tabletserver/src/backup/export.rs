@@ -5,7 +5,7 @@
 //! beginning, and it is looked whether the floor has passed it before the work and after. A copy
 //! that goes while it is read makes the export an error, never a smaller part.
 
-use super::pace::{Duty, Progress, Transfers, file_bytes};
+use super::pace::{Progress, Transfers, file_bytes};
 use super::uploads::{Destination, Uploads};
 use super::walk::{Walk, Window};
 use super::{Answers, Stop, open_repository};
@@ -13,7 +13,9 @@ use crate::limits;
 use crate::node::Node;
 use crate::store::gc::ReadPin;
 use crate::tablets::TabletHandle;
-use ebla_backup::{FileEntry, MANIFEST_FORMAT, Part, Scratch, Tombstone, Written, background};
+use ebla_backup::{
+    FileEntry, MANIFEST_FORMAT, Pace as _, Part, Scratch, Tombstone, Worker, Written, background,
+};
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{TableId, TabletId};
 use ebla_kernel::range::KeyRange;
@@ -41,7 +43,7 @@ pub(super) struct Export {
 struct Writing<'a> {
     export: &'a Export,
     dir: Scratch,
-    duty: Duty,
+    worker: Worker,
     looked: Instant,
     files: u64,
 }
@@ -78,7 +80,7 @@ impl Export {
     pub(super) async fn run(self, dir: PathBuf, answers: Answers<v1::ExportResponse>) {
         let (tablet, export) = (self.handle.id, Arc::new(self));
         let so_far = || {
-            let (bytes, files) = export.progress.get(export.pace.moved());
+            let (bytes, files) = (export.progress.bytes(export.pace.moved()), export.progress.files());
             v1::ExportResponse { bytes, files, ..v1::ExportResponse::default() }
         };
         let written = super::telling(&answers, so_far, Self::make(&export, dir, &answers)).await;
@@ -117,8 +119,8 @@ impl Export {
         self.check_here()?;
         let mut uploads = Uploads::new(runtime, to);
         let dir = super::scratch(dir)?;
-        let duty = Duty::new(self.request.rate_bytes, &self.pace);
-        let mut writing = Writing { export: self, dir, duty, looked: Instant::now(), files: 0 };
+        let worker = self.pace.worker();
+        let mut writing = Writing { export: self, dir, worker, looked: Instant::now(), files: 0 };
         let done = writing.files(&mut walk, &mut uploads).and_then(|files| {
             // Of a store without snapshots only this says that nothing was missed.
             self.check_here()?;
@@ -203,9 +205,9 @@ impl Writing<'_> {
             metrics::counter!("ebla_backup_exported_bytes_total").increment(written.bytes);
             metrics::counter!("ebla_backup_exported_files_total").increment(1);
             self.files += 1;
+            self.export.progress.pack(path.metadata().map_or(0, |file| file.len()));
             // One file is sent while the next is written, and no more wait.
             uploads.begin(written, path)?;
-            self.duty.begin();
         }
         uploads.finish()
     }
@@ -216,11 +218,11 @@ impl Writing<'_> {
         uploads: &Uploads,
         path: &Path,
     ) -> Result<Option<Written>, Stop> {
-        let Self { duty, looked, files, export, .. } = self;
+        let Self { worker, looked, export, .. } = self;
         let bytes_max = file_bytes(export.request.rate_bytes);
         walk.next_file(path, &|file| file.bytes() >= bytes_max, &mut |bytes| {
-            duty.rest();
-            export.progress.set(bytes, *files);
+            worker.rest();
+            export.progress.pass(bytes);
             if looked.elapsed() >= limits::BACKUP_SAY_EVERY {
                 *looked = Instant::now();
                 // One that goes is not read to its end.

@@ -8,7 +8,7 @@
 
 use super::imports::{AtWork, Begun, Imported};
 use super::merge::{Merge, fetch};
-use super::pace::{Duty, Progress, Transfers};
+use super::pace::Transfers;
 use super::selection::{Selection, Source, select};
 use super::taking::Taking;
 use super::{Answers, Stop, open_repository};
@@ -18,7 +18,7 @@ use crate::replicas::Replicas;
 use crate::store::Incoming;
 use crate::store::live::LiveRows;
 use crate::tablets::TabletHandle;
-use ebla_backup::{Repository, background};
+use ebla_backup::{Pace as _, Repository, background};
 use ebla_failpoints::failpoint;
 use ebla_kernel::hlc::Hlc;
 use ebla_kernel::ids::{ReplicaId, TableId, TabletId};
@@ -27,7 +27,7 @@ use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use tokio::runtime::Handle;
 
@@ -80,9 +80,9 @@ impl Import {
             Begun::Done(imported) => Ok(imported),
             Begun::Busy => Err(Stop::GivenUp),
             Begun::Now(at_work) => {
-                let progress = Progress::default();
+                let taken = AtomicU64::new(0);
                 let answers = answers.clone();
-                Filling { node, replicas, handle, request, answers, pace, progress }.run(dir, at_work).await
+                Filling { node, replicas, handle, request, answers, pace, taken }.run(dir, at_work).await
             }
         };
         let done = imported.map(|Imported { bytes, rows, versions }| v1::ImportResponse {
@@ -103,14 +103,16 @@ struct Filling {
     request: v1::ImportRequest,
     answers: Answers<v1::ImportResponse>,
     pace: Transfers,
-    progress: Progress,
+    /// Bytes of versions.
+    taken: AtomicU64,
 }
 
 impl Filling {
     async fn run(self, dir: PathBuf, at_work: AtWork) -> Result<Imported, Stop> {
         let filling = Arc::new(self);
         let so_far = || {
-            let (bytes, _) = filling.progress.get(filling.pace.moved());
+            // Either half of the work shows, while files come and while they are taken in.
+            let bytes = filling.taken.load(Ordering::Relaxed).midpoint(filling.pace.moved());
             v1::ImportResponse { bytes, ..v1::ImportResponse::default() }
         };
         super::telling(&filling.answers, so_far, Self::make(&filling, dir, at_work)).await
@@ -182,11 +184,11 @@ impl Filling {
 
     /// What is looked at again and again while versions go by.
     fn look(&self) -> impl FnMut(u64) -> Result<(), Stop> {
-        let mut duty = Duty::new(self.request.rate_bytes, &self.pace);
+        let mut worker = self.pace.worker();
         let mut looked = Instant::now();
         move |bytes| {
-            duty.rest();
-            self.progress.set(bytes, 0);
+            worker.rest();
+            self.taken.store(bytes, Ordering::Relaxed);
             if looked.elapsed() >= limits::BACKUP_SAY_EVERY {
                 looked = Instant::now();
                 self.node.check_copy(&self.handle)?;

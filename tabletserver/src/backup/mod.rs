@@ -42,6 +42,7 @@ use crate::limits;
 use crate::node::{Node, store_error};
 use crate::replicas::Replicas;
 use crate::store::StoreError;
+use ebla_backup::limits::{BACKUP_CORE_PARTS, RESTORE_CORE_PARTS};
 use ebla_backup::{BackupError, Location, Repository, Scratch};
 use ebla_kernel::ids::{TableId, TabletId};
 use ebla_proto::error::{ApiError, Reason};
@@ -134,7 +135,7 @@ impl BackupService for Backups {
         let request = request.into_inner();
         self.check_caller(&request.cluster_id)?;
         let room = take_room(&self.exports)?;
-        let pace = self.budget.transfers(request.rate_bytes);
+        let pace = self.budget.transfers(request.rate_bytes, BACKUP_CORE_PARTS);
         let export = Export::check(Arc::clone(&self.node), request, pace)?;
         let (answers, out) = mpsc::channel(limits::BACKUP_ANSWERS_WAITING);
         let dir = self.scratch("export");
@@ -152,7 +153,7 @@ impl BackupService for Backups {
         let request = request.into_inner();
         self.check_caller(&request.cluster_id)?;
         let room = take_room(&self.imports)?;
-        let pace = self.budget.transfers(request.rate_bytes);
+        let pace = self.budget.transfers(request.rate_bytes, RESTORE_CORE_PARTS);
         let import = Import::check(Arc::clone(&self.node), Arc::clone(&self.replicas), request, pace)?;
         let (answers, out) = mpsc::channel(limits::BACKUP_ANSWERS_WAITING);
         let dir = self.scratch("import");

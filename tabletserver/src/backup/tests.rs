@@ -69,7 +69,7 @@ impl Target {
             backup: backup.to_owned(),
             part: part.to_owned(),
             key: None,
-            pace: Arc::new(Budget::default().transfers(0)),
+            pace: Arc::new(Budget::default().transfers(0, 1)),
             answers,
         };
         (to, waiting)

@@ -83,7 +83,8 @@ impl<'a> Walk<'a> {
     }
 
     /// Writes the next versions to a new file at `path` until `is_full` and its last row is whole;
-    /// none when there are no more. `look` is called again and again, with the bytes so far.
+    /// none when there are no more. `look` is called again and again, with the bytes of the rows
+    /// that went by.
     ///
     /// # Errors
     /// As the store, the file or `look` say.
@@ -96,7 +97,7 @@ impl<'a> Walk<'a> {
         let mut file: Option<FileWriter> = None;
         while let Some(stored_key) = self.cursor.stored_key()? {
             if self.looks.is_due(self.cursor.stored_value().len()) {
-                look(self.bytes)?;
+                look(self.live.passed_bytes())?;
             }
             let (_, ts) = split_stored(stored_key)?;
             if self.window.has(ts) {
@@ -104,10 +105,12 @@ impl<'a> Walk<'a> {
                     break;
                 }
                 let (key, value) = (&stored_key[TABLE_ID_BYTES..], self.cursor.stored_value());
-                self.live.take(stored_key, value)?;
                 let writer = file.take().map_or_else(|| FileWriter::create(path), Ok)?;
                 file.insert(writer).add(key, value)?;
                 self.bytes += (key.len() + value.len()) as u64;
+            }
+            if ts <= self.window.upto {
+                self.live.take(stored_key, self.cursor.stored_value())?;
             }
             self.cursor.step();
         }

@@ -23,7 +23,6 @@
 mod arrivals;
 mod chunk;
 mod log_pins;
-mod rate;
 mod source;
 mod target;
 #[cfg(test)]
@@ -31,6 +30,5 @@ mod tests;
 
 pub use arrivals::{Arrivals, Received, clear_leftovers, is_of_a_try};
 pub use log_pins::LogPins;
-pub use rate::Rate;
 pub use source::Source;
 pub use target::Target;

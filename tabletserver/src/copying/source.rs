@@ -2,7 +2,6 @@
 
 use super::chunk;
 use super::log_pins::LogPin;
-use super::rate::Rate;
 use crate::limits;
 use crate::node::Node;
 use crate::oplog::Oplog;
@@ -11,6 +10,7 @@ use crate::store::Cursor;
 use crate::store::gc::ReadPin;
 use crate::tablets::TabletHandle;
 use bytes::BytesMut;
+use ebla_backup::Rate;
 use ebla_kernel::entry::{Entry, LogEnd};
 use ebla_kernel::ids::{Epoch, Pos, ReplicaId, Seq, ServerRun, TabletId};
 use ebla_kernel::key;

@@ -17,6 +17,7 @@ pub struct LiveRows {
     row: Vec<u8>,
     rows: u64,
     bytes: u64,
+    passed_bytes: u64,
 }
 
 impl LiveRows {
@@ -24,7 +25,7 @@ impl LiveRows {
     /// `tombstones` are the range tombstones of the rows.
     #[must_use]
     pub fn new(tombstones: RangeTombstones, changed_after: Hlc, at: Hlc) -> Self {
-        Self { tombstones, changed_after, at, row: Vec::new(), rows: 0, bytes: 0 }
+        Self { tombstones, changed_after, at, row: Vec::new(), rows: 0, bytes: 0, passed_bytes: 0 }
     }
 
     /// Whether a version is of another row than the one before.
@@ -47,10 +48,15 @@ impl LiveRows {
         }
         self.row.clear();
         self.row.extend_from_slice(prefix);
-        let counts = head.is_live(self.at) && ts > self.changed_after && !self.is_covered(stored_key, ts)?;
+        let is_there = head.is_live(self.at) && !self.is_covered(stored_key, ts)?;
+        let (counts, bytes) =
+            (is_there && ts > self.changed_after, (prefix.len() + stored_value.len()) as u64);
+        if is_there {
+            self.passed_bytes += bytes;
+        }
         if counts {
             self.rows += 1;
-            self.bytes += (prefix.len() + stored_value.len()) as u64;
+            self.bytes += bytes;
         }
         Ok(counts)
     }
@@ -76,6 +82,12 @@ impl LiveRows {
     #[must_use]
     pub fn counted(&self) -> (u64, u64) {
         (self.rows, self.bytes)
+    }
+
+    /// About the bytes of the rows that went by, also of those that were written too early to count.
+    #[must_use]
+    pub fn passed_bytes(&self) -> u64 {
+        self.passed_bytes
     }
 
     fn is_covered(&self, stored_key: &[u8], ts: Hlc) -> Result<bool, StoreError> {

@@ -3,7 +3,8 @@
 //! A file is written beside its name, synced, renamed, and the directory synced. What is being
 //! written begins with [`UNFINISHED`], so that what a crash leaves is found.
 
-use super::{Content, Listed, Pace, Target, TargetError, Unfinished};
+use super::{Content, Listed, Target, TargetError, Unfinished};
+use crate::Pace;
 use crate::hex::to_hex;
 use crate::limits::COPY_BYTES;
 use async_trait::async_trait;

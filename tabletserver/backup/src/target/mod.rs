@@ -3,6 +3,7 @@
 mod directory;
 mod s3;
 
+use crate::Pace;
 use crate::location::Location;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,21 +36,6 @@ pub enum TargetError {
     /// Tried as often as it makes sense.
     #[error("{0}")]
     Unavailable(String),
-}
-
-/// What holds transfers to a rate and counts them.
-#[async_trait]
-pub trait Pace: Send + Sync {
-    /// Waits until `bytes` more may be sent or received.
-    async fn wait(&self, bytes: usize);
-}
-
-/// As fast as it goes.
-pub struct Unpaced;
-
-#[async_trait]
-impl Pace for Unpaced {
-    async fn wait(&self, _bytes: usize) {}
 }
 
 /// What lies in a file, as its bytes went by.

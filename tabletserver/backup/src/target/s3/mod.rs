@@ -10,7 +10,8 @@ mod failure;
 mod upload;
 
 use super::directory::too_long;
-use super::{Content, Listed, Pace, Target, TargetError, Unfinished};
+use super::{Content, Listed, Target, TargetError, Unfinished};
+use crate::Pace;
 use crate::hex::to_hex;
 use crate::limits::{S3_BACKOFF, S3_BACKOFF_MAX, S3_PART_BYTES, S3_REMOVALS_MAX, S3_TRANSFERS_MAX, S3_TRIES};
 use crate::location::Bucket;

@@ -2,9 +2,10 @@
 
 use super::S3;
 use super::failure::failed;
+use crate::Pace;
 use crate::hex::to_hex;
 use crate::limits::{S3_PART_BYTES, S3_PARTS_MAX, S3_TRANSFERS_MAX};
-use crate::target::{Content, Pace, TargetError};
+use crate::target::{Content, TargetError};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::abort_multipart_upload::builders::AbortMultipartUploadFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;

@@ -1,6 +1,6 @@
-//! How fast copies are sent: bytes per second of all streams of this server together.
+//! Bytes per second.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A budget of bytes per second. Whoever takes some waits until earlier takers have used theirs.
@@ -16,12 +16,24 @@ impl Rate {
         Self { bytes_per_s: bytes_per_s.max(1), free_at: Mutex::new(Instant::now()) }
     }
 
+    /// Bytes per second, at least 1.
+    #[must_use]
+    pub fn bytes_per_s(&self) -> u64 {
+        self.bytes_per_s
+    }
+
     /// Takes `bytes`, and gives how long to wait before they may be sent.
     pub fn take(&self, now: Instant, bytes: usize) -> Duration {
-        let mut free_at = self.free_at.lock().expect("no holder of this lock panics");
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
         let begin = (*free_at).max(now);
         *free_at = begin + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
         begin - now
+    }
+
+    /// Takes `bytes`, and gives how long until they, too, are used: the first taker waits as well.
+    pub fn take_whole(&self, now: Instant, bytes: usize) -> Duration {
+        self.take(now, bytes);
+        self.take(now, 0)
     }
 
     /// Waits until `bytes` may be sent.
@@ -43,5 +55,6 @@ mod tests {
         let later = start + Duration::from_secs(10);
         assert_eq!(rate.take(later, 100), Duration::ZERO);
         assert_eq!(rate.take(later, 100).as_millis(), 100);
+        assert_eq!(rate.take_whole(later, 100).as_millis(), 300);
     }
 }
