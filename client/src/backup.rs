@@ -26,9 +26,7 @@ impl Admin {
                 let is_it = |job: &v1::Job| job.kind() == v1::JobKind::Backup && is_of(job, &request.url);
                 self.job_begun(is_it).await?.ok_or(error)
             }
-            // What the target holds was found wrong before anything was begun.
-            Err(error) if !lost && error.reason() == Reason::Corrupt => Err(error.definite()),
-            Err(error) => Err(error),
+            Err(error) => Err(not_begun(error, lost)),
         }
     }
 
@@ -50,9 +48,7 @@ impl Admin {
                 let is_it = |job: &v1::Job| job.kind() == v1::JobKind::Restore && is_of(job, &request.url);
                 self.job_begun(is_it).await?.ok_or(error)
             }
-            // What the target holds was found wrong before anything was begun.
-            Err(error) if !lost && error.reason() == Reason::Corrupt => Err(error.definite()),
-            Err(error) => Err(error),
+            Err(error) => Err(not_begun(error, lost)),
         }
     }
 
@@ -117,4 +113,10 @@ impl Admin {
 
 fn is_of(job: &v1::Job, url: &str) -> bool {
     job.backup.as_ref().is_some_and(|backup| backup.url == url)
+}
+
+/// What the target holds may have been found wrong before anything was begun, unless the first try was
+/// `lost`.
+fn not_begun(error: Error, lost: bool) -> Error {
+    if !lost && error.reason() == Reason::Corrupt { error.definite() } else { error }
 }

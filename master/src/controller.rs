@@ -17,6 +17,7 @@ use ebla_kernel::meta::{
 use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::{meta, split, v1};
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -33,6 +34,7 @@ pub(crate) enum Event {
         incarnation: Incarnation,
         number: u64,
         outbox: SessionOutbox,
+        ends: oneshot::Sender<Infallible>,
         accepted: oneshot::Sender<bool>,
     },
     /// A session ended.
@@ -68,6 +70,8 @@ struct Session {
     number: u64,
     incarnation: Incarnation,
     outbox: SessionOutbox,
+    /// Goes with the session, and ends its task.
+    _ends: oneshot::Sender<Infallible>,
     /// Changes of in-sync sets that wait for the command under way: one per tablet, so that
     /// they are as bounded as tablets are.
     asked: BTreeMap<TabletId, InSyncChange>,
@@ -204,9 +208,9 @@ impl Controller {
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Opened { server, incarnation, number, outbox, accepted } => {
+            Event::Opened { server, incarnation, number, outbox, ends, accepted } => {
                 let (asked, altering) = (BTreeMap::new(), false);
-                let session = Session { number, incarnation, outbox, asked, altering };
+                let session = Session { number, incarnation, outbox, _ends: ends, asked, altering };
                 let stands = self.open(server, session);
                 // The session's task may be gone; it then also closes.
                 let _ = accepted.send(stands);
@@ -390,7 +394,8 @@ impl Controller {
     fn end(&mut self, server: ServerId, why: ApiError) {
         if let Some(session) = self.sessions.remove(&server) {
             self.liveness.closed(server);
-            // A full queue loses the reason; the end of the stream is seen all the same.
+            // A full queue loses the reason; the end of the stream is seen all the same, because
+            // nobody else holds the queue.
             let _ = session.outbox.try_send(Err(why.into()));
         }
     }

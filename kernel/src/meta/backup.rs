@@ -123,6 +123,19 @@ pub struct RestoreWish {
     pub by: String,
 }
 
+impl BackupWish {
+    fn check(&self) -> Result<(), Rejection> {
+        let parent = self.parent.as_ref().map_or("", |(parent, _)| parent);
+        check_texts(&[&self.backup, &self.url, &self.by, &self.key_id, parent])
+    }
+}
+
+impl RestoreWish {
+    fn check(&self) -> Result<(), Rejection> {
+        check_texts(&[&self.backup, &self.url, &self.by])
+    }
+}
+
 /// What was asked for by a backup or a restore that was refused before it began.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
 pub enum RefusedWish {
@@ -136,11 +149,8 @@ impl RefusedWish {
     /// Whether it is small enough to be kept.
     pub(super) fn check(&self) -> Result<(), Rejection> {
         match self {
-            Self::Backup(wish) => {
-                let parent = wish.parent.as_ref().map_or("", |(parent, _)| parent);
-                check_texts(&[&wish.backup, &wish.url, &wish.by, &wish.key_id, parent])
-            }
-            Self::Restore(wish) => check_texts(&[&wish.backup, &wish.url, &wish.by]),
+            Self::Backup(wish) => wish.check(),
+            Self::Restore(wish) => wish.check(),
         }
     }
 
@@ -279,7 +289,7 @@ impl State {
 
 /// The guard of a backup's start.
 pub(super) fn plan_backup(state: &mut State, wish: BackupWish, time_ms: u64) -> Result<JobKind, Rejection> {
-    check_texts(&[&wish.backup, &wish.url, &wish.by, &wish.key_id])?;
+    wish.check()?;
     if let Some(job) = state.backup_running() {
         return Err(Rejection::BackupRuns(Box::new(job.clone())));
     }
@@ -296,7 +306,7 @@ pub(super) fn plan_backup(state: &mut State, wish: BackupWish, time_ms: u64) -> 
 
 /// The guard of a restore's start: its names are free.
 pub(super) fn plan_restore(state: &State, wish: RestoreWish) -> Result<JobKind, Rejection> {
-    check_texts(&[&wish.backup, &wish.url, &wish.by])?;
+    wish.check()?;
     let mut names = BTreeSet::new();
     for (_, name) in &wish.tables {
         check_table_name(name).map_err(Rejection::BadTable)?;

@@ -383,10 +383,7 @@ pub(super) fn record_transfer(
 ) -> Reply {
     let mut job = new(state, JobKind::Transfer(transfer), Origin::Operator, started_ms);
     (job.state, job.progress, job.ended_ms) = (JobState::Done, PROGRESS_DONE, ended_ms.max(started_ms));
-    changes.jobs.insert(job.id);
-    state.jobs.insert(job.id, job.clone());
-    state.forget_old_jobs();
-    Reply::Job(Box::new(job))
+    record(state, job, changes)
 }
 
 /// Writes the record of a backup or a restore that was refused before it began.
@@ -401,11 +398,16 @@ pub(super) fn record_refusal(
     let mut job = new(state, wish.into_kind(), Origin::Operator, started_ms);
     (job.state, job.ended_ms) = (JobState::Failed, ended_ms.max(started_ms));
     job.error = Some(shortened(error));
+    state.note_attempt(&job);
+    Ok(record(state, job, changes))
+}
+
+/// Keeps a job that is over.
+fn record(state: &mut State, job: Job, changes: &mut Changes) -> Reply {
     changes.jobs.insert(job.id);
     state.jobs.insert(job.id, job.clone());
-    state.note_attempt(&job);
     state.forget_old_jobs();
-    Ok(Reply::Job(Box::new(job)))
+    Reply::Job(Box::new(job))
 }
 
 fn new(state: &mut State, kind: JobKind, origin: Origin, started_ms: u64) -> Job {

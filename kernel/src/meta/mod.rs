@@ -61,8 +61,7 @@ pub use spec::{
 };
 pub use split::{BadSplitPoint, check_split_keys};
 pub use state::{
-    ClusterId, Duty, Emptied, FormerLeader, Leader, Move, Parent, Replica, RetiredTablet, Server, State,
-    Table, Tablet,
+    ClusterId, Duty, Emptied, FormerLeader, Leader, Move, Parent, Replica, Server, State, Table, Tablet,
 };
 pub use succession::{SplitCommit, Succession};
 pub use transfer::TransferRefusal;

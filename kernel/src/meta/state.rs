@@ -240,7 +240,7 @@ pub struct Parent {
 
 /// A tablet that is no more, and what took its place.
 #[derive(Clone, PartialEq, Eq, Debug, BorshSerialize, BorshDeserialize)]
-pub struct RetiredTablet {
+pub(super) struct RetiredTablet {
     /// Its table.
     pub table: TableId,
     /// The tablets that hold its keys now, or that held them until they were retired too; in

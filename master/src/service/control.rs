@@ -15,6 +15,7 @@ use ebla_proto::v1::session_request::Message as Up;
 use ebla_proto::v1::session_response::Message as Down;
 use ebla_proto::v1::{self, Heartbeat, SessionRequest, SessionResponse};
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -50,7 +51,9 @@ impl ServerControlService for ServerControl {
         let server = registered.server.id;
         let (accepted, answer) = oneshot::channel();
         let incarnation = registered.server.incarnation;
-        let opened = Event::Opened { server, incarnation, number, outbox: outbox.clone(), accepted };
+        let (ends, ended) = oneshot::channel();
+        // The controller alone holds the ways to the server: when it lets go of them the stream ends.
+        let opened = Event::Opened { server, incarnation, number, outbox, ends, accepted };
         self.events.send(opened).await.map_err(|_| self.shared.not_leader())?;
         match answer.await {
             Ok(true) => {}
@@ -63,7 +66,7 @@ impl ServerControlService for ServerControl {
             events: self.events.clone(),
             server,
             number,
-            outbox,
+            ended,
             silent: BTreeSet::new(),
         };
         tokio::spawn(session.run(inbound));
@@ -145,7 +148,8 @@ struct Session {
     events: Events,
     server: ServerId,
     number: u64,
-    outbox: mpsc::Sender<Result<SessionResponse, Status>>,
+    /// Resolves when the controller has ended the session.
+    ended: oneshot::Receiver<Infallible>,
     /// Whom the server has not heard of, as the controller knows.
     silent: BTreeSet<(ServerId, Incarnation)>,
 }
@@ -157,7 +161,7 @@ impl Session {
         loop {
             let next = tokio::select! {
                 () = &mut stop => break,
-                () = self.outbox.closed() => break,
+                _ = &mut self.ended => break,
                 next = timeout(SUSPECT_SILENCE, inbound.message()) => next,
             };
             match next {

@@ -9,6 +9,7 @@ use ebla_proto::error::{ApiError, Reason};
 use ebla_proto::v1::{self, route_service_client::RouteServiceClient};
 use std::time::{Duration, Instant};
 use support::{FakeServer, Group, Memory, disk, eventually, free_addresses};
+use tokio::task::JoinSet;
 
 fn reason<T: std::fmt::Debug>(result: Result<T, tonic::Status>) -> Reason {
     ApiError::from_status(&result.unwrap_err()).reason
@@ -81,6 +82,30 @@ async fn three_masters_survive_the_loss_of_their_leader() {
     group.start_all().await;
     let status = group.status(group.leader().await).await.unwrap();
     assert_eq!((status.tablets, status.cluster_id), (10, cluster));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_that_took_no_messages_for_a_while_gets_a_new_session() {
+    let group = Group::started(1).await;
+    let server = FakeServer::new(&group.peers, 1);
+    server.registered().await;
+    eventually("a server that is up", async || group.create_table("t", vec![]).await.ok()).await;
+    server.memory.lock().unwrap().deaf = true;
+    // More than the connection takes and than may wait: its session ends.
+    let (admin, mut made) = (group.leader_admin().await, JoinSet::new());
+    let mut number = 0;
+    while group.status(1).await.unwrap().servers[0].server.as_ref().unwrap().state() == v1::ServerState::Up {
+        assert!(number < 10_000, "there is room for everything");
+        let (mut admin, split_keys) =
+            (admin.clone(), (b'a'..b'd').map(|byte| vec![byte; 4_000].into()).collect());
+        let table = v1::CreateTableRequest { name: format!("t{number}"), spec: None, split_keys };
+        made.spawn(async move { admin.create_table(table).await });
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        number += 1;
+    }
+    drop(made);
+    server.memory.lock().unwrap().deaf = false;
+    eventually("a table on it", async || group.create_table("late", vec![]).await.ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -159,6 +159,8 @@ pub struct Memory {
     /// Why the last session ended.
     pub ended: Option<Status>,
     pub sessions: u64,
+    /// Whether it hears what it is told.
+    pub deaf: bool,
     /// Runs that it says it has not heard of.
     pub silent: Vec<v1::ServerRun>,
     /// Changes of in-sync sets to ask for next.
@@ -274,7 +276,7 @@ impl Run {
                         send(&up, Up::InSyncProposals(v1::InSyncProposals { proposals })).await;
                     }
                 }
-                answer = answers.message() => match answer?.and_then(|answer| answer.message) {
+                answer = answers.message(), if !self.memory.lock().unwrap().deaf => match answer?.and_then(|answer| answer.message) {
                     Some(message) => self.take(message, &up).await,
                     None => return Ok(()),
                 },
