@@ -233,6 +233,28 @@ fn a_server_is_drained_emptied_and_forgotten() -> Result<()> {
 }
 
 #[test]
+fn a_server_that_leads_hundreds_is_drained() -> Result<()> {
+    let cluster = Cluster::start(1, 3)?;
+    let cli = cluster.cli();
+    // More than the masters tell a server at once.
+    let keys: Vec<String> = (1..1_200).map(|number| format!("{number:05}")).collect();
+    let splits = keys.iter().flat_map(|key| ["--split-at", key]);
+    let create: Vec<&str> = ["table", "create", "t", "--replicas", "3"].into_iter().chain(splits).collect();
+    let _ = cli.run(&create).expect(exit::OK);
+    cluster.wait_until_whole(3, &[])?;
+    for server in cluster.ids()? {
+        let name = server.to_string();
+        let drained = cli.json(&["server", "drain", &name, "--timeout", "60s"]);
+        ensure!(drained["leaders"] == 0 && drained["tablets"] == 1_200, "{drained}");
+        let _ = cli.run(&["server", "activate", &name]).expect(exit::OK);
+    }
+    let all: String = keys.iter().map(|key| format!("{key}\tv\n")).collect();
+    let loaded = cli.run_with_input(&["load", "t", "-", "--format", "tsv"], all.as_bytes());
+    let _ = loaded.expect(exit::OK);
+    Ok(())
+}
+
+#[test]
 fn one_of_three_servers_may_leave() -> Result<()> {
     let mut cluster = Cluster::start(1, 3)?;
     let cli = cluster.cli();

@@ -78,7 +78,7 @@ impl Janitor {
 
     fn log_failure(&self, what: &str, result: Result<(), StoreError>) {
         if let Err(error) = result {
-            error!(%error, "{what} failed; it is tried again later");
+            error!(error = &error as &dyn std::error::Error, "{what} failed; it is tried again later");
         }
     }
 

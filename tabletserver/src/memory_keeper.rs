@@ -173,7 +173,7 @@ impl MemoryKeeper {
                     }
                 }
                 Err(error) => {
-                    error!(%error, "rows cannot be looked at to make room");
+                    error!(error = &error as &dyn std::error::Error, "rows cannot be looked at to make room");
                     break;
                 }
             }

@@ -775,7 +775,7 @@ pub fn body_to_wire(body: Body) -> (bytes::Bytes, bool) {
 /// What a client is told of a store that cannot be read.
 #[must_use]
 pub fn store_error(error: StoreError) -> ApiError {
-    tracing::error!(%error, "a read failed");
+    tracing::error!(error = &error as &dyn std::error::Error, "a read failed");
     let reason = match error {
         StoreError::Corrupt { .. } => Reason::Corrupt,
         StoreError::NewerFormat { .. } | StoreError::Engine { .. } => Reason::Internal,
