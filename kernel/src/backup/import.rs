@@ -59,6 +59,14 @@ impl RestoreRun {
         }
     }
 
+    /// How many bytes the copies have taken in, if one takes about `each`: those that `done` have theirs,
+    /// and those under way what is known of them.
+    #[must_use]
+    pub fn taken_bytes(&self, done: u64, each: u64) -> u64 {
+        let running = self.running.values().map(|running| running.taken_bytes.min(each));
+        done.saturating_mul(each).saturating_add(running.sum())
+    }
+
     /// An order has ended.
     pub fn ended(&mut self, now: Tick, replica: ReplicaId, ended: Ended) {
         let Some(Running { order, .. }) = self.running.remove(&replica) else { return };
@@ -202,6 +210,7 @@ mod tests {
         let (mut run, map, ledger) = (RestoreRun::new(Tick(0)), map(&[]), BTreeSet::new());
         let order = run.plan(Tick(0), &map, &ledger, &servers(&[1])).remove(0);
         run.took(Tick(3), order.replica, 10);
+        assert_eq!([5, 50].map(|each| run.taken_bytes(2, each)), [15, 110]);
         run.ended(Tick(4), order.replica, Ended::Refused("not yet".into()));
         assert!(run.plan(Tick(5), &map, &ledger, &servers(&[1])).is_empty());
         assert_eq!(run.plan(Tick(BACKUP_PAUSE_MS_MAX), &map, &ledger, &servers(&[1])), [order]);

@@ -8,12 +8,15 @@ use crate::limits::{BACKUP_PLAN_EVERY, BACKUP_SCRATCH, RESTORE_SERVERS_PATIENCE}
 use crate::placement::place;
 use crate::service::Shared;
 use ebla_backup::limits::RESTORE_CORE_PARTS;
-use ebla_backup::{Crew, Held, Manifest, Rate, Repository, Scratch, TableEntry, boundaries, retain_tables};
+use ebla_backup::{
+    Crew, Held, Manifest, Pace, Rate, Repository, Scratch, TableEntry, Totals, Worker, boundaries,
+    retain_tables,
+};
 use ebla_failpoints::failpoint;
 use ebla_kernel::backup::import::{ImportOrder, RestoreRun};
 use ebla_kernel::backup::site::{Map, map_of};
 use ebla_kernel::backup::{Ended, Standing};
-use ebla_kernel::ids::{ReplicaId, TableId};
+use ebla_kernel::ids::{JobId, ReplicaId, TableId};
 use ebla_kernel::limits::{CLOCK_OFFSET_MS_MAX, PRE_SPLIT_TABLETS_MAX};
 use ebla_kernel::meta::{
     Command, Duty, Job, JobKind, NewTable, NewTablet, RestoreJob, RestoreStep, RestoredCopy, TableSpec,
@@ -22,6 +25,7 @@ use ebla_kernel::meta::{
 use ebla_proto::v1::ImportRequest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use tracing::info;
 
@@ -39,7 +43,7 @@ pub(super) async fn run(shared: &Shared, job: &Job, restore: &RestoreJob) -> Res
     } else {
         restore.clone()
     };
-    import_all(shared, job, &created, stored_bytes(&chain)).await?;
+    import_all(shared, job, &created, totals(&chain)).await?;
     failpoint!("restore.activate");
     change(shared, job, RestoreStep::Activate { time_ms: clock::wall_ms() }).await?;
     failpoint!("restore.done");
@@ -68,24 +72,52 @@ async fn check(
     let dir = shared.backups.scratch.join(BACKUP_SCRATCH).join(job.id.0.to_string());
     let scratch = Scratch::make(dir.clone())
         .map_err(|error| Stop::Failed(format!("{} cannot be made: {error}", dir.display())))?;
-    let bytes: Vec<u64> = chain.iter().map(|manifest| manifest.totals().stored_bytes).collect();
-    let total = stored_bytes(chain).saturating_mul(2);
-    let pace = match wish.rate_bytes {
+    let held = match wish.rate_bytes {
         0 => Held::Core(Crew::default(), RESTORE_CORE_PARTS),
         rate_bytes => Held::Rate(Arc::new(Rate::new(rate_bytes))),
     };
-    let mut checked = 0;
-    for (manifest, bytes) in chain.iter().zip(bytes) {
-        shared.backups.note(job.id, (checked, total), None);
+    let pace =
+        Checking { held, shared, job: job.id, checked: AtomicU64::new(0), total: totals(chain).stored_bytes };
+    pace.tell();
+    for manifest in chain {
         repository.check(manifest, &scratch.0, &pace).await?;
-        checked += bytes;
     }
-    info!(job = %job.id, backup = wish.backup, checked, "the files of the backup are as they were written");
+    info!(job = %job.id, backup = wish.backup, checked = pace.total, "the files of the backup are as they were written");
     Ok(())
 }
 
-fn stored_bytes(chain: &[Manifest]) -> u64 {
-    chain.iter().map(|manifest| manifest.totals().stored_bytes).sum()
+fn totals(chain: &[Manifest]) -> Totals {
+    chain.iter().map(Manifest::totals).sum()
+}
+
+/// The pace of a check, which tells how far it is.
+struct Checking<'a> {
+    held: Held,
+    shared: &'a Shared,
+    job: JobId,
+    checked: AtomicU64,
+    total: u64,
+}
+
+impl Checking<'_> {
+    /// The check is the first half of a restore.
+    fn tell(&self) {
+        let checked = self.checked.load(Ordering::Relaxed).min(self.total);
+        self.shared.backups.note(self.job, (checked, self.total.saturating_mul(2)), None);
+    }
+}
+
+#[tonic::async_trait]
+impl Pace for Checking<'_> {
+    async fn wait(&self, bytes: usize) {
+        self.held.wait(bytes).await;
+        self.checked.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.tell();
+    }
+
+    fn worker(&self) -> Worker {
+        self.held.worker()
+    }
 }
 
 /// The tables come into being, cut as they were and closed to everybody.
@@ -174,18 +206,27 @@ fn spec(entry: &TableEntry, replicas: Option<u8>) -> Result<TableSpec, String> {
 }
 
 /// Lets copy after copy take its rows in until all of them have.
-async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob, stored: u64) -> Result<(), Stop> {
+async fn import_all(shared: &Shared, job: &Job, restore: &RestoreJob, totals: Totals) -> Result<(), Stop> {
     let now = || shared.backups.now();
     let sources: BTreeMap<TableId, TableId> =
         restore.tables.iter().copied().zip(restore.wish.tables.iter().map(|(source, _)| *source)).collect();
-    let mut run = RestoreRun::new(now());
+    let (mut run, mut shown) = (RestoreRun::new(now()), 0);
     let mut imports = Orders::new();
     loop {
         let (map, ledger) = look(shared, job, restore);
-        let copies: u64 = map.values().flatten().map(|site| site.copies.len() as u64).sum();
-        // As many bytes again as were checked, by the copies that have theirs.
-        let taken = (u128::from(stored) * ledger.len() as u128 / u128::from(copies.max(1))) as u64;
-        let bytes = (stored.saturating_add(taken), stored.saturating_mul(2));
+        let (tablets, copies) = map
+            .values()
+            .flatten()
+            .fold((0, 0), |(tablets, copies), site| (tablets + 1, copies + site.copies.len() as u64));
+        // What servers tell of one copy goes up to about this.
+        let each = (totals.bytes.midpoint(totals.stored_bytes) / tablets.max(1)).max(1);
+        let taken = run.taken_bytes(ledger.len() as u64, each);
+        let all = u128::from(copies.max(1)) * u128::from(each);
+        // As many bytes again as were checked.
+        let stored = totals.stored_bytes;
+        let part = (u128::from(stored) * u128::from(taken) / all) as u64;
+        shown = part.min(stored).max(shown);
+        let bytes = (stored.saturating_add(shown), stored.saturating_mul(2));
         shared.backups.note(job.id, bytes, run.waits_for(now()));
         match run.standing(now(), &map, &ledger) {
             Standing::Done => return Ok(()),

@@ -4,6 +4,7 @@ use crate::settings::TableSettings;
 use bytes::Bytes;
 use ebla_kernel::range::{InvertedRange, KeyRange};
 use serde::{Deserialize, Serialize};
+use std::iter::Sum;
 
 /// Version of manifests and parts. A newer one is refused with its number.
 pub const MANIFEST_FORMAT: u32 = 1;
@@ -163,6 +164,18 @@ pub struct Totals {
     pub stored_bytes: u64,
 }
 
+impl Sum for Totals {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            rows: sum.rows + one.rows,
+            versions: sum.versions + one.versions,
+            bytes: sum.bytes + one.bytes,
+            files: sum.files + one.files,
+            stored_bytes: sum.stored_bytes + one.stored_bytes,
+        })
+    }
+}
+
 impl Manifest {
     /// Whether it adds to another backup.
     #[must_use]
@@ -190,14 +203,7 @@ impl Manifest {
     /// What all of it comes to.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        let of_tables = self.tables.iter().map(TableEntry::totals);
-        of_tables.fold(Totals::default(), |sum, table| Totals {
-            rows: sum.rows + table.rows,
-            versions: sum.versions + table.versions,
-            bytes: sum.bytes + table.bytes,
-            files: sum.files + table.files,
-            stored_bytes: sum.stored_bytes + table.stored_bytes,
-        })
+        self.tables.iter().map(TableEntry::totals).sum()
     }
 }
 

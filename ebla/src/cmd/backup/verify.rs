@@ -50,11 +50,12 @@ pub async fn run(global: &Global, args: VerifyBackups) -> anyhow::Result<()> {
         }
         (Some(_) | None, _) => None,
     };
+    let totals = totals(&backups);
     let mut line = format!(
         "{} whole: {}, {} bytes",
         counted(backups.len() as u64, "backup is", "backups are"),
-        counted(files(&backups), "file", "files"),
-        stored_bytes(&backups)
+        counted(totals.files, "file", "files"),
+        totals.stored_bytes
     );
     if let Some(sampled) = sampled {
         object["sampled"] = json!(sampled.rows);
@@ -75,7 +76,7 @@ async fn check(repository: &Repository, backups: &[&Manifest], report: &mut Repo
             std::env::temp_dir().display()
         )
     })?;
-    let bar = Bar::new(stored_bytes(backups));
+    let bar = Bar::new(totals(backups).stored_bytes);
     for backup in backups {
         bar.0.set_message(backup.id.clone());
         match repository.damages(backup, scratch.path(), &bar).await {
@@ -144,26 +145,22 @@ fn report_json(backups: &[&Manifest], report: &Report) -> Json {
         (true, false) => "unchecked",
         (true, true) => "ok",
     };
-    let total = |of: fn(&Totals) -> u64| backups.iter().map(|backup| of(&backup.totals())).sum::<u64>();
+    let totals = totals(backups);
     json!({
         "ids": backups.iter().map(|backup| &backup.id).collect::<Vec<_>>(),
         "backups": backups.len(),
-        "files": files(backups),
-        "versions": total(|totals| totals.versions),
-        "bytes": total(|totals| totals.bytes),
-        "stored_bytes": stored_bytes(backups),
+        "files": totals.files,
+        "versions": totals.versions,
+        "bytes": totals.bytes,
+        "stored_bytes": totals.stored_bytes,
         "damaged": listed(&report.damaged),
         "unchecked": listed(&report.unchecked),
         "state": state,
     })
 }
 
-fn files(backups: &[&Manifest]) -> u64 {
-    backups.iter().map(|backup| backup.totals().files).sum()
-}
-
-fn stored_bytes(backups: &[&Manifest]) -> u64 {
-    backups.iter().map(|backup| backup.totals().stored_bytes).sum()
+fn totals(backups: &[&Manifest]) -> Totals {
+    backups.iter().map(|backup| backup.totals()).sum()
 }
 
 /// How far it is, on a terminal.
