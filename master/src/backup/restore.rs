@@ -7,6 +7,7 @@ use crate::clock;
 use crate::limits::{BACKUP_PLAN_EVERY, BACKUP_SCRATCH, RESTORE_SERVERS_PATIENCE};
 use crate::placement::place;
 use crate::service::Shared;
+use async_trait::async_trait;
 use ebla_backup::limits::RESTORE_CORE_PARTS;
 use ebla_backup::{
     Crew, Held, Manifest, Pace, Rate, Repository, Scratch, TableEntry, Totals, Worker, boundaries,
@@ -107,7 +108,7 @@ impl Checking<'_> {
     }
 }
 
-#[tonic::async_trait]
+#[async_trait]
 impl Pace for Checking<'_> {
     async fn wait(&self, bytes: usize) {
         self.held.wait(bytes).await;
